@@ -1,0 +1,12 @@
+/*
+ * The ACPI tables (ACPI 6.5): RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG and a DSDT that
+ * announces the virtio devices, COM1, the PS/2 controller, VMGenID and VMClock; and the two pages
+ * behind the last two. Written once, before the start.
+ */
+#pragma once
+
+#include "vmm/boot/layout.h"
+
+/* first_free is where the MPTable ended: the tables follow it, up to LAYOUT_SYSTEM_END. */
+must_check int acpi_write(struct guest_mem *m, const struct platform *p, gpa_t first_free,
+                          struct error *e);

@@ -1,0 +1,39 @@
+/*
+ * Kernel images and initrds into guest memory: ELF vmlinux (PVH where the Xen note is there, else
+ * the 64-bit Linux protocol) and bzImage (64-bit entry).
+ *
+ * The file is hostile: every header field is checked before use, and an error names the field. File
+ * pages are mapped copy-on-write where the layout allows (see gmem_load_file). The descriptors stay
+ * the caller's; their offset is neither used nor moved.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/error.h"
+#include "vmm/guest_mem.h"
+
+enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
+
+#define SETUP_HEADER_BYTES 0x80 /* at most; from offset 0x1f1 of the zero page */
+
+struct kernel_image {
+    enum boot_protocol protocol;
+    gpa_t entry;
+    gpa_t end; /* first byte after what the image occupies, its bss included */
+    bool is_bzimage;
+    uint8_t setup_header[SETUP_HEADER_BYTES]; /* the image's own (bzImage), else zero */
+    unsigned setup_header_bytes;
+};
+
+struct initrd {
+    gpa_t start;
+    uint64_t bytes; /* 0: none */
+};
+
+must_check int kernel_load(struct guest_mem *m, int fd, struct kernel_image *out, struct error *e);
+
+/* At the top of the first RAM region, page aligned, above the kernel's end. */
+must_check int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel,
+                           struct initrd *out, struct error *e);

@@ -1,0 +1,68 @@
+/*
+ * What a client configures before a microVM starts: plain data, as the API and the configuration
+ * file give it and as `GET /vm/config` returns it. Strings are heap blocks owned by the struct.
+ * A zeroed struct is valid and empty; the _fini functions work on one.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum huge_pages { HUGE_PAGES_NONE, HUGE_PAGES_TRANSPARENT, HUGE_PAGES_2M };
+
+enum cpu_template {
+    CPU_TEMPLATE_C3,
+    CPU_TEMPLATE_T2,
+    CPU_TEMPLATE_T2S,
+    CPU_TEMPLATE_NONE,
+    CPU_TEMPLATE_T2CL,
+    CPU_TEMPLATE_T2A,
+};
+
+struct machine_config {
+    uint8_t vcpu_count; /* 1..32; 1 or even with smt */
+    bool smt;
+    bool track_dirty_pages;
+    uint64_t mem_size_mib;
+    enum cpu_template cpu_template;
+    enum huge_pages huge_pages;
+};
+
+/* 1 vCPU, 128 MiB. */
+extern const struct machine_config machine_config_default;
+
+struct boot_source {
+    char *kernel_image_path; /* NULL: none configured */
+    char *initrd_path;       /* or NULL */
+    char *boot_args;         /* NULL: the default command line; "" is an empty one */
+};
+
+struct token_bucket {
+    uint64_t size; /* bytes or operations; 0: unlimited */
+    uint64_t one_time_burst;
+    uint64_t refill_time_ms; /* from empty to full; 0: unlimited */
+};
+
+struct rate_limits {
+    bool has_bandwidth, has_ops;
+    struct token_bucket bandwidth, ops;
+};
+
+enum cache_type { CACHE_UNSAFE, CACHE_WRITEBACK };
+enum io_engine { IO_ENGINE_SYNC, IO_ENGINE_ASYNC };
+
+struct drive_config {
+    char *drive_id;
+    char *path_on_host;
+    char *partuuid; /* or NULL */
+    char *socket;   /* vhost-user: always refused */
+    bool is_root_device;
+    bool is_read_only;
+    bool has_rate_limits;
+    enum cache_type cache_type;
+    enum io_engine io_engine;
+    struct rate_limits rate_limits;
+};
+
+void boot_source_fini(struct boot_source *b);
+void drive_config_fini(struct drive_config *d);

@@ -1,0 +1,83 @@
+/*
+ * The microVM as its client sees it: its configuration, its state, and what each state allows.
+ *
+ * The API and the configuration file change it through vm_apply() alone, which checks the state,
+ * validates everything and only then commits: a refused action changes nothing. Files are opened
+ * when they are configured, so that an error comes back on the call that caused it and the start
+ * does no path look-ups. All functions are for the main thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/config.h"
+#include "vmm/error.h"
+#include "vmm/loop.h"
+
+enum vm_state { VM_NOT_STARTED, VM_RUNNING, VM_PAUSED, VM_STATES };
+
+enum action_kind {
+    ACT_PUT_MACHINE,
+    ACT_PATCH_MACHINE,
+    ACT_PUT_BOOT_SOURCE,
+    ACT_PUT_DRIVE,
+    ACT_START,
+    ACT_CTRL_ALT_DEL,
+    ACT_PAUSE,
+    ACT_RESUME,
+    ACTIONS
+};
+
+/* Which members of a machine request were given (not null): bits of machine_request.given. */
+enum machine_member {
+    MACHINE_VCPU_COUNT = 1 << 0,
+    MACHINE_MEM_SIZE = 1 << 1,
+    MACHINE_SMT = 1 << 2,
+    MACHINE_CPU_TEMPLATE = 1 << 3,
+    MACHINE_TRACK_DIRTY = 1 << 4,
+    MACHINE_HUGE_PAGES = 1 << 5,
+};
+
+struct machine_request {
+    struct machine_config config; /* members not given hold nothing of meaning */
+    unsigned given;
+};
+
+/* One request to change the VM. vm_apply() takes over the strings it keeps and clears them here;
+ * the caller frees what is left with action_fini(). */
+struct action {
+    enum action_kind kind;
+    union {
+        struct machine_request machine; /* ACT_PUT_MACHINE, ACT_PATCH_MACHINE */
+        struct boot_source boot_source; /* ACT_PUT_BOOT_SOURCE */
+        struct drive_config drive;      /* ACT_PUT_DRIVE */
+    };
+};
+
+void action_fini(struct action *a);
+
+struct vm_options {
+    const char *id; /* borrowed for the process's life */
+    bool boot_timer;
+};
+
+struct vm;
+
+/* Never fails but for lack of memory, which ends the process. Borrows the loop. */
+struct vm *vm_new(struct loop *loop, const struct vm_options *options);
+
+/* Carries out an action. 0, or -1 with the client's error text, nothing having changed. */
+must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
+
+/* Ends a started or never started VM in order, flushing what a guest was promised is on the disk,
+ * and restores the terminal. The vCPUs stop; the kernel frees the rest when the process exits. */
+void vm_stop(struct vm *vm);
+
+/* What `GET` requests show. Pointers are valid until the next vm_apply(). */
+const char *vm_id(const struct vm *vm);
+enum vm_state vm_state(const struct vm *vm);
+const struct machine_config *vm_machine_config(const struct vm *vm);
+const struct boot_source *vm_boot_source(const struct vm *vm);
+unsigned vm_drive_count(const struct vm *vm);
+const struct drive_config *vm_drive(const struct vm *vm, unsigned i); /* root drive first */
