@@ -19,7 +19,8 @@
 #include "vmm/config.h"
 #include "vmm/error.h"
 
-/* A guest-physical address: a type of its own, so that it is never added to a pointer by accident. */
+/* A guest-physical address: a type of its own, so that it is never added to a pointer by accident.
+ */
 typedef struct {
     uint64_t v;
 } gpa_t;

@@ -1,6 +1,6 @@
 /*
- * The log: one line a message, to stdout until log_open() names another sink. Never blocks and never
- * fails: a line that the sink does not take at once is lost and counted. Any thread may log.
+ * The log: one line a message, to stdout until log_open() names another sink. Never blocks and
+ * never fails: a line that the sink does not take at once is lost and counted. Any thread may log.
  *
  * A line reads `2026-01-31T12:00:00.123456789 [instance-id:thread] message`, in local time, with
  * the level and the source's place added on request; "thread" is main, fc_vcpu N.

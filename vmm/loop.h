@@ -3,9 +3,9 @@
  * ends and the timers.
  *
  * Sources are embedded in their owners, so that adding one allocates nothing; owner_of() leads from
- * the source to its owner. A callback does bounded work and never blocks, and may remove any source,
- * its own included: the loop drops events already fetched for it. All functions are for the loop's
- * thread, except loop_stop(), which any callback but no other thread may call.
+ * the source to its owner. A callback does bounded work and never blocks, and may remove any
+ * source, its own included: the loop drops events already fetched for it. All functions are for the
+ * loop's thread, except loop_stop(), which any callback but no other thread may call.
  */
 #pragma once
 
@@ -19,8 +19,8 @@ struct loop_source;
 typedef void loop_fn(struct loop_source *src, uint32_t ready);
 
 struct loop_source {
-    int fd;          /* borrowed: remove the source before closing it */
-    uint32_t want;   /* EPOLLIN, EPOLLOUT, EPOLLET; 0 is legal and waits for errors only */
+    int fd;        /* borrowed: remove the source before closing it */
+    uint32_t want; /* EPOLLIN, EPOLLOUT, EPOLLET; 0 is legal and waits for errors only */
     loop_fn *on_ready;
 };
 
@@ -37,7 +37,8 @@ struct loop {
 must_check int loop_init(struct loop *l, struct error *e);
 void loop_fini(struct loop *l);
 
-/* Starts watching src->fd. 0 or -errno (EPERM: the fd can't be polled; ENOSPC: the host's limit). */
+/* Starts watching src->fd. 0 or -errno (EPERM: the fd can't be polled; ENOSPC: the host's limit).
+ */
 must_check int loop_add(struct loop *l, struct loop_source *src);
 
 /* Changes what an added source waits for; an edge-triggered source that is ready fires again. */

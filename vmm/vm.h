@@ -67,6 +67,9 @@ struct vm;
 /* Never fails but for lack of memory, which ends the process. Borrows the loop. */
 struct vm *vm_new(struct loop *loop, const struct vm_options *options);
 
+/* Frees what an action still owns. */
+void action_fini(struct action *a);
+
 /* Carries out an action. 0, or -1 with the client's error text, nothing having changed. */
 must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
 

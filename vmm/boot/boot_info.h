@@ -7,6 +7,13 @@
 #include "vmm/boot/cmdline.h"
 #include "vmm/boot/kernel.h"
 
+/* The GDT at LAYOUT_GDT: flat code at 0x08 (long mode, or 32 bits for PVH), data at 0x10, TSS at
+ * 0x18. The IDT at LAYOUT_IDT is empty: a fault before the kernel has its own ends the guest. */
+#define BOOT_GDT_LIMIT (4u * 8 - 1)
+#define BOOT_IDT_LIMIT 7u
+
+/* Writes all of it for the kernel's protocol; initrd->bytes 0: no initrd. Fails where guest memory
+ * doesn't reach up to the command line. */
 must_check int boot_info_write(struct guest_mem *m, const struct kernel_image *kernel,
                                const struct cmdline *cmdline, const struct initrd *initrd,
                                struct error *e);

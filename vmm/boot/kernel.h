@@ -32,8 +32,10 @@ struct initrd {
     uint64_t bytes; /* 0: none */
 };
 
+/* Puts the image in memory and says how to start it. On failure memory may hold a part of it. */
 must_check int kernel_load(struct guest_mem *m, int fd, struct kernel_image *out, struct error *e);
 
-/* At the top of the first RAM region, page aligned, above the kernel's end. */
+/* Puts it at the top of the first RAM region, page aligned, above the kernel's end. Fails, with
+ * out->bytes 0, where it doesn't fit there or isn't a regular file of at least a byte. */
 must_check int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel,
                            struct initrd *out, struct error *e);

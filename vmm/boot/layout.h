@@ -9,7 +9,7 @@
 
 #include "vmm/guest_mem.h"
 
-#define LAYOUT_GDT          0x500u  /* boot GDT, 64-bit protocol */
+#define LAYOUT_GDT          0x500u /* boot GDT, 64-bit protocol */
 #define LAYOUT_IDT          0x520u
 #define LAYOUT_PVH_START    0x6000u /* hvm_start_info; its module list 0x40 further */
 #define LAYOUT_PVH_MODULES  0x6040u
@@ -19,12 +19,15 @@
 #define LAYOUT_PML4         0x9000u
 #define LAYOUT_PDPT         0xa000u
 #define LAYOUT_PD           0xb000u
+#define LAYOUT_IDENTITY_MAP 0x40000000u /* 1 GiB: what the boot page tables map */
 #define LAYOUT_CMDLINE      0x20000u
-#define LAYOUT_CMDLINE_MAX  2048u   /* with the NUL */
-#define LAYOUT_SYSTEM       0x9fc00u /* MPTable, then ACPI tables; reserved in e820 up to 1 MiB */
+#define LAYOUT_CMDLINE_MAX  2048u    /* with the NUL */
+#define LAYOUT_SYSTEM       0x9fc00u /* MPTable, then ACPI tables; reserved in e820 to its end */
+#define LAYOUT_VMCLOCK      0xde000u /* one page; the ACPI tables end below it */
+#define LAYOUT_VMGENID      0xdfff0u /* 16 bytes */
 #define LAYOUT_SYSTEM_END   0xe0000u
 #define LAYOUT_RSDP         0xe0000u
-#define LAYOUT_HIGH_RAM     0x100000u /* kernels are loaded from here up */
+#define LAYOUT_HIGH_RAM     0x100000u   /* kernels are loaded from here up */
 #define LAYOUT_MMIO_GAP     0xc0000000u /* 1 GiB without RAM below 4 GiB */
 #define LAYOUT_BOOT_TIMER   0xc0000000u
 #define LAYOUT_VIRTIO       0xc0001000u /* first device; one page each */
@@ -49,6 +52,7 @@ struct virtio_slot {
 };
 
 #define PLATFORM_VIRTIO_MAX (GSI_LAST - GSI_FIRST + 1 - 2)
+#define PLATFORM_VCPUS_MAX  32u
 
 /* What the firmware tables tell the guest. */
 struct platform {

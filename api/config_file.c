@@ -1,0 +1,195 @@
+#include "api/config_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "api/config_schema.h"
+#include "api/schema.h"
+#include "vmm/log.h"
+
+struct config_file {
+    struct schema_list drives; /* of struct drive_config */
+    struct boot_source boot_source;
+    struct machine_request machine;
+    bool has_machine;
+};
+
+#define CONFIG(m) offsetof(struct config_file, m)
+
+/* Members that are not in this table are ignored, as Firecracker does. */
+static const struct schema_field config_fields[] = {
+    SCHEMA_FIELD("balloon", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("drives", LIST, SCHEMA_REQUIRED, CONFIG(drives), .object = &drive_schema),
+    SCHEMA_FIELD("boot-source", OBJECT, SCHEMA_REQUIRED, CONFIG(boot_source),
+                 .object = &boot_source_schema),
+    SCHEMA_FIELD("cpu-config", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("logger", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("machine-config", OBJECT, SCHEMA_NULLABLE, CONFIG(machine),
+                 .has_at = SCHEMA_HAS(struct config_file, has_machine), .object = &machine_schema),
+    SCHEMA_FIELD("metrics", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("network-interfaces", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("vsock", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("entropy", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("pmem", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("memory-hotplug", ABSENT, SCHEMA_NULLABLE, 0),
+};
+
+static const struct schema config_schema = {
+    .name = "VmmConfig",
+    .size = sizeof(struct config_file),
+    .fields = config_fields,
+    .count = sizeof(config_fields) / sizeof(*config_fields),
+    .takes_unknown = true,
+};
+
+static void config_fini(struct config_file *c)
+{
+    struct drive_config *drives = c->drives.items;
+
+    for (size_t i = 0; i < c->drives.count; i++)
+        drive_config_fini(&drives[i]);
+    free(drives);
+    boot_source_fini(&c->boot_source);
+}
+
+static int fail_read(struct error *e, const char *path, int os_errno)
+{
+    return fail_os(e, os_errno, "Unable to open or read from the configuration file: %s", path);
+}
+
+/* Opened without blocking, so that a FIFO does not hang the start before it is refused. */
+static int open_file(const char *path, size_t *size, struct error *e)
+{
+    autofd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat st;
+
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return fail_read(e, path, errno);
+    if (S_ISDIR(st.st_mode))
+        return fail_read(e, path, EISDIR);
+    if (!S_ISREG(st.st_mode))
+        return fail(e, ERR_INVALID,
+                    "Unable to open or read from the configuration file: %s: not a regular file",
+                    path);
+    if (st.st_size > CONFIG_FILE_MAX)
+        return fail(e, ERR_TOO_LARGE,
+                    "Unable to open or read from the configuration file: %s: larger than %u bytes",
+                    path, CONFIG_FILE_MAX);
+    *size = (size_t)st.st_size;
+    return take_fd(&fd);
+}
+
+/* The file's text with a NUL behind it, as a heap block; NULL on failure. A file that shrinks while
+ * it is read is taken for what was read. */
+static char *read_file(const char *path, size_t *size, struct error *e)
+{
+    autofd int fd = open_file(path, size, e);
+    size_t have = 0;
+    char *text;
+
+    if (fd < 0)
+        return NULL;
+    text = malloc(*size + 1);
+    BUG_ON(!text);
+    while (have < *size) {
+        ssize_t n = read(fd, text + have, *size - have);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            fail_read(e, path, errno);
+            free(text);
+            return NULL;
+        }
+        if (n == 0)
+            break;
+        have += (size_t)n;
+    }
+    *size = have;
+    text[have] = '\0';
+    return text;
+}
+
+/* vm_apply()'s errors name their subsystem as the API does. Where Firecracker's words for one in a
+ * file are others, they are put in its place. */
+static int apply(struct vm *vm, struct action *a, const char *api_prefix, const char *file_prefix,
+                 struct error *e)
+{
+    size_t n = strlen(api_prefix);
+    char text[sizeof(e->msg)];
+
+    if (vm_apply(vm, a, e) == 0)
+        return 0;
+    if (strncmp(e->msg, api_prefix, n) == 0) {
+        memcpy(text, e->msg, sizeof(text));
+        return fail(e, e->kind, "%s%.900s", file_prefix, text + n);
+    }
+    return -1;
+}
+
+static int apply_drives(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct drive_config *drives = c->drives.items;
+
+    for (size_t i = 0; i < c->drives.count; i++) {
+        struct action a = { .kind = ACT_PUT_DRIVE, .drive = drives[i] };
+        int ret;
+
+        drives[i] = (struct drive_config){ 0 };
+        ret = apply(vm, &a, "Drive config error", "Block device error", e);
+        action_fini(&a);
+        if (ret < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* In Firecracker's order: machine, boot source, drives. */
+static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct action machine = { .kind = ACT_PUT_MACHINE, .machine = c->machine };
+    struct action boot = { .kind = ACT_PUT_BOOT_SOURCE, .boot_source = c->boot_source };
+    int ret;
+
+    if (c->has_machine && apply(vm, &machine, "Machine config error", "VM config error", e) < 0)
+        return -1;
+    c->boot_source = (struct boot_source){ 0 };
+    ret = vm_apply(vm, &boot, e);
+    action_fini(&boot);
+    return ret < 0 ? -1 : apply_drives(vm, c, e);
+}
+
+static int configure(struct vm *vm, const char *text, size_t size, struct error *e)
+{
+    struct config_file c = { 0 };
+    int ret = schema_decode(&config_schema, &c, text, size, e);
+
+    if (ret < 0)
+        fail_within(e, "Invalid JSON");
+    else
+        ret = apply_config(vm, &c, e);
+    config_fini(&c);
+    return ret;
+}
+
+int config_file_apply(struct vm *vm, const char *path, struct error *e)
+{
+    struct action start = { .kind = ACT_START };
+    size_t size = 0;
+    autofree char *text = read_file(path, &size, e);
+
+    if (!text)
+        return -1;
+    if (configure(vm, text, size, e) < 0) {
+        fail_within(e, "Configuration for VMM from one single json failed");
+        return fail_within(e, "Failed to build MicroVM from Json");
+    }
+    if (apply(vm, &start, "Start microvm error", "Could not Start MicroVM from one single json",
+              e) < 0)
+        return fail_within(e, "Failed to build MicroVM from Json");
+    log_info("Successfully started microvm that was configured from one single json");
+    return 0;
+}

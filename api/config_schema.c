@@ -1,0 +1,210 @@
+#include "api/config_schema.h"
+
+#include "vmm/config.h"
+#include "vmm/vm.h"
+
+#define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
+
+_Static_assert(sizeof(enum cpu_template) == sizeof(unsigned), "enums are read as unsigned");
+
+static const struct schema_variant cpu_templates[] = {
+    { "C3", CPU_TEMPLATE_C3 },
+    { "T2", CPU_TEMPLATE_T2 },
+    { "T2S", CPU_TEMPLATE_T2S },
+    { "None", CPU_TEMPLATE_NONE },
+    { "T2CL", CPU_TEMPLATE_T2CL },
+    { "T2A", CPU_TEMPLATE_T2A },
+    { 0 },
+};
+
+static const struct schema_variant huge_page_sizes[] = {
+    { "None", HUGE_PAGES_NONE },
+    { "Transparent", HUGE_PAGES_TRANSPARENT },
+    { "2M", HUGE_PAGES_2M },
+    { 0 },
+};
+
+#define MACHINE(m) offsetof(struct machine_request, config.m)
+
+static const struct schema_field machine_fields[] = {
+    SCHEMA_FIELD("vcpu_count", U8, SCHEMA_REQUIRED, MACHINE(vcpu_count),
+                 .given = MACHINE_VCPU_COUNT),
+    SCHEMA_FIELD("mem_size_mib", USIZE, SCHEMA_REQUIRED, MACHINE(mem_size_mib),
+                 .given = MACHINE_MEM_SIZE),
+    SCHEMA_FIELD("smt", BOOL, SCHEMA_DEFAULT, MACHINE(smt), .given = MACHINE_SMT),
+    SCHEMA_FIELD("cpu_template", ENUM, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_HIDDEN,
+                 MACHINE(cpu_template), .variants = cpu_templates, .hidden = CPU_TEMPLATE_NONE,
+                 .given = MACHINE_CPU_TEMPLATE),
+    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_DEFAULT, MACHINE(track_dirty_pages),
+                 .given = MACHINE_TRACK_DIRTY),
+    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_DEFAULT, MACHINE(huge_pages),
+                 .variants = huge_page_sizes, .given = MACHINE_HUGE_PAGES),
+};
+
+const struct schema machine_schema = {
+    .name = "MachineConfig",
+    .size = sizeof(struct machine_request),
+    FIELDS(machine_fields),
+    .given_at = SCHEMA_HAS(struct machine_request, given),
+};
+
+static const struct schema_field machine_patch_fields[] = {
+    SCHEMA_FIELD("vcpu_count", U8, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(vcpu_count),
+                 .given = MACHINE_VCPU_COUNT),
+    SCHEMA_FIELD("mem_size_mib", USIZE, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(mem_size_mib),
+                 .given = MACHINE_MEM_SIZE),
+    SCHEMA_FIELD("smt", BOOL, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(smt), .given = MACHINE_SMT),
+    SCHEMA_FIELD("cpu_template", ENUM, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(cpu_template),
+                 .variants = cpu_templates, .given = MACHINE_CPU_TEMPLATE),
+    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_NULLABLE | SCHEMA_DEFAULT,
+                 MACHINE(track_dirty_pages), .given = MACHINE_TRACK_DIRTY),
+    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(huge_pages),
+                 .variants = huge_page_sizes, .given = MACHINE_HUGE_PAGES),
+};
+
+const struct schema machine_patch_schema = {
+    .name = "MachineConfigUpdate",
+    .size = sizeof(struct machine_request),
+    FIELDS(machine_patch_fields),
+    .given_at = SCHEMA_HAS(struct machine_request, given),
+};
+
+#define BOOT(m) offsetof(struct boot_source, m)
+
+static const struct schema_field boot_source_fields[] = {
+    SCHEMA_FIELD("kernel_image_path", STRING, SCHEMA_REQUIRED, BOOT(kernel_image_path)),
+    SCHEMA_FIELD("initrd_path", STRING, SCHEMA_NULLABLE, BOOT(initrd_path)),
+    SCHEMA_FIELD("boot_args", STRING, SCHEMA_NULLABLE, BOOT(boot_args)),
+};
+
+const struct schema boot_source_schema = {
+    .name = "BootSourceConfig",
+    .size = sizeof(struct boot_source),
+    FIELDS(boot_source_fields),
+};
+
+#define BUCKET(m) offsetof(struct token_bucket, m)
+
+static const struct schema_field token_bucket_fields[] = {
+    SCHEMA_FIELD("size", U64, SCHEMA_REQUIRED, BUCKET(size)),
+    SCHEMA_FIELD("one_time_burst", U64, SCHEMA_NULLABLE | SCHEMA_ZERO_IS_NULL,
+                 BUCKET(one_time_burst)),
+    SCHEMA_FIELD("refill_time", U64, SCHEMA_REQUIRED, BUCKET(refill_time_ms)),
+};
+
+static const struct schema token_bucket_schema = {
+    .name = "TokenBucketConfig",
+    .size = sizeof(struct token_bucket),
+    FIELDS(token_bucket_fields),
+    .takes_unknown = true,
+};
+
+#define NS_PER_MS 1000000u
+
+static bool limits_anything(const struct token_bucket *b)
+{
+    return b->size > 0 && b->refill_time_ms > 0 && b->refill_time_ms <= UINT64_MAX / NS_PER_MS;
+}
+
+/* A bucket that limits nothing is no bucket. */
+static void settle_limits(void *object)
+{
+    struct rate_limits *l = object;
+
+    l->has_bandwidth = l->has_bandwidth && limits_anything(&l->bandwidth);
+    l->has_ops = l->has_ops && limits_anything(&l->ops);
+}
+
+#define LIMITS(m) offsetof(struct rate_limits, m)
+
+static const struct schema_field rate_limits_fields[] = {
+    SCHEMA_FIELD("bandwidth", OBJECT, SCHEMA_NULLABLE, LIMITS(bandwidth),
+                 .has_at = SCHEMA_HAS(struct rate_limits, has_bandwidth),
+                 .object = &token_bucket_schema),
+    SCHEMA_FIELD("ops", OBJECT, SCHEMA_NULLABLE, LIMITS(ops),
+                 .has_at = SCHEMA_HAS(struct rate_limits, has_ops), .object = &token_bucket_schema),
+};
+
+static const struct schema rate_limits_schema = {
+    .name = "RateLimiterConfig",
+    .size = sizeof(struct rate_limits),
+    FIELDS(rate_limits_fields),
+    .settle = settle_limits,
+};
+
+static const struct schema_variant cache_types[] = {
+    { "Unsafe", CACHE_UNSAFE },
+    { "Writeback", CACHE_WRITEBACK },
+    { 0 },
+};
+
+static const struct schema_variant io_engines[] = {
+    { "Async", IO_ENGINE_ASYNC },
+    { "Sync", IO_ENGINE_SYNC },
+    { 0 },
+};
+
+static void settle_drive(void *object)
+{
+    struct drive_config *d = object;
+
+    d->has_rate_limits = d->rate_limits.has_bandwidth || d->rate_limits.has_ops;
+}
+
+#define DRIVE(m) offsetof(struct drive_config, m)
+
+static const struct schema_field drive_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE(drive_id)),
+    SCHEMA_FIELD("partuuid", STRING, SCHEMA_NULLABLE, DRIVE(partuuid)),
+    SCHEMA_FIELD("is_root_device", BOOL, SCHEMA_REQUIRED, DRIVE(is_root_device)),
+    SCHEMA_FIELD("cache_type", ENUM, SCHEMA_DEFAULT, DRIVE(cache_type), .variants = cache_types),
+    SCHEMA_FIELD("is_read_only", BOOL, SCHEMA_NULLABLE, DRIVE(is_read_only)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE(path_on_host)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE(rate_limits),
+                 .has_at = SCHEMA_HAS(struct drive_config, has_rate_limits),
+                 .object = &rate_limits_schema),
+    SCHEMA_FIELD("io_engine", ENUM, SCHEMA_NULLABLE, DRIVE(io_engine), .variants = io_engines),
+    SCHEMA_FIELD("socket", STRING, SCHEMA_NULLABLE, DRIVE(socket)),
+};
+
+const struct schema drive_schema = {
+    .name = "BlockDeviceConfig",
+    .size = sizeof(struct drive_config),
+    FIELDS(drive_fields),
+    .settle = settle_drive,
+};
+
+static const struct schema_variant action_types[] = {
+    { "FlushMetrics", ACTION_FLUSH_METRICS },
+    { "InstanceStart", ACTION_INSTANCE_START },
+    { "SendCtrlAltDel", ACTION_CTRL_ALT_DEL },
+    { 0 },
+};
+
+static const struct schema_field action_fields[] = {
+    SCHEMA_FIELD("action_type", ENUM, SCHEMA_REQUIRED, offsetof(struct action_body, type),
+                 .variants = action_types),
+};
+
+const struct schema action_schema = {
+    .name = "ActionBody",
+    .size = sizeof(struct action_body),
+    FIELDS(action_fields),
+};
+
+static const struct schema_variant vm_targets[] = {
+    { "Paused", TARGET_PAUSED },
+    { "Resumed", TARGET_RESUMED },
+    { 0 },
+};
+
+static const struct schema_field vm_state_fields[] = {
+    SCHEMA_FIELD("state", ENUM, SCHEMA_REQUIRED, offsetof(struct vm_state_body, state),
+                 .variants = vm_targets),
+};
+
+const struct schema vm_state_schema = {
+    .name = "Vm",
+    .size = sizeof(struct vm_state_body),
+    FIELDS(vm_state_fields),
+};

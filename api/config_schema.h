@@ -1,0 +1,19 @@
+/* The tables of the JSON bodies: what vmm/config.h and vmm/vm.h look like to a client. */
+#pragma once
+
+#include "api/schema.h"
+
+extern const struct schema machine_schema;       /* struct machine_request */
+extern const struct schema machine_patch_schema; /* struct machine_request */
+extern const struct schema boot_source_schema;   /* struct boot_source */
+extern const struct schema drive_schema;         /* struct drive_config */
+extern const struct schema action_schema;        /* struct action_body */
+extern const struct schema vm_state_schema;      /* struct vm_state_body */
+
+struct action_body {
+    enum action_type { ACTION_FLUSH_METRICS, ACTION_INSTANCE_START, ACTION_CTRL_ALT_DEL } type;
+};
+
+struct vm_state_body {
+    enum vm_target { TARGET_PAUSED, TARGET_RESUMED } state;
+};

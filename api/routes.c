@@ -1,0 +1,375 @@
+#include "api/routes.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "api/config_schema.h"
+#include "api/quote.h"
+#include "api/schema.h"
+#include "api/utf8.h"
+#include "vmm/log.h"
+#include "vmm/version.h"
+
+/* How much of a body a log line repeats. */
+#define BODY_LOGGED_MAX 1536
+
+/* Firecracker's released versions have no suffix; the one we answer as is in version.h. */
+#define APP_NAME "Firecracker"
+
+struct token {
+    const char *at;
+    size_t length;
+};
+
+struct api_call {
+    struct vm *vm;
+    const struct api_request *request;
+    char id[HTTP_LINE_MAX]; /* of routes that take one */
+    struct api_answer *answer;
+};
+
+typedef int route_fn(struct api_call *c, struct error *e);
+
+static int decode_body(struct api_call *c, const struct schema *s, void *object, struct error *e)
+{
+    char what[sizeof(e->msg)];
+
+    if (schema_decode(s, object, c->request->body, c->request->body_length, e) == 0)
+        return 0;
+    memcpy(what, e->msg, sizeof(what));
+    return fail(e, ERR_INVALID,
+                "An error occurred when deserializing the json body of a request: %.900s.", what);
+}
+
+static int get_instance(struct api_call *c, struct error *e)
+{
+    static const char *const states[VM_STATES] = {
+        [VM_NOT_STARTED] = "Not started",
+        [VM_RUNNING] = "Running",
+        [VM_PAUSED] = "Paused",
+    };
+    struct json_writer *w = &c->answer->body;
+
+    (void)e;
+    json_put(w, "{\"id\":");
+    json_put_string(w, vm_id(c->vm));
+    json_put(w, ",\"state\":");
+    json_put_string(w, states[vm_state(c->vm)]);
+    json_put(w, ",\"vmm_version\":\"" FIRECRACKER_VERSION "\",\"app_name\":\"" APP_NAME "\"}");
+    return 0;
+}
+
+static int get_version(struct api_call *c, struct error *e)
+{
+    (void)e;
+    json_put(&c->answer->body, "{\"firecracker_version\":\"" FIRECRACKER_VERSION "\"}");
+    return 0;
+}
+
+static void put_machine_config(struct json_writer *w, const struct vm *vm)
+{
+    const struct machine_request shown = { .config = *vm_machine_config(vm) };
+
+    schema_encode(&machine_schema, &shown, w);
+}
+
+static int get_machine_config(struct api_call *c, struct error *e)
+{
+    (void)e;
+    put_machine_config(&c->answer->body, c->vm);
+    return 0;
+}
+
+/* Every member is there, null or empty where this version has nothing to show, so that the answer
+ * can be used as a configuration file (contract 1.5). */
+static int get_vm_config(struct api_call *c, struct error *e)
+{
+    struct json_writer *w = &c->answer->body;
+
+    (void)e;
+    json_put(w, "{\"balloon\":null,\"drives\":[");
+    for (unsigned i = 0; i < vm_drive_count(c->vm); i++) {
+        if (i > 0)
+            json_put(w, ",");
+        schema_encode(&drive_schema, vm_drive(c->vm, i), w);
+    }
+    json_put(w, "],\"boot-source\":");
+    schema_encode(&boot_source_schema, vm_boot_source(c->vm), w);
+    json_put(w, ",\"cpu-config\":null,\"logger\":null,\"machine-config\":");
+    put_machine_config(w, c->vm);
+    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[],\"vsock\":null,"
+                "\"entropy\":null,\"pmem\":[],\"memory-hotplug\":null}");
+    return 0;
+}
+
+static int apply_machine(struct api_call *c, enum action_kind kind, const struct schema *s,
+                         struct error *e)
+{
+    struct action a = { .kind = kind };
+
+    if (decode_body(c, s, &a.machine, e) < 0)
+        return -1;
+    if (a.machine.given == 0)
+        return fail(e, ERR_INVALID, "Empty PATCH request.");
+    c->answer->deprecated = a.machine.given & MACHINE_CPU_TEMPLATE;
+    return vm_apply(c->vm, &a, e);
+}
+
+static int put_machine(struct api_call *c, struct error *e)
+{
+    return apply_machine(c, ACT_PUT_MACHINE, &machine_schema, e);
+}
+
+static int patch_machine(struct api_call *c, struct error *e)
+{
+    return apply_machine(c, ACT_PATCH_MACHINE, &machine_patch_schema, e);
+}
+
+static int put_boot_source(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_BOOT_SOURCE };
+    int ret = decode_body(c, &boot_source_schema, &a.boot_source, e);
+
+    if (ret == 0)
+        ret = vm_apply(c->vm, &a, e);
+    action_fini(&a);
+    return ret;
+}
+
+/* Devices come and go on a bus that can tell the guest so, which virtio-mmio is not. */
+static int fail_hotplug(struct error *e)
+{
+    return fail(e, ERR_STATE, "PCI is not enabled");
+}
+
+static int apply_drive(struct api_call *c, struct action *a, struct error *e)
+{
+    if (decode_body(c, &drive_schema, &a->drive, e) < 0)
+        return -1;
+    if (strcmp(a->drive.drive_id, c->id) != 0)
+        return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+    if (vm_state(c->vm) != VM_NOT_STARTED)
+        return fail_hotplug(e);
+    return vm_apply(c->vm, a, e);
+}
+
+static int put_drive(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_DRIVE };
+    int ret = apply_drive(c, &a, e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static int delete_device(struct api_call *c, struct error *e)
+{
+    if (vm_state(c->vm) == VM_NOT_STARTED)
+        return fail(e, ERR_STATE,
+                    "The requested operation is not supported before starting the microVM.");
+    return fail_hotplug(e);
+}
+
+static int put_action(struct api_call *c, struct error *e)
+{
+    struct action_body body = { 0 };
+    struct action a = { 0 };
+
+    if (decode_body(c, &action_schema, &body, e) < 0)
+        return -1;
+    switch (body.type) {
+    case ACTION_INSTANCE_START: a.kind = ACT_START; break;
+    case ACTION_CTRL_ALT_DEL: a.kind = ACT_CTRL_ALT_DEL; break;
+    case ACTION_FLUSH_METRICS:
+        if (vm_state(c->vm) == VM_NOT_STARTED)
+            return fail(e, ERR_STATE,
+                        "The requested operation is not supported before starting the microVM.");
+        return fail(e, ERR_INVALID, "FlushMetrics: this version has no metrics.");
+    }
+    return vm_apply(c->vm, &a, e);
+}
+
+static int patch_vm(struct api_call *c, struct error *e)
+{
+    struct vm_state_body body = { 0 };
+    struct action a = { 0 };
+
+    if (decode_body(c, &vm_state_schema, &body, e) < 0)
+        return -1;
+    a.kind = body.state == TARGET_PAUSED ? ACT_PAUSE : ACT_RESUME;
+    return vm_apply(c->vm, &a, e);
+}
+
+/* Further tokens of a path mean nothing, as in Firecracker. */
+static const struct route {
+    enum http_verb verb;
+    const char *first, *second; /* the path's tokens; second NULL: any, or an id */
+    bool takes_id;
+    route_fn *serve;
+} routes[] = {
+    { HTTP_VERB_GET, "", NULL, false, get_instance },
+    { HTTP_VERB_GET, "version", NULL, false, get_version },
+    { HTTP_VERB_GET, "vm", "config", false, get_vm_config },
+    { HTTP_VERB_GET, "machine-config", NULL, false, get_machine_config },
+    { HTTP_VERB_PUT, "machine-config", NULL, false, put_machine },
+    { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine },
+    { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source },
+    { HTTP_VERB_PUT, "drives", NULL, true, put_drive },
+    { HTTP_VERB_DELETE, "drives", NULL, true, delete_device },
+    { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device },
+    { HTTP_VERB_PUT, "actions", NULL, false, put_action },
+    { HTTP_VERB_PATCH, "vm", NULL, false, patch_vm },
+};
+
+static bool token_is(struct token t, const char *name)
+{
+    return strlen(name) == t.length && memcmp(t.at, name, t.length) == 0;
+}
+
+static const struct route *find_route(enum http_verb verb, struct token first, struct token second)
+{
+    for (size_t i = 0; i < sizeof(routes) / sizeof(*routes); i++) {
+        const struct route *r = &routes[i];
+
+        if (r->verb == verb && token_is(first, r->first) &&
+            (!r->second || token_is(second, r->second)))
+            return r;
+    }
+    return NULL;
+}
+
+/*
+ * Ids are letters, digits and underscores of any script. Without the tables of Unicode at hand, a
+ * character beyond ASCII counts as a letter unless it is in the blocks of punctuation and symbols:
+ * U+0080..U+00BF but for the ordinals and the micro sign, and U+2000..U+2BFF.
+ */
+static bool is_id_character(const char *s, size_t length)
+{
+    const unsigned char *p = (const unsigned char *)s;
+
+    if (length == 1)
+        return (*s >= '0' && *s <= '9') || (*s >= 'A' && *s <= 'Z') || (*s >= 'a' && *s <= 'z') ||
+               *s == '_';
+    if (length == 2 && p[0] == 0xc2)
+        return p[1] == 0xaa || p[1] == 0xb5 || p[1] == 0xba;
+    return !(length == 3 && p[0] == 0xe2 && p[1] < 0xb0);
+}
+
+static int take_id(char out[HTTP_LINE_MAX], struct token t, struct error *e)
+{
+    if (t.length == 0)
+        return fail(e, ERR_INVALID, "The ID cannot be empty.");
+    for (size_t i = 0, n; i < t.length; i += n) {
+        n = utf8_length(t.at + i, t.length - i);
+        if (n == 0 || !is_id_character(t.at + i, n))
+            return fail(e, ERR_INVALID,
+                        "API Resource IDs can only contain alphanumeric characters and "
+                        "underscores.");
+    }
+    memcpy(out, t.at, t.length);
+    out[t.length] = '\0';
+    return 0;
+}
+
+static struct token next_token(const char **path)
+{
+    struct token t = { *path, strcspn(*path, "/") };
+
+    *path += t.length + (t.at[t.length] == '/');
+    return t;
+}
+
+static int check_body(const struct api_request *r, struct error *e)
+{
+    switch (r->verb) {
+    case HTTP_VERB_GET:
+        return r->body ? fail(e, ERR_INVALID, "GET request cannot have a body.") : 0;
+    case HTTP_VERB_PUT: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PUT request.");
+    case HTTP_VERB_PATCH: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PATCH request.");
+    case HTTP_VERB_DELETE: return r->body ? fail(e, ERR_INVALID, "Empty Delete request.") : 0;
+    case HTTP_VERBS: break;
+    }
+    BUG_ON(true);
+}
+
+static int dispatch(struct api_call *c, struct error *e)
+{
+    const char *path = c->request->path + strspn(c->request->path, "/");
+    struct token first = next_token(&path);
+    struct token second = next_token(&path);
+    const struct route *r = find_route(c->request->verb, first, second);
+
+    if (check_body(c->request, e) < 0)
+        return -1;
+    if (!r) {
+        char name[HTTP_LINE_MAX];
+
+        plain(name, sizeof(name) - 128, first.at, first.length);
+        return fail(e, ERR_INVALID, "Invalid request method and/or path: %s %s.",
+                    http_verb_names[c->request->verb], name);
+    }
+    if (r->takes_id && take_id(c->id, second, e) < 0)
+        return -1;
+    return r->serve(c, e);
+}
+
+static void log_request(const struct api_request *r)
+{
+    static const char *const names[HTTP_VERBS] = { "Get", "Put", "Patch", "Delete" };
+    char path[256], body[BODY_LOGGED_MAX];
+
+    quote(path, sizeof(path), r->path, strlen(r->path));
+    if (r->body && strcmp(r->path, "/mmds") != 0) /* what the guest alone should know */
+        log_info("The API server received a %s request on %s with body %s.", names[r->verb], path,
+                 quote(body, sizeof(body), r->body, r->body_length));
+    else
+        log_info("The API server received a %s request on %s.", names[r->verb], path);
+}
+
+/* A message may repeat what a client sent; in the log it is one line all the same. */
+static void log_failure(const char *message)
+{
+    char line[sizeof(((struct error *)0)->msg)];
+    size_t i = 0;
+
+    for (; message[i] && i < sizeof(line) - 1; i++)
+        line[i] = (unsigned char)message[i] < 0x20 ? ' ' : message[i];
+    line[i] = '\0';
+    log_error("Received Error. Status code: 400 Bad Request. Message: %s", line);
+}
+
+static void fail_answer(struct api_answer *a, const struct error *e)
+{
+    log_failure(e->msg);
+    a->status = 400;
+    json_writer_fini(&a->body);
+    json_put(&a->body, "{\"fault_message\":");
+    json_put_string(&a->body, e->msg);
+    json_put(&a->body, "}");
+}
+
+static int64_t now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
+{
+    struct api_call call = { .vm = vm, .request = request, .answer = answer };
+    int64_t start = now_us();
+    struct error e;
+
+    *answer = (struct api_answer){ 0 };
+    log_request(request);
+    if (dispatch(&call, &e) < 0) {
+        fail_answer(answer, &e);
+    } else {
+        answer->status = answer->body.length > 0 ? 200 : 204;
+        log_info("The request was executed successfully. Status code: %s.",
+                 answer->status == 200 ? "200 OK" : "204 No Content");
+    }
+    log_debug("Total previous API call duration: %lld us.", (long long)(now_us() - start));
+}

@@ -1,0 +1,287 @@
+#include "api/server.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+
+#include "api/http.h"
+#include "api/quote.h"
+#include "api/routes.h"
+#include "vmm/log.h"
+
+#define BACKLOG        32
+#define ACCEPTS_A_TURN 16
+
+struct connection {
+    struct api *api;
+    struct loop_source source;
+    struct http_reader reader;
+    /* the answer that is not yet sent */
+    char head[HTTP_HEAD_MAX];
+    struct json_writer body;
+    size_t head_length, sent;
+};
+
+struct api {
+    struct loop *loop;
+    struct vm *vm;
+    size_t max_payload;
+    struct loop_source listener;
+    struct connection *connections[API_CONNECTIONS_MAX];
+};
+
+static void connection_close(struct connection *c)
+{
+    struct api *api = c->api;
+
+    for (unsigned i = 0; i < API_CONNECTIONS_MAX; i++)
+        if (api->connections[i] == c)
+            api->connections[i] = NULL;
+    loop_remove(api->loop, &c->source);
+    close(c->source.fd);
+    http_reader_fini(&c->reader);
+    json_writer_fini(&c->body);
+    free(c);
+}
+
+static size_t unsent(const struct connection *c)
+{
+    return c->head_length + c->body.length - c->sent;
+}
+
+/* Sends what the socket takes. -1: the client is gone. */
+static int flush(struct connection *c)
+{
+    size_t head = c->sent < c->head_length ? c->sent : c->head_length;
+    size_t body = c->sent - head;
+    struct iovec parts[] = {
+        { c->head + head, c->head_length - head },
+        { c->body.text + body, c->body.length - body },
+    };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+    ssize_t n;
+
+    if (unsent(c) == 0)
+        return 0;
+    n = sendmsg(c->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -1;
+    c->sent += (size_t)n;
+    if (unsent(c) == 0) {
+        json_writer_fini(&c->body);
+        c->head_length = c->sent = 0;
+    }
+    return 0;
+}
+
+static void answer(struct connection *c, unsigned status, bool deprecated)
+{
+    struct http_answer a = {
+        .status = status,
+        .deprecated = deprecated,
+        .body = c->body.text,
+        .body_length = c->body.length,
+    };
+
+    c->head_length = http_answer_head(c->head, &a);
+    c->sent = 0;
+}
+
+static void serve(struct connection *c)
+{
+    struct http_reader *r = &c->reader;
+    struct api_request request = { r->verb, r->path, r->body, r->body_length };
+    struct api_answer result;
+
+    api_serve(c->api->vm, &request, &result);
+    c->body = result.body;
+    answer(c, result.status, result.deprecated);
+}
+
+/* Goes on with the bytes at hand until there is something to answer. */
+static void go_on(struct connection *c)
+{
+    char shown[256];
+
+    switch (http_reader_next(&c->reader)) {
+    case HTTP_NEED_MORE: return;
+    case HTTP_HAVE_REQUEST: serve(c); return;
+    case HTTP_WANTS_CONTINUE: answer(c, 100, false); return;
+    case HTTP_REFUSED:
+        log_error("The API server refused a request: %s",
+                  quote(shown, sizeof(shown), c->reader.refusal, strlen(c->reader.refusal)));
+        json_put(&c->body, c->reader.refusal);
+        answer(c, 400, false);
+        return;
+    }
+}
+
+/* -1: the client is gone. */
+static int receive(struct connection *c)
+{
+    char *at;
+    size_t room = http_reader_space(&c->reader, &at);
+    ssize_t n = recv(c->source.fd, at, room, MSG_DONTWAIT);
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -1;
+    if (n == 0)
+        return -1;
+    http_reader_fed(&c->reader, (size_t)n);
+    go_on(c);
+    return 0;
+}
+
+/* One turn: the rest of an answer, else one request. Nothing is read before the answer to the
+ * request before has left, and no bytes while some are at hand that are not looked at. */
+static int take_turn(struct connection *c)
+{
+    if (unsent(c) > 0)
+        return flush(c);
+    if (http_reader_has_more(&c->reader))
+        go_on(c);
+    if (unsent(c) == 0 && receive(c) < 0)
+        return -1;
+    return flush(c);
+}
+
+static void on_connection(struct loop_source *src, uint32_t ready)
+{
+    struct connection *c = owner_of(src, struct connection, source);
+    uint32_t want;
+
+    (void)ready;
+    if (take_turn(c) < 0) {
+        connection_close(c);
+        return;
+    }
+    /* EPOLLOUT also brings the next turn when bytes are at hand and none may ever come. */
+    want = unsent(c) > 0 || http_reader_has_more(&c->reader) ? EPOLLOUT : EPOLLIN;
+    if (want != src->want)
+        loop_want(c->api->loop, src, want);
+}
+
+static void refuse_connection(int fd)
+{
+    if (send(fd, http_busy_answer, strlen(http_busy_answer), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        log_debug("The API server could not answer a connection too many: %s", strerror(errno));
+    log_warn("The API server refused a connection: %d are open.", API_CONNECTIONS_MAX);
+}
+
+static void connection_open(struct api *api, int accepted)
+{
+    autofd int fd = accepted;
+    struct connection **slot = NULL;
+    struct connection *c;
+    int ret;
+
+    for (unsigned i = 0; i < API_CONNECTIONS_MAX && !slot; i++)
+        if (!api->connections[i])
+            slot = &api->connections[i];
+    if (!slot) {
+        refuse_connection(fd);
+        return;
+    }
+    c = calloc(1, sizeof(*c));
+    BUG_ON(!c);
+    c->api = api;
+    c->source = (struct loop_source){ fd, EPOLLIN, on_connection };
+    http_reader_init(&c->reader, api->max_payload);
+    ret = loop_add(api->loop, &c->source);
+    if (ret < 0) {
+        log_error("The API server can't watch a connection: %s", strerror(-ret));
+        free(c);
+        return;
+    }
+    *slot = c;
+    take_fd(&fd);
+}
+
+/* Edge-triggered: when the process is out of descriptors, the next connection tries again, and the
+ * loop does not spin over this one. */
+static void on_listener(struct loop_source *src, uint32_t ready)
+{
+    struct api *api = owner_of(src, struct api, listener);
+
+    (void)ready;
+    for (unsigned i = 0; i < ACCEPTS_A_TURN; i++) {
+        int fd = accept4(src->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd < 0) {
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            if (errno != EAGAIN)
+                log_error("The API server can't accept a connection: %s", strerror(errno));
+            return;
+        }
+        connection_open(api, fd);
+    }
+    loop_want(api->loop, src, src->want); /* there may be more: fire again */
+}
+
+static int listen_at(const char *path, struct error *e)
+{
+    autofd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    size_t length = strlen(path);
+
+    if (length >= sizeof(address.sun_path))
+        return fail(e, ERR_INVALID,
+                    "Failed to bind and run the HTTP server: IO error: %.200s: path must be "
+                    "shorter than SUN_LEN",
+                    path);
+    if (fd < 0)
+        return fail_os(e, errno, "Failed to bind and run the HTTP server: IO error");
+    memcpy(address.sun_path, path, length);
+    if (bind(fd, (struct sockaddr *)&address,
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (length > 0))) < 0) {
+        if (errno == EADDRINUSE)
+            return fail(e, ERR_INVALID,
+                        "Failed to open the API socket at: %s. Check that it is not already used.",
+                        path);
+        return fail_os(e, errno, "Failed to bind and run the HTTP server: IO error: %s", path);
+    }
+    if (listen(fd, BACKLOG) < 0)
+        return fail_os(e, errno, "Failed to bind and run the HTTP server: IO error: %s", path);
+    return take_fd(&fd);
+}
+
+struct api *api_open(struct loop *loop, struct vm *vm, const char *path, size_t max_payload,
+                     struct error *e)
+{
+    struct api *api;
+    int fd = listen_at(path, e);
+    int ret;
+
+    if (fd < 0)
+        return NULL;
+    api = calloc(1, sizeof(*api));
+    BUG_ON(!api);
+    api->loop = loop;
+    api->vm = vm;
+    api->max_payload = max_payload;
+    api->listener = (struct loop_source){ fd, EPOLLIN | EPOLLET, on_listener };
+    ret = loop_add(loop, &api->listener);
+    if (ret < 0) {
+        fail_os(e, -ret, "Failed to bind and run the HTTP server: IO error: %s", path);
+        close(fd);
+        free(api);
+        return NULL;
+    }
+    log_info("Listening on API socket (\"%s\").", path);
+    log_info("API server started.");
+    return api;
+}
+
+void api_close(struct api *api)
+{
+    for (unsigned i = 0; i < API_CONNECTIONS_MAX; i++)
+        if (api->connections[i])
+            connection_close(api->connections[i]);
+    loop_remove(api->loop, &api->listener);
+    close(api->listener.fd);
+    free(api);
+}

@@ -1,0 +1,47 @@
+"""Rules about the source that the compiler can't check."""
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def sources(*directories):
+    found = [p for d in directories for p in (ROOT / d).rglob("*.[ch]")]
+    assert found
+    return {p.relative_to(ROOT).as_posix(): p.read_text() for p in found}
+
+
+def test_a_guest_address_becomes_a_pointer_in_three_places_only():
+    allowed = {"vmm/guest_mem.c", "vmm/guest_mem.h", "vmm/kvm.c", "virtio/queue.c"}
+    users = {name for name, text in sources("vmm", "virtio", "api").items()
+             if "gmem_host_" in text}
+    assert users == allowed
+
+
+def test_dependencies_point_one_way():
+    """api knows the VM's headers and no device; a device knows no API; nobody includes upwards."""
+    for name, text in sources("virtio", "api", "vmm").items():
+        includes = re.findall(r'^#include "([a-z_0-9]+)/', text, re.M)
+        if name.startswith("virtio/"):
+            assert "api" not in includes, name
+        if name.startswith("api/"):
+            assert "virtio" not in includes, name
+            assert not re.search(r'^#include "vmm/(kvm|vcpu|guest_mem|builder|bus)\.h"', text,
+                                 re.M), name
+        if name.startswith("vmm/") and name not in ("vmm/builder.h", "vmm/builder.c", "vmm/vm.c",
+                                                    "vmm/main.c"):
+            assert "virtio" not in includes and "api" not in includes, name
+
+
+def test_a_file_includes_its_own_header_first():
+    for name, text in sources("virtio", "api", "vmm").items():
+        header = name[:-2] + ".h"
+        if name.endswith(".c") and (ROOT / header).exists():
+            assert re.search(r'^#include ["<]([^">]+)', text, re.M).group(1) == header, name
+
+
+def test_files_stay_readable():
+    for name, text in sources("virtio", "api", "vmm").items():
+        lines = text.splitlines()
+        assert len(lines) <= 600, name
+        assert max(map(len, lines)) <= 100, name

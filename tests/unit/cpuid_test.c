@@ -1,0 +1,173 @@
+#include "vmm/cpuid.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+static struct cpuid c;
+
+static void add(uint32_t function, uint32_t index, uint32_t eax, uint32_t ebx, uint32_t ecx,
+                uint32_t edx)
+{
+    c.entries[c.nent++] = (struct kvm_cpuid_entry2){
+        .function = function, .index = index, .eax = eax, .ebx = ebx, .ecx = ecx, .edx = edx
+    };
+}
+
+static const struct kvm_cpuid_entry2 *get(uint32_t function, uint32_t index)
+{
+    for (unsigned i = 0; i < c.nent; i++)
+        if (c.entries[i].function == function && c.entries[i].index == index)
+            return &c.entries[i];
+    return NULL;
+}
+
+static void vendor(const char name[13])
+{
+    uint32_t r[3];
+
+    c.nent = 0;
+    memcpy(r, name, 12);
+    add(0, 0, 0x1f, r[0], r[2], r[1]);
+    add(1, 0, 0x000806f8, 0x00400000, 0x7ffafbff, 0x1f8bfbff);
+    add(7, 0, 0, 0, 0x20, 0x20000000);
+    add(0xb, 0, 9, 9, 9, 9);
+    add(0xb, 1, 9, 9, 9, 9);
+    add(0xb, 2, 9, 9, 9, 9);
+    for (uint32_t i = 2; i < 5; i++)
+        add(0x80000000u + i, 0, 0x41414141, 0x41414141, 0x41414141, 0x41414141);
+}
+
+static void intel(void)
+{
+    vendor("GenuineIntel");
+    add(4, 0, 0x121, 0, 0, 0);      /* L1 data */
+    add(4, 1, 0x122, 0, 0, 0);      /* L1 code */
+    add(4, 2, 0x143, 0, 0, 0);      /* L2 */
+    add(4, 3, 0xfc1fc163, 0, 0, 0); /* L3 */
+    add(4, 4, 0, 0, 0, 0);
+    add(6, 0, 0x6, 0, 0x9, 0);
+    add(0xa, 0, 0x7300404, 1, 2, 3);
+    add(0x1f, 0, 9, 9, 9, 9);
+}
+
+static void amd(void)
+{
+    vendor("AuthenticAMD");
+    add(0x80000001u, 0, 0, 0, 0x77, 0);
+    add(0x80000008u, 0, 0x3928, 0, 0x1001, 0);
+    add(0x8000001du, 0, 0x4121, 0, 0, 0);
+    add(0x8000001du, 1, 0x4163, 0, 0, 0);
+    add(0x8000001eu, 0, 5, 0x0103, 0x300, 0);
+}
+
+Test(cpuid_normalise, shows_package_features_for_the_vcpu_count)
+{
+    intel();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 4 });
+    cr_expect_eq(get(1, 0)->ebx, 0x00040800);
+    cr_expect(get(1, 0)->ecx & 1u << 31, "hypervisor");
+    cr_expect(get(1, 0)->ecx & 1u << 24, "TSC deadline");
+    cr_expect_not(get(1, 0)->ecx & 1u << 15, "PDCM");
+    cr_expect(get(1, 0)->edx & 1u << 28, "HTT");
+    intel();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+    cr_expect_not(get(1, 0)->edx & 1u << 28, "HTT");
+}
+
+Test(cpuid_normalise, has_two_topology_levels)
+{
+    static const struct {
+        unsigned vcpus;
+        bool smt;
+        uint32_t shift, threads;
+    } cases[] = { { 1, false, 0, 1 }, { 2, false, 0, 1 }, { 8, true, 1, 2 }, { 1, true, 0, 1 } };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        intel();
+        cpuid_normalise(&c, &(struct cpu_topology){ cases[i].vcpus, cases[i].smt });
+        cr_expect_eq(get(0xb, 0)->eax, cases[i].shift, "case %u", i);
+        cr_expect_eq(get(0xb, 0)->ebx, cases[i].threads, "case %u", i);
+        cr_expect_eq(get(0xb, 0)->ecx, 0x100);
+        cr_expect_eq(get(0xb, 1)->eax, 5);
+        cr_expect_eq(get(0xb, 1)->ebx, cases[i].vcpus);
+        cr_expect_eq(get(0xb, 1)->ecx, 0x201);
+        cr_expect_null(get(0xb, 2));
+        cr_expect_eq(get(0x1f, 1)->ebx, cases[i].vcpus);
+    }
+}
+
+Test(cpuid_normalise, hides_intel_s_power_and_performance_monitoring)
+{
+    intel();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 2 });
+    cr_expect_eq(get(6, 0)->eax, 0x4);
+    cr_expect_eq(get(6, 0)->ecx, 0x1);
+    cr_expect_eq(get(0xa, 0)->eax | get(0xa, 0)->ebx | get(0xa, 0)->ecx | get(0xa, 0)->edx, 0);
+    cr_expect_eq(get(7, 0)->ebx, 1u << 6 | 1u << 13);
+    cr_expect_eq(get(7, 0)->ecx, 0, "WAITPKG");
+}
+
+Test(cpuid_normalise, shares_intel_caches_as_the_topology_says)
+{
+    intel();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 8, .smt = true });
+    for (unsigned i = 0; i < 3; i++)
+        cr_expect_eq(get(4, i)->eax >> 14 & 0xfff, 1, "level %u", i);
+    cr_expect_eq(get(4, 3)->eax >> 14 & 0xfff, 7);
+    cr_expect_eq(get(4, 3)->eax >> 26, 3, "four cores");
+    cr_expect_eq(get(4, 4)->eax, 0, "the end of the list stays");
+}
+
+Test(cpuid_normalise, names_a_generic_processor)
+{
+    char brand[48];
+
+    intel();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+    for (uint32_t i = 0; i < 3; i++)
+        memcpy(brand + 16 * i, &get(0x80000002u + i, 0)->eax, 16);
+    cr_expect_eq(strncmp(brand, "Intel(R) Xeon(R) Processor", 26), 0, "%.48s", brand);
+    amd();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+    for (uint32_t i = 0; i < 3; i++)
+        memcpy(brand + 16 * i, &get(0x80000002u + i, 0)->eax, 16);
+    cr_expect_str_eq(brand, "AMD EPYC");
+}
+
+Test(cpuid_normalise, gives_amd_its_topology_extensions)
+{
+    amd();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 4, .smt = true });
+    cr_expect_eq(get(7, 0)->edx, 0, "ARCH_CAPABILITIES");
+    cr_expect_eq(get(0x80000001u, 0)->ecx, 0x77 | 1u << 22);
+    cr_expect_eq(get(0x80000008u, 0)->ecx, 0x7003);
+    cr_expect_eq(get(0x8000001du, 0)->eax >> 14 & 0xfff, 1);
+    cr_expect_eq(get(0x8000001du, 1)->eax >> 14 & 0xfff, 3);
+    cr_expect_eq(get(0x8000001eu, 0)->ebx >> 8 & 0xff, 1);
+    cr_expect_eq(get(0x8000001eu, 0)->ecx, 0);
+}
+
+Test(cpuid_normalise, leaves_other_vendors_and_empty_tables_alone)
+{
+    c.nent = 0;
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+    cr_expect_eq(c.nent, 0);
+    vendor("CentaurHauls");
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 2 });
+    cr_expect_eq(get(0x80000002u, 0)->eax, 0x41414141);
+    cr_expect_eq(get(1, 0)->ebx, 0x00020800);
+}
+
+Test(cpuid_set_vcpu, writes_the_apic_id_everywhere)
+{
+    amd();
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 4, .smt = true });
+    for (unsigned vcpu = 0; vcpu < 4; vcpu++) {
+        cpuid_set_vcpu(&c, vcpu, &(struct cpu_topology){ .vcpu_count = 4, .smt = true });
+        cr_expect_eq(get(1, 0)->ebx >> 24, vcpu);
+        cr_expect_eq(get(0xb, 0)->edx, vcpu);
+        cr_expect_eq(get(0xb, 1)->edx, vcpu);
+        cr_expect_eq(get(0x8000001eu, 0)->eax, vcpu);
+        cr_expect_eq(get(0x8000001eu, 0)->ebx & 0xff, vcpu / 2, "core");
+    }
+}

@@ -1,0 +1,221 @@
+#include "vmm/guest_mem.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include "vmm/boot/layout.h"
+
+#define MIB (UINT64_C(1) << 20)
+#define GIB (UINT64_C(1) << 30)
+
+static struct guest_mem m;
+static struct error e;
+
+static void tear_down(void)
+{
+    gmem_fini(&m);
+}
+
+TestSuite(gmem_init, .fini = tear_down);
+TestSuite(gmem_access, .fini = tear_down);
+TestSuite(gmem_load_file, .fini = tear_down);
+
+Test(gmem_init, leaves_the_mmio_gap_free)
+{
+    static const struct {
+        uint64_t mib;
+        unsigned regions;
+        uint64_t low, high;
+    } cases[] = {
+        { 1, 1, MIB, 0 },          { 3071, 1, 3071 * MIB, 0 },    { 3072, 1, 3 * GIB, 0 },
+        { 3073, 2, 3 * GIB, MIB }, { 8192, 2, 3 * GIB, 5 * GIB },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        cr_assert_eq(gmem_init(&m, cases[i].mib, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+        cr_expect_eq(m.region_count, cases[i].regions);
+        cr_expect_eq(m.regions[0].start, 0);
+        cr_expect_eq(m.regions[0].bytes, cases[i].low);
+        if (cases[i].regions > 1) {
+            cr_expect_eq(m.regions[1].start, 4 * GIB);
+            cr_expect_eq(m.regions[1].bytes, cases[i].high);
+        }
+        cr_expect_not(gmem_has(&m, gpa(LAYOUT_MMIO_GAP), 1));
+        cr_expect_not(gmem_has(&m, gpa(4 * GIB - 1), 1));
+        gmem_fini(&m);
+    }
+}
+
+Test(gmem_init, refuses_what_cannot_be_addressed)
+{
+    static const uint64_t sizes[] = { UINT64_MAX, UINT64_MAX >> 20, (UINT64_MAX >> 20) + 1,
+                                      UINT64_C(1) << 43 };
+
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        cr_expect_eq(gmem_init(&m, sizes[i], HUGE_PAGES_NONE, &e), -1);
+        cr_expect_str_eq(e.msg, "Invalid Memory Configuration: Cannot create mmap region: Cannot "
+                                "allocate memory (os error 12)");
+        cr_expect_eq(m.region_count, 0);
+    }
+}
+
+Test(gmem_init, aligns_transparent_huge_pages)
+{
+    cr_assert_eq(gmem_init(&m, 8, HUGE_PAGES_TRANSPARENT, &e), 0, "%s", e.msg);
+    cr_expect_eq((uintptr_t)m.regions[0].host % (2 * MIB), 0);
+    memset(m.regions[0].host, 1, 8 * MIB);
+}
+
+Test(gmem_init, touches_no_page)
+{
+    struct rusage before, after;
+
+    getrusage(RUSAGE_SELF, &before);
+    cr_assert_eq(gmem_init(&m, 2048, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    getrusage(RUSAGE_SELF, &after);
+    cr_expect_lt(after.ru_minflt - before.ru_minflt, 64);
+}
+
+Test(gmem_access, is_checked_at_every_edge)
+{
+    static const struct {
+        uint64_t at, n;
+        bool inside;
+    } cases[] = {
+        { 0, 0, true },
+        { 0, 3 * GIB, true },
+        { 0, 3 * GIB + 1, false },
+        { 3 * GIB - 1, 1, true },
+        { 3 * GIB - 1, 2, false },
+        { 3 * GIB, 1, false },
+        { 4 * GIB - 1, 2, false },
+        { 4 * GIB, MIB, true },
+        { 4 * GIB + MIB - 8, 8, true },
+        { 4 * GIB + MIB - 8, 9, false },
+        { 4 * GIB + MIB + 1, 0, false },
+        { 0, 5 * GIB, false },
+        { UINT64_MAX, 1, false },
+        { UINT64_MAX, UINT64_MAX, false },
+        { 1, UINT64_MAX, false },
+    };
+
+    cr_assert_eq(gmem_init(&m, 3073, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        const void *host = gmem_host_(&m, gpa(cases[i].at), cases[i].n);
+
+        cr_expect_eq(gmem_has(&m, gpa(cases[i].at), cases[i].n), cases[i].inside, "case %u", i);
+        cr_expect_eq(host != NULL, cases[i].inside && cases[i].n, "case %u", i);
+    }
+}
+
+Test(gmem_access, copies_whole_objects_or_nothing)
+{
+    uint64_t value = 0x1122334455667788, back = 0;
+
+    cr_assert_eq(gmem_init(&m, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_expect_eq(gmem_put(&m, gpa(MIB - 8), &value), 0);
+    cr_expect_eq(gmem_get(&m, gpa(MIB - 8), &back), 0);
+    cr_expect_eq(back, value);
+    back = 0;
+    cr_expect_eq(gmem_put(&m, gpa(MIB - 7), &value), -EFAULT);
+    cr_expect_eq(gmem_get(&m, gpa(MIB - 7), &back), -EFAULT);
+    cr_expect_eq(back, 0);
+}
+
+static int file_of(size_t bytes)
+{
+    int fd = memfd_create("image", MFD_CLOEXEC);
+    uint8_t *p;
+
+    cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
+    p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    for (size_t i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(i * 31 + i / 4096);
+    munmap(p, bytes);
+    return fd;
+}
+
+Test(gmem_load_file, gives_the_same_bytes_mapped_or_read)
+{
+    static const struct {
+        uint64_t at, offset, n;
+    } cases[] = {
+        { 0x100000, 0, 300000 },    /* mapped, with a tail that is read */
+        { 0x100010, 0x10, 300000 }, /* a head as well */
+        { 0x100000, 1, 300000 },    /* not congruent: read */
+        { 0x100ffe, 0xffe, 3 },     /* within and across a page */
+        { 0x100000, 0x1000, 0 },
+    };
+    int fd = file_of(400000);
+    uint8_t want[300001], got[300001];
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        uint64_t n = cases[i].n;
+
+        cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+        cr_assert_eq(gmem_load_file(&m, gpa(cases[i].at), fd, cases[i].offset, n, &e), 0, "%s",
+                     e.msg);
+        cr_assert_eq(pread(fd, want, n, (off_t)cases[i].offset), (ssize_t)n);
+        want[n] = 0; /* and what lies behind stays zero */
+        cr_assert_eq(gmem_read_(&m, gpa(cases[i].at), got, n + 1), 0);
+        cr_expect_arr_eq(got, want, n + 1, "case %u", i);
+        gmem_fini(&m);
+    }
+    close(fd);
+}
+
+Test(gmem_load_file, never_writes_to_the_file)
+{
+    int fd = file_of(200000);
+    uint8_t before, byte = 0x77, after;
+
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_load_file(&m, gpa(0x100000), fd, 0, 200000, &e), 0, "%s", e.msg);
+    cr_assert_eq(pread(fd, &before, 1, 5000), 1);
+    cr_assert_eq(gmem_put(&m, gpa(0x100000 + 5000), &byte), 0);
+    cr_assert_eq(pread(fd, &after, 1, 5000), 1);
+    cr_expect_eq(after, before);
+    close(fd);
+}
+
+Test(gmem_load_file, copies_no_page_that_nobody_touches)
+{
+    struct rusage before, after;
+    int fd = file_of(32 * MIB);
+
+    cr_assert_eq(gmem_init(&m, 64, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    getrusage(RUSAGE_SELF, &before);
+    cr_assert_eq(gmem_load_file(&m, gpa(0x100000), fd, 0, 32 * MIB, &e), 0, "%s", e.msg);
+    getrusage(RUSAGE_SELF, &after);
+    cr_expect_lt(after.ru_minflt - before.ru_minflt, 64);
+    close(fd);
+}
+
+Test(gmem_load_file, refuses_what_does_not_fit)
+{
+    int fd = file_of(100000);
+
+    cr_assert_eq(gmem_init(&m, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_expect_eq(gmem_load_file(&m, gpa(MIB - 50000), fd, 0, 100000, &e), -1);
+    cr_expect(strstr(e.msg, "does not fit"), "%s", e.msg);
+    cr_expect_eq(gmem_load_file(&m, gpa(UINT64_MAX), fd, 0, 100000, &e), -1);
+    close(fd);
+}
+
+Test(gmem_load_file, refuses_a_file_that_is_too_short)
+{
+    int fd = file_of(100000);
+    static const struct {
+        uint64_t offset, n;
+    } cases[] = { { 0, 100001 }, { 99999, 2 }, { 100001, 0 }, { UINT64_MAX, 1 }, { 1, 524288 } };
+
+    cr_assert_eq(gmem_init(&m, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        cr_expect_eq(gmem_load_file(&m, gpa(0), fd, cases[i].offset, cases[i].n, &e), -1);
+        cr_expect(strstr(e.msg, "truncated"), "%s", e.msg);
+    }
+    close(fd);
+}

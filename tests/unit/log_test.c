@@ -1,0 +1,148 @@
+#include "vmm/log.h"
+
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <regex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+static char path[] = "/tmp/mayfly-log-XXXXXX";
+static char text[8192];
+static struct error e;
+
+static void set_up(void)
+{
+    int fd;
+
+    strcpy(path, "/tmp/mayfly-log-XXXXXX");
+    fd = mkstemp(path);
+    close(fd);
+    cr_assert_eq(log_open(path, &e), 0, "%s", e.msg);
+}
+
+static void tear_down(void)
+{
+    unlink(path);
+}
+
+TestSuite(log, .init = set_up, .fini = tear_down);
+
+static const char *logged(void)
+{
+    int fd = open(path, O_RDONLY);
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+
+    close(fd);
+    text[n < 0 ? 0 : n] = 0;
+    return text;
+}
+
+static bool matches(const char *line, const char *pattern)
+{
+    regex_t re;
+    bool ok;
+
+    cr_assert_eq(regcomp(&re, pattern, REG_EXTENDED | REG_NOSUB), 0);
+    ok = regexec(&re, line, 0, NULL, 0) == 0;
+    regfree(&re);
+    return ok;
+}
+
+#define TIME "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{9} "
+
+Test(log, has_the_documented_form)
+{
+    log_set_instance("vm-1");
+    log_info("a %d", 5);
+    cr_expect(matches(logged(), TIME "\\[vm-1:main\\] a 5\n$"), "%s", text);
+}
+
+Test(log, shows_level_and_origin_on_request)
+{
+    log_set_options((struct log_options){ LOG_DEBUG, true, true });
+    log_warn("x");
+    log_debug("y");
+    cr_expect(matches(logged(), "\\[[^]]*:main:WARN:[^]]*log_test.c:[0-9]+\\] x\n"), "%s", text);
+    cr_expect(strstr(text, ":DEBUG:"), "%s", text);
+}
+
+Test(log, leaves_out_what_is_below_its_level)
+{
+    log_set_options((struct log_options){ .level = LOG_WARN });
+    log_info("quiet");
+    log_debug("quiet");
+    log_error("loud");
+    cr_expect_null(strstr(logged(), "quiet"));
+    cr_expect(strstr(text, "loud"));
+    log_set_options((struct log_options){ .level = LOG_OFF });
+    log_error("never");
+    cr_expect_null(strstr(logged(), "never"));
+}
+
+static void *log_from_thread(void *arg)
+{
+    prctl(PR_SET_NAME, "fc_vcpu 3");
+    log_info("from a vCPU");
+    return arg;
+}
+
+Test(log, names_the_thread)
+{
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, log_from_thread, NULL);
+    pthread_join(thread, NULL);
+    cr_expect(strstr(logged(), ":fc_vcpu 3] from a vCPU\n"), "%s", text);
+}
+
+Test(log, cuts_a_line_that_is_too_long)
+{
+    char *huge = malloc(100000);
+
+    memset(huge, 'x', 99999);
+    huge[99999] = 0;
+    log_info("%s", huge);
+    log_info("next");
+    free(huge);
+    cr_expect_lt(strlen(logged()), 4096);
+    cr_expect(matches(text, "x\n[0-9T:.-]+ \\[[^]]*\\] next\n$"));
+}
+
+Test(log, waits_for_no_reader_of_a_fifo_and_counts_what_is_lost)
+{
+    char fifo[64];
+    uint64_t before = log_missed();
+
+    snprintf(fifo, sizeof(fifo), "%s.fifo", path);
+    cr_assert_eq(mkfifo(fifo, 0600), 0);
+    cr_assert_eq(log_open(fifo, &e), 0, "%s", e.msg);
+    for (unsigned i = 0; i < 3000; i++)
+        log_info("a line of some length, so that the pipe is full at some time");
+    cr_expect_gt(log_missed(), before);
+    unlink(fifo);
+}
+
+Test(log, keeps_its_sink_when_another_cannot_be_opened)
+{
+    cr_expect_eq(log_open("/nowhere/log", &e), -1);
+    cr_expect_str_eq(e.msg,
+                     "cannot open the log /nowhere/log: No such file or directory (os error 2)");
+    log_info("still here");
+    cr_expect(strstr(logged(), "still here"));
+}
+
+Test(log_level_parse, knows_each_name_in_any_case)
+{
+    cr_expect_eq(log_level_parse("Off"), LOG_OFF);
+    cr_expect_eq(log_level_parse("ERROR"), LOG_ERROR);
+    cr_expect_eq(log_level_parse("warn"), LOG_WARN);
+    cr_expect_eq(log_level_parse("Warning"), LOG_WARN);
+    cr_expect_eq(log_level_parse("info"), LOG_INFO);
+    cr_expect_eq(log_level_parse("Debug"), LOG_DEBUG);
+    cr_expect_eq(log_level_parse("trace"), LOG_TRACE);
+    cr_expect_eq(log_level_parse(""), -1);
+    cr_expect_eq(log_level_parse("infos"), -1);
+}

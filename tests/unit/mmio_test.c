@@ -1,0 +1,348 @@
+#include "virtio/mmio.h"
+
+#include "tests/unit/support/driver.h"
+
+#define FEATURES (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << 5 | UINT64_C(1) << 29)
+
+/* A device that counts what the transport asks of it. */
+static struct probe {
+    struct virtio_device dev;
+    unsigned activations, kicks, resets;
+    bool wants_more, breaks;
+} probe;
+
+static const uint8_t config[12] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+static struct driver d;
+
+static void probe_activate(struct virtio_device *dev)
+{
+    (void)dev;
+    probe.activations++;
+}
+
+static bool probe_kick(struct virtio_device *dev, unsigned queue)
+{
+    cr_expect_eq(queue, 0);
+    probe.kicks++;
+    if (probe.breaks)
+        virtio_needs_reset(dev, "the test says so");
+    return probe.wants_more;
+}
+
+static void probe_reset(struct virtio_device *dev)
+{
+    (void)dev;
+    probe.resets++;
+}
+
+static const struct virtio_ops probe_ops = {
+    .name = "probe",
+    .id = 42,
+    .queue_count = 1,
+    .activate = probe_activate,
+    .kick = probe_kick,
+    .reset = probe_reset,
+};
+
+static void set_up(void)
+{
+    probe = (struct probe){ .dev = { .ops = &probe_ops,
+                                     .offered = FEATURES,
+                                     .config = config,
+                                     .config_bytes = sizeof(config) } };
+    driver_init(&d, &probe.dev, 16);
+}
+
+static void tear_down(void)
+{
+    driver_fini(&d);
+}
+
+TestSuite(registers, .init = set_up, .fini = tear_down);
+TestSuite(negotiation, .init = set_up, .fini = tear_down);
+TestSuite(status, .init = set_up, .fini = tear_down);
+TestSuite(activation, .init = set_up, .fini = tear_down);
+TestSuite(kick, .init = set_up, .fini = tear_down);
+TestSuite(config_space, .init = set_up, .fini = tear_down);
+
+Test(registers, identify_the_device)
+{
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_MAGIC_VALUE), 0x74726976);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_VERSION), 2);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_DEVICE_ID), 42);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_VENDOR_ID), 0);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_NUM_MAX), 256);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_SHM_LEN_LOW), UINT32_MAX);
+    cr_expect_eq(reg_read(&d, 0x0fc), 0);
+    cr_expect_eq(reg_read(&d, 0x0dc), 0, "reserved");
+}
+
+Test(registers, show_no_queue_past_the_last)
+{
+    static const uint32_t past[] = { 1, 3, 0xffff, UINT32_MAX };
+
+    for (unsigned i = 0; i < sizeof(past) / sizeof(*past); i++) {
+        reg_write(&d, VIRTIO_MMIO_QUEUE_SEL, past[i]);
+        cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
+        cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 0);
+        reg_write(&d, VIRTIO_MMIO_QUEUE_READY, 1);
+        reg_write(&d, VIRTIO_MMIO_QUEUE_NUM, 8);
+    }
+    cr_expect_eq(probe.dev.queues[0].state.size, 0);
+}
+
+Test(registers, are_32_bits_wide)
+{
+    uint8_t bytes[8];
+
+    for (unsigned width = 1; width <= 8; width *= 2) {
+        memset(bytes, 0x5a, sizeof(bytes));
+        d.transport.bus.ops->read(&d.transport.bus, VIRTIO_MMIO_MAGIC_VALUE, bytes, width);
+        cr_expect_eq(bytes[0], width == 4 ? 'v' : 0x5a, "%u bytes", width);
+    }
+    bytes[0] = 1;
+    d.transport.bus.ops->write(&d.transport.bus, VIRTIO_MMIO_STATUS, bytes, 1);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0);
+}
+
+Test(negotiation, offers_64_bits_and_nothing_behind)
+{
+    cr_expect_eq(offered_features(&d), FEATURES);
+    reg_write(&d, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_DEVICE_FEATURES), 0);
+    reg_write(&d, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0x08000000);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_DEVICE_FEATURES), 0);
+}
+
+Test(negotiation, accepts_any_subset_with_version_1)
+{
+    cr_expect(driver_negotiate(&d, UINT64_C(1) << VIRTIO_F_VERSION_1));
+    cr_expect_eq(probe.dev.acked, UINT64_C(1) << VIRTIO_F_VERSION_1);
+    cr_expect(driver_negotiate(&d, FEATURES));
+    cr_expect_eq(probe.dev.acked, FEATURES);
+}
+
+Test(negotiation, refuses_a_legacy_driver)
+{
+    cr_expect_not(driver_negotiate(&d, UINT64_C(1) << 5));
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_DRIVER);
+    driver_ok(&d);
+    cr_expect_eq(probe.activations, 0);
+}
+
+Test(negotiation, refuses_a_feature_that_was_not_offered)
+{
+    cr_expect_not(driver_negotiate(&d, FEATURES | 1));
+    cr_expect_not(driver_negotiate(&d, FEATURES | UINT64_C(1) << 63));
+    cr_expect_eq(probe.dev.acked, 0);
+}
+
+Test(negotiation, ignores_features_written_at_the_wrong_time)
+{
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    cr_expect(driver_negotiate(&d, FEATURES), "what came before DRIVER counts for nothing");
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    cr_expect_eq(probe.dev.acked, FEATURES);
+}
+
+Test(status, takes_no_step_out_of_order)
+{
+    static const uint32_t steps[] = {
+        STATUS_DRIVER,
+        STATUS_DRIVER_OK,
+        STATUS_FEATURES,
+        STATUS_ACK | STATUS_DRIVER,
+        STATUS_ACK | STATUS_DRIVER_OK,
+        0xf,
+        STATUS_RESET_ME,
+        0x100,
+        UINT32_MAX & ~STATUS_FAILED,
+    };
+
+    for (unsigned i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
+        reg_write(&d, VIRTIO_MMIO_STATUS, steps[i]);
+        cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0, "0x%x", steps[i]);
+    }
+    cr_expect_eq(probe.activations, 0);
+}
+
+Test(status, remembers_that_the_driver_gave_up)
+{
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK);
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_FAILED);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_FAILED);
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_FAILED);
+}
+
+Test(status, forgets_everything_on_reset)
+{
+    driver_start(&d);
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    cr_expect_eq(probe.resets, 1);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 0);
+    cr_expect_eq(probe.dev.acked, 0);
+    cr_expect_null(probe.dev.queues[0].mem);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 0);
+    driver_start(&d);
+    cr_expect_eq(probe.activations, 2);
+}
+
+Test(activation, happens_once)
+{
+    driver_start(&d);
+    driver_ok(&d);
+    cr_expect_eq(probe.activations, 1);
+}
+
+Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
+{
+    struct virtq_state st;
+
+    cr_assert(driver_negotiate(&d, FEATURES));
+    ring_describe(&d.ring, &st);
+    st.used = gpa(0xc0001000u);
+    driver_set_queue(&d, &st);
+    driver_ok(&d);
+    cr_expect_eq(probe.activations, 0);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | STATUS_RESET_ME);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    cr_expect_eq(driver_interrupts(&d), 1);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 0);
+    driver_start(&d);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 1);
+}
+
+Test(activation, does_not_serve_a_queue_that_is_not_ready)
+{
+    struct virtq_state st;
+
+    cr_assert(driver_negotiate(&d, FEATURES));
+    ring_describe(&d.ring, &st);
+    st.ready = false;
+    driver_set_queue(&d, &st);
+    driver_ok(&d);
+    cr_expect_eq(probe.activations, 1);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 0);
+}
+
+Test(activation, takes_no_queue_changes_afterwards)
+{
+    struct virtq_state st;
+
+    driver_start(&d);
+    ring_describe(&d.ring, &st);
+    st.desc = gpa(0x8000);
+    st.size = 4;
+    st.ready = false;
+    driver_set_queue(&d, &st);
+    cr_expect_eq(probe.dev.queues[0].state.desc.v, RING_DESC);
+    cr_expect_eq(probe.dev.queues[0].state.size, 16);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 1);
+}
+
+Test(kick, comes_back_while_there_is_more)
+{
+    driver_start(&d);
+    probe.wants_more = true;
+    cr_expect(driver_kick(&d));
+    probe.wants_more = false;
+    cr_expect_not(driver_kick(&d));
+    cr_expect_eq(probe.kicks, 2);
+}
+
+Test(kick, is_not_served_by_a_broken_device)
+{
+    driver_start(&d);
+    probe.breaks = true;
+    driver_kick(&d);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 1);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | STATUS_RESET_ME);
+    probe.breaks = false;
+    driver_start(&d);
+    driver_kick(&d);
+    cr_expect_eq(probe.kicks, 2);
+}
+
+static void stop_loop(struct loop_source *src, uint32_t ready)
+{
+    (void)ready;
+    loop_drain(src->fd);
+    loop_stop(&d.loop, 0);
+}
+
+/* Serves what is ready, the eventfd `last` being added behind it. */
+static void run_loop(void)
+{
+    struct loop_source last = { .fd = d.transport.irq_fd, .want = EPOLLIN, .on_ready = stop_loop };
+    const uint64_t one = 1;
+
+    cr_assert_eq(loop_add(&d.loop, &last), 0);
+    cr_assert_eq(write(last.fd, &one, sizeof(one)), sizeof(one));
+    d.loop.stopping = 0;
+    loop_run(&d.loop);
+    loop_remove(&d.loop, &last);
+}
+
+Test(kick, waits_while_paused)
+{
+    const uint64_t one = 1;
+
+    driver_start(&d);
+    virtio_mmio_pause(&d.transport);
+    cr_assert_eq(write(d.transport.kicks[0].source.fd, &one, sizeof(one)), sizeof(one));
+    run_loop();
+    cr_expect_eq(probe.kicks, 0);
+    virtio_mmio_resume(&d.transport);
+    run_loop();
+    cr_expect_eq(probe.kicks, 1);
+}
+
+Test(kick, wakes_the_loop_once_a_write)
+{
+    const uint64_t one = 1;
+
+    driver_start(&d);
+    for (unsigned i = 1; i <= 3; i++) {
+        cr_assert_eq(write(d.transport.kicks[0].source.fd, &one, sizeof(one)), sizeof(one));
+        run_loop();
+        run_loop();
+        cr_expect_eq(probe.kicks, i);
+    }
+}
+
+Test(config_space, reads_in_every_width_and_ends_in_zeroes)
+{
+    static const struct {
+        uint64_t offset;
+        unsigned bytes;
+        uint64_t value;
+    } cases[] = {
+        { 0, 1, 0x01 },       { 3, 2, 0x0504 }, { 4, 4, 0x08070605 }, { 4, 8, 0x0c0b0a0908070605 },
+        { 8, 8, 0x0c0b0a09 }, { 11, 4, 0x0c },  { 12, 4, 0 },         { 0xef8, 8, 0 },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        uint64_t value = UINT64_MAX;
+
+        d.transport.bus.ops->read(&d.transport.bus, 0x100 + cases[i].offset, (uint8_t *)&value,
+                                  cases[i].bytes);
+        if (cases[i].bytes < 8)
+            value &= (UINT64_C(1) << 8 * cases[i].bytes) - 1;
+        cr_expect_eq(value, cases[i].value, "offset %lu, %u bytes: 0x%lx", cases[i].offset,
+                     cases[i].bytes, value);
+    }
+}
+
+Test(config_space, is_read_only)
+{
+    reg_write(&d, 0x100, UINT32_MAX);
+    cr_expect_eq(reg_read(&d, 0x100), 0x04030201);
+}

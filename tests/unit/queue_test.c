@@ -1,0 +1,337 @@
+#include "virtio/queue.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "tests/unit/support/ring.h"
+
+#define NEXT  VRING_DESC_F_NEXT
+#define WRITE VRING_DESC_F_WRITE
+
+static struct ring ring;
+static struct virtq q;
+static struct chain chain;
+
+static void start(bool event_idx)
+{
+    ring_init(&ring, 8);
+    q = (struct virtq){ 0 };
+    ring_describe(&ring, &q.state);
+    cr_assert_eq(virtq_start(&q, &ring.mem, event_idx), 0);
+}
+
+static void set_up(void)
+{
+    start(false);
+}
+
+static void tear_down(void)
+{
+    virtq_stop(&q);
+    ring_fini(&ring);
+}
+
+TestSuite(virtq_pop, .init = set_up, .fini = tear_down);
+TestSuite(virtq_start, .init = set_up, .fini = tear_down);
+TestSuite(virtq_push, .init = set_up, .fini = tear_down);
+TestSuite(chain, .init = set_up, .fini = tear_down);
+
+Test(virtq_start, refuses_sizes_that_are_no_power_of_two_up_to_256)
+{
+    static const uint16_t bad[] = { 0, 3, 7, 255, 257, 512, 0x8000, 0xffff };
+
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        q.state.size = bad[i];
+        cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL, "size %u", bad[i]);
+    }
+    for (uint16_t good = 1; good <= 256; good *= 2) {
+        q.state.size = good;
+        cr_expect_eq(virtq_start(&q, &ring.mem, false), 0, "size %u", good);
+    }
+}
+
+Test(virtq_start, refuses_misaligned_rings)
+{
+    q.state.desc.v += 8;
+    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    ring_describe(&ring, &q.state);
+    q.state.avail.v += 1;
+    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    ring_describe(&ring, &q.state);
+    q.state.used.v += 2;
+    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+}
+
+Test(virtq_start, refuses_rings_that_leave_memory)
+{
+    static const uint64_t outside[] = {
+        (1u << 20) - 16,            /* the first entries fit, the rest does not */
+        1u << 20,                   /* just behind */
+        0xc0001000u,                /* in the MMIO gap */
+        UINT64_MAX & ~UINT64_C(15), /* wraps */
+    };
+
+    for (unsigned i = 0; i < sizeof(outside) / sizeof(*outside); i++) {
+        gpa_t *rings[] = { &q.state.desc, &q.state.avail, &q.state.used };
+
+        for (unsigned k = 0; k < 3; k++) {
+            ring_describe(&ring, &q.state);
+            rings[k]->v = outside[i];
+            cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL, "ring %u at 0x%lx", k,
+                         outside[i]);
+        }
+    }
+}
+
+Test(virtq_start, accepts_rings_that_end_with_memory)
+{
+    q.state.used.v = (1u << 20) - (4 + 8 * 8 + 2) - 2;
+    cr_expect_eq(q.state.used.v % 4, 0);
+    cr_expect_eq(virtq_start(&q, &ring.mem, false), 0);
+    q.state.used.v += 4;
+    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+}
+
+Test(virtq_pop, finds_an_empty_ring_empty)
+{
+    cr_expect_eq(virtq_pop(&q, &chain), POP_EMPTY);
+}
+
+Test(virtq_pop, gives_the_bytes_of_a_chain_in_order)
+{
+    char text[8];
+
+    cr_assert_eq(gmem_write_(&ring.mem, gpa(RING_DATA), "virt", 4), 0);
+    cr_assert_eq(gmem_write_(&ring.mem, gpa(RING_DATA + 100), "queue", 4), 0);
+    ring_desc(&ring, 5, RING_DATA, 4, NEXT, 2);
+    ring_desc(&ring, 2, RING_DATA + 100, 4, NEXT, 0);
+    ring_desc(&ring, 0, RING_DATA + 200, 16, WRITE, 0);
+    ring_offer(&ring, 5);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.head, 5);
+    cr_expect_eq(chain.readable, 8);
+    cr_expect_eq(chain.writable, 16);
+    cr_assert_eq(chain_get(&chain, &text), 0);
+    cr_expect_arr_eq(text, "virtqueu", 8);
+    cr_expect_eq(chain_read_(&chain, text, 1), -EBADMSG);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_EMPTY);
+}
+
+Test(virtq_pop, refuses_a_head_past_the_queue)
+{
+    ring_offer(&ring, 8);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, refuses_a_next_past_the_queue)
+{
+    ring_desc(&ring, 0, RING_DATA, 4, NEXT, 0xffff);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, refuses_a_loop)
+{
+    ring_desc(&ring, 0, RING_DATA, 4, NEXT, 1);
+    ring_desc(&ring, 1, RING_DATA, 4, NEXT, 0);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, refuses_a_loop_of_empty_buffers)
+{
+    ring_desc(&ring, 3, RING_DATA, 0, NEXT, 3);
+    ring_offer(&ring, 3);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, accepts_a_chain_as_long_as_the_queue)
+{
+    for (uint16_t i = 0; i < 8; i++)
+        ring_desc(&ring, i, RING_DATA + i, 1, i < 7 ? NEXT : 0, i + 1);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.readable, 8);
+}
+
+Test(virtq_pop, refuses_a_readable_buffer_behind_a_writable_one)
+{
+    ring_desc(&ring, 0, RING_DATA, 4, NEXT | WRITE, 1);
+    ring_desc(&ring, 1, RING_DATA, 4, 0, 0);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, refuses_an_indirect_table_that_was_not_offered)
+{
+    ring_desc(&ring, 0, RING_DATA, 16, VRING_DESC_F_INDIRECT, 0);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, refuses_buffers_outside_memory)
+{
+    static const struct {
+        uint64_t addr;
+        uint32_t len;
+    } bad[] = {
+        { 1u << 20, 1 },       { (1u << 20) - 1, 2 }, { 0xc0000000u, 4096 },   { UINT64_MAX, 1 },
+        { UINT64_MAX - 3, 8 }, { 0, UINT32_MAX },     { 0xfffff000u, 0x2000 },
+    };
+
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        ring_desc(&ring, 0, bad[i].addr, bad[i].len, WRITE, 0);
+        ring_offer(&ring, 0);
+        cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN, "0x%lx", bad[i].addr);
+        q.state.next_avail = ring.avail_idx;
+    }
+}
+
+Test(virtq_pop, ignores_the_address_of_an_empty_buffer)
+{
+    ring_desc(&ring, 0, UINT64_MAX, 0, NEXT, 1);
+    ring_desc(&ring, 1, RING_DATA, 3, 0, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.readable, 3);
+    cr_expect_eq(chain.count, 1);
+}
+
+Test(virtq_pop, refuses_an_index_that_jumps_by_more_than_the_queue)
+{
+    put16(&ring, RING_AVAIL + 2, 9);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+    put16(&ring, RING_AVAIL + 2, 0xffff);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+Test(virtq_pop, follows_the_index_around_its_16_bits)
+{
+    ring_desc(&ring, 1, RING_DATA, 4, 0, 0);
+    for (unsigned i = 0; i < 70000; i++) {
+        ring_offer(&ring, 1);
+        cr_assert_eq(virtq_pop(&q, &chain), POP_OK, "request %u", i);
+        virtq_push(&q, &chain);
+        cr_assert_eq(ring_used_idx(&ring), (uint16_t)(i + 1));
+    }
+}
+
+Test(virtq_push, tells_head_and_length)
+{
+    uint32_t value = 0x12345678;
+
+    ring_desc(&ring, 6, RING_DATA, 64, WRITE, 0);
+    ring_offer(&ring, 6);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_assert_eq(chain_put(&chain, &value), 0);
+    virtq_push(&q, &chain);
+    cr_expect_eq(ring_used_idx(&ring), 1);
+    cr_expect_eq(ring_used(&ring, 0).id, 6);
+    cr_expect_eq(ring_used(&ring, 0).len, 4);
+    cr_expect_eq(get16(&ring, RING_DATA), 0x5678);
+}
+
+Test(virtq_wants_interrupt, obeys_the_flag_without_event_idx, .init = set_up, .fini = tear_down)
+{
+    cr_expect(virtq_wants_interrupt(&q));
+    put16(&ring, RING_AVAIL, VRING_AVAIL_F_NO_INTERRUPT);
+    cr_expect_not(virtq_wants_interrupt(&q));
+}
+
+Test(virtq_wants_interrupt, comes_once_when_used_event_is_passed, .fini = tear_down)
+{
+    start(true);
+    ring_desc(&ring, 0, RING_DATA, 4, WRITE, 0);
+    ring_set_used_event(&ring, 2);
+    for (unsigned i = 0; i < 5; i++) {
+        ring_offer(&ring, 0);
+        cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+        virtq_push(&q, &chain);
+        cr_expect_eq(virtq_wants_interrupt(&q), i == 2, "after request %u", i);
+    }
+}
+
+Test(virtq_rearm, publishes_how_far_the_device_came, .fini = tear_down)
+{
+    start(true);
+    ring_desc(&ring, 0, RING_DATA, 4, 0, 0);
+    ring_offer(&ring, 0);
+    cr_expect(virtq_rearm(&q), "one is pending");
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_not(virtq_rearm(&q));
+    cr_expect_eq(ring_avail_event(&ring), 1);
+}
+
+Test(chain, writes_across_buffers_and_refuses_more_than_they_hold)
+{
+    uint8_t bytes[12] = "hello world";
+    uint8_t seen[6];
+
+    ring_desc(&ring, 0, RING_DATA, 5, NEXT | WRITE, 1);
+    ring_desc(&ring, 1, RING_DATA + 64, 6, WRITE, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain_write_(&chain, bytes, 12), -EBADMSG);
+    cr_assert_eq(chain_write_(&chain, bytes, 11), 0);
+    cr_assert_eq(gmem_get(&ring.mem, gpa(RING_DATA + 64), &seen), 0);
+    cr_expect_arr_eq(seen, " world", 6);
+    cr_expect_eq(chain.written, 11);
+    cr_expect_eq(chain.writable, 0);
+}
+
+Test(chain, skips_without_counting_as_written)
+{
+    uint8_t status = 7;
+
+    ring_desc(&ring, 0, RING_DATA, 5, NEXT | WRITE, 1);
+    ring_desc(&ring, 1, RING_DATA + 64, 6, WRITE, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    chain_skip_writable(&chain, 10);
+    cr_assert_eq(chain_put(&chain, &status), 0);
+    cr_expect_eq(chain.written, 1);
+    cr_expect_eq(get16(&ring, RING_DATA + 64 + 4) >> 8, 7);
+}
+
+Test(chain, moves_file_bytes_in_pieces_of_any_size)
+{
+    uint8_t file[4096], back[4096];
+    int fd = memfd_create("disk", MFD_CLOEXEC);
+    uint32_t at = 0;
+
+    for (unsigned i = 0; i < sizeof(file); i++)
+        file[i] = (uint8_t)(i * 7 + i / 256);
+    cr_assert_eq(write(fd, file, sizeof(file)), sizeof(file));
+    for (uint16_t i = 0; i < 7; i++)
+        ring_desc(&ring, i, RING_DATA + 0x1000u * i, i == 6 ? 4096 - 6 * 100 : 100,
+                  WRITE | (i < 6 ? NEXT : 0), i + 1);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    while (chain.writable) {
+        uint32_t n = chain.writable < 333 ? chain.writable : 333;
+
+        cr_assert_eq(chain_pread(&chain, fd, at, n), n);
+        at += n;
+    }
+    cr_expect_eq(chain.written, 4096);
+    for (unsigned i = 0; i < 6; i++)
+        cr_assert_eq(gmem_read_(&ring.mem, gpa(RING_DATA + 0x1000u * i), back + 100 * i, 100), 0);
+    cr_assert_eq(gmem_read_(&ring.mem, gpa(RING_DATA + 0x6000), back + 600, 3496), 0);
+    cr_expect_arr_eq(back, file, sizeof(file));
+    close(fd);
+}
+
+Test(chain, tells_the_end_of_a_file_and_errors_apart)
+{
+    int fd = memfd_create("disk", MFD_CLOEXEC);
+
+    ring_desc(&ring, 0, RING_DATA, 512, WRITE, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain_pread(&chain, fd, 0, 512), 0);
+    close(fd);
+    cr_expect_eq(chain_pread(&chain, fd, 0, 512), -EBADF);
+    cr_expect_eq(chain.written, 0);
+    cr_expect_eq(chain.writable, 512);
+}

@@ -1,0 +1,218 @@
+#include "vmm/serial.h"
+
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+
+enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR };
+
+static struct serial s;
+static struct loop loop;
+static int out[2], in[2], irq;
+
+static void set_up(void)
+{
+    cr_assert_eq(pipe2(out, O_NONBLOCK), 0);
+    irq = eventfd(0, EFD_NONBLOCK);
+    serial_init(&s, irq, out[1]);
+}
+
+TestSuite(serial, .init = set_up);
+TestSuite(serial_input, .init = set_up);
+
+static uint8_t in8(unsigned reg)
+{
+    uint8_t value = 0x5a;
+
+    s.bus.ops->read(&s.bus, reg, &value, 1);
+    return value;
+}
+
+static void out8(unsigned reg, uint8_t value)
+{
+    s.bus.ops->write(&s.bus, reg, &value, 1);
+}
+
+static unsigned edges(void)
+{
+    return (unsigned)loop_drain(irq);
+}
+
+Test(serial, passes_output_on_byte_by_byte)
+{
+    char got[4];
+
+    out8(DATA, 'v');
+    out8(DATA, 'm');
+    cr_expect_eq(read(out[0], got, 4), 2);
+    cr_expect_arr_eq(got, "vm", 2);
+    cr_expect_eq(in8(LSR) & 0x60, 0x60, "the transmitter is always ready");
+}
+
+Test(serial, drops_and_counts_what_the_reader_does_not_take)
+{
+    for (unsigned i = 0; i < 70000; i++)
+        out8(DATA, 'x');
+    cr_expect_gt(s.missed_writes, 0);
+    cr_expect_lt(s.missed_writes, 70000);
+}
+
+Test(serial, survives_a_reader_that_is_gone)
+{
+    signal(SIGPIPE, SIG_IGN);
+    close(out[0]);
+    out8(DATA, 'x');
+    cr_expect_eq(s.missed_writes, 1);
+}
+
+Test(serial, keeps_divisor_and_data_apart)
+{
+    char got[2];
+
+    out8(LCR, 0x83);
+    out8(DATA, 0x01);
+    out8(IER, 0x02);
+    cr_expect_eq(in8(DATA), 1);
+    cr_expect_eq(in8(IER), 2);
+    out8(LCR, 0x03);
+    cr_expect_eq(in8(IER), 0);
+    cr_expect_eq(read(out[0], got, 2), -1, "nothing was sent");
+}
+
+Test(serial, remembers_scratch_and_modem_control)
+{
+    for (unsigned v = 0; v < 256; v++) {
+        out8(SCR, (uint8_t)v);
+        cr_expect_eq(in8(SCR), v);
+    }
+    out8(MCR, 0xff);
+    cr_expect_eq(in8(MCR), 0x1f);
+    out8(LSR, 0);
+    out8(MSR, 0);
+    cr_expect_eq(in8(LSR), 0x60, "read-only");
+}
+
+Test(serial, answers_a_driver_s_loopback_test)
+{
+    out8(MCR, 0x10 | 0x0a);
+    cr_expect_eq(in8(MSR) & 0xf0, 0x90);
+    out8(MCR, 0x10 | 0x05);
+    cr_expect_eq(in8(MSR) & 0xf0, 0x60);
+    out8(DATA, 'l');
+    cr_expect_eq(in8(DATA), 'l');
+    out8(MCR, 0);
+    cr_expect_eq(in8(MSR), 0xb0);
+}
+
+Test(serial, shows_its_fifo_when_that_is_on)
+{
+    cr_expect_eq(in8(IIR), 0x01);
+    out8(IIR, 0x01);
+    cr_expect_eq(in8(IIR), 0xc1);
+    out8(IIR, 0x00);
+    cr_expect_eq(in8(IIR), 0x01);
+}
+
+Test(serial, interrupts_when_the_transmitter_is_empty)
+{
+    out8(DATA, 'a');
+    cr_expect_eq(edges(), 0, "not enabled");
+    out8(IER, 0x02);
+    cr_expect_eq(edges(), 1, "it is empty now");
+    cr_expect_eq(in8(IIR), 0x02);
+    cr_expect_eq(in8(IIR), 0x01, "reading acknowledged it");
+    out8(DATA, 'b');
+    cr_expect_eq(edges(), 1);
+    out8(DATA, 'c');
+    cr_expect_eq(edges(), 0, "still pending");
+}
+
+Test(serial, ignores_accesses_of_other_widths)
+{
+    uint8_t bytes[4] = { 1, 2, 3, 4 };
+    char got[4];
+
+    s.bus.ops->write(&s.bus, DATA, bytes, 4);
+    s.bus.ops->write(&s.bus, DATA, bytes, 2);
+    cr_expect_eq(read(out[0], got, 4), -1);
+    s.bus.ops->read(&s.bus, DATA, bytes, 4);
+    cr_expect_eq(bytes[0], 1);
+}
+
+/* Serves the loop until nothing is ready. */
+static void serve(void)
+{
+    struct epoll_event ev;
+
+    while (epoll_wait(loop.epoll_fd, &ev, 1, 0) == 1) {
+        struct loop_source *src = ev.data.ptr;
+
+        src->on_ready(src, ev.events);
+    }
+}
+
+static void attach(void)
+{
+    struct error e;
+
+    cr_assert_eq(pipe2(in, O_NONBLOCK), 0);
+    cr_assert_eq(dup2(in[0], STDIN_FILENO), STDIN_FILENO);
+    cr_assert_eq(loop_init(&loop, &e), 0);
+    cr_assert_eq(serial_attach_input(&s, &loop, &e), 0, "%s", e.msg);
+}
+
+Test(serial_input, interrupts_and_is_read_in_order)
+{
+    attach();
+    out8(IER, 0x01);
+    cr_assert_eq(write(in[1], "hi", 2), 2);
+    serve();
+    cr_expect_eq(edges(), 1);
+    cr_expect_eq(in8(IIR), 0x04);
+    cr_expect_eq(in8(LSR), 0x61);
+    cr_expect_eq(in8(DATA), 'h');
+    cr_expect_eq(in8(DATA), 'i');
+    cr_expect_eq(in8(LSR), 0x60);
+    cr_expect_eq(in8(IIR), 0x01);
+    cr_expect_eq(in8(DATA), 0, "empty");
+}
+
+Test(serial_input, waits_in_the_pipe_while_the_fifo_is_full)
+{
+    uint8_t sent[200];
+
+    attach();
+    for (unsigned i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)i;
+    cr_assert_eq(write(in[1], sent, sizeof(sent)), sizeof(sent));
+    serve();
+    cr_expect_eq(s.state.fifo_count, 64);
+    for (unsigned i = 0; i < sizeof(sent); i++) {
+        cr_expect_eq(in8(DATA), i);
+        serve();
+    }
+    cr_expect_eq(s.state.fifo_count, 0);
+}
+
+Test(serial_input, stays_in_the_pipe_while_paused)
+{
+    attach();
+    serial_pause(&s);
+    cr_assert_eq(write(in[1], "x", 1), 1);
+    serve();
+    cr_expect_eq(s.state.fifo_count, 0);
+    serial_resume(&s);
+    serve();
+    cr_expect_eq(s.state.fifo_count, 1);
+}
+
+Test(serial_input, ends_quietly)
+{
+    attach();
+    cr_assert_eq(write(in[1], "z", 1), 1);
+    close(in[1]);
+    serve();
+    cr_expect_null(s.input.on_ready);
+    cr_expect_eq(in8(DATA), 'z');
+}

@@ -1,0 +1,357 @@
+#include "vmm/vm.h"
+
+#include <criterion/criterion.h>
+#include <elf.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static char dir[] = "/tmp/mayfly-vm-XXXXXX";
+static struct loop loop;
+static struct vm *vm;
+static struct error e;
+
+/* A kernel that does nothing, for ever: cli; hlt; jmp back. */
+static void write_kernel(const char *path)
+{
+    static const uint8_t code[] = { 0xfa, 0xf4, 0xeb, 0xfd };
+    struct {
+        Elf64_Ehdr eh;
+        Elf64_Phdr ph;
+        uint8_t code[sizeof(code)];
+    } image = {
+        .eh = { .e_ident = { 0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
+                .e_type = ET_EXEC,
+                .e_machine = EM_X86_64,
+                .e_version = EV_CURRENT,
+                .e_entry = 0x1000000,
+                .e_phoff = sizeof(Elf64_Ehdr),
+                .e_ehsize = sizeof(Elf64_Ehdr),
+                .e_phentsize = sizeof(Elf64_Phdr),
+                .e_phnum = 1 },
+        .ph = { .p_type = PT_LOAD,
+                .p_flags = PF_R | PF_X,
+                .p_offset = sizeof(Elf64_Ehdr) + sizeof(Elf64_Phdr),
+                .p_vaddr = 0x1000000,
+                .p_paddr = 0x1000000,
+                .p_filesz = sizeof(code),
+                .p_memsz = sizeof(code) },
+    };
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+    memcpy(image.code, code, sizeof(code));
+    cr_assert_eq(write(fd, &image, sizeof(image)), sizeof(image));
+    close(fd);
+}
+
+static const char *file(const char *name)
+{
+    static char path[4][64];
+    static unsigned next;
+    char *p = path[next++ % 4];
+
+    snprintf(p, sizeof(path[0]), "%s/%s", dir, name);
+    return p;
+}
+
+static void set_up(void)
+{
+    static const struct vm_options options = { .id = "test" };
+
+    strcpy(dir, "/tmp/mayfly-vm-XXXXXX");
+    cr_assert_not_null(mkdtemp(dir));
+    write_kernel(file("kernel"));
+    close(open(file("disk"), O_WRONLY | O_CREAT, 0600));
+    cr_assert_eq(truncate(file("disk"), 1 << 20), 0);
+    close(open(file("text"), O_WRONLY | O_CREAT, 0600));
+    cr_assert_eq(loop_init(&loop, &e), 0);
+    vm = vm_new(&loop, &options);
+}
+
+static void tear_down(void)
+{
+    unlink(file("kernel"));
+    unlink(file("disk"));
+    unlink(file("text"));
+    rmdir(dir);
+}
+
+TestSuite(vm, .init = set_up, .fini = tear_down);
+TestSuite(machine_config, .init = set_up, .fini = tear_down);
+TestSuite(boot_source, .init = set_up, .fini = tear_down);
+TestSuite(drives, .init = set_up, .fini = tear_down);
+
+static int apply(enum action_kind kind)
+{
+    struct action a = { .kind = kind };
+
+    return vm_apply(vm, &a, &e);
+}
+
+static int put_machine(enum action_kind kind, unsigned given, struct machine_config config)
+{
+    struct action a = { .kind = kind, .machine = { config, given } };
+
+    return vm_apply(vm, &a, &e);
+}
+
+static int put_boot(const char *kernel, const char *initrd, const char *args)
+{
+    struct action a = { .kind = ACT_PUT_BOOT_SOURCE,
+                        .boot_source = { .kernel_image_path = strdup(kernel),
+                                         .initrd_path = initrd ? strdup(initrd) : NULL,
+                                         .boot_args = args ? strdup(args) : NULL } };
+    int ret = vm_apply(vm, &a, &e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static int put_drive(const char *id, const char *path, bool is_root)
+{
+    struct action a = { .kind = ACT_PUT_DRIVE,
+                        .drive = { .drive_id = strdup(id),
+                                   .path_on_host = path ? strdup(path) : NULL,
+                                   .is_root_device = is_root } };
+    int ret = vm_apply(vm, &a, &e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static void need_kvm(void)
+{
+    if (access("/dev/kvm", R_OK | W_OK) < 0)
+        cr_skip_test("no usable /dev/kvm on this host");
+}
+
+static void start(void)
+{
+    need_kvm();
+    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0, "%s", e.msg);
+    cr_assert_eq(apply(ACT_START), 0, "%s", e.msg);
+}
+
+Test(vm, refuses_before_the_start_what_needs_a_guest)
+{
+    static const enum action_kind kinds[] = { ACT_CTRL_ALT_DEL, ACT_PAUSE, ACT_RESUME };
+
+    for (unsigned i = 0; i < 3; i++) {
+        cr_expect_eq(apply(kinds[i]), -1);
+        cr_expect_eq(e.kind, ERR_STATE);
+        cr_expect_str_eq(e.msg,
+                         "The requested operation is not supported before starting the microVM.");
+    }
+}
+
+Test(vm, refuses_after_the_start_what_shapes_it)
+{
+    static const enum action_kind kinds[] = { ACT_PUT_MACHINE, ACT_PATCH_MACHINE,
+                                              ACT_PUT_BOOT_SOURCE, ACT_PUT_DRIVE, ACT_START };
+
+    start();
+    for (unsigned paused = 0; paused < 2; paused++) {
+        for (unsigned i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+            cr_expect_eq(apply(kinds[i]), -1);
+            cr_expect_eq(e.kind, ERR_STATE);
+            cr_expect_str_eq(
+                e.msg, "The requested operation is not supported after starting the microVM.");
+        }
+        cr_expect_eq(apply(ACT_PAUSE), 0);
+    }
+}
+
+Test(vm, pauses_and_resumes_any_number_of_times)
+{
+    start();
+    cr_expect_eq(vm_state(vm), VM_RUNNING);
+    for (unsigned i = 0; i < 100; i++) {
+        cr_expect_eq(apply(ACT_RESUME), 0, "already running");
+        cr_expect_eq(apply(ACT_PAUSE), 0);
+        cr_expect_eq(vm_state(vm), VM_PAUSED);
+        cr_expect_eq(apply(ACT_PAUSE), 0, "already paused");
+        cr_expect_eq(apply(ACT_RESUME), 0);
+        cr_expect_eq(vm_state(vm), VM_RUNNING);
+    }
+    vm_stop(vm);
+}
+
+Test(vm, does_not_start_without_a_kernel)
+{
+    cr_expect_eq(apply(ACT_START), -1);
+    cr_expect_str_eq(e.msg,
+                     "Start microvm error: Cannot start microvm without kernel configuration.");
+    cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
+}
+
+Test(vm, can_be_configured_anew_after_a_failed_start)
+{
+    need_kvm();
+    cr_assert_eq(put_drive("a", file("disk"), false), 0);
+    cr_assert_eq(put_boot(file("text"), NULL, "x"), 0);
+    cr_expect_eq(apply(ACT_START), -1);
+    cr_expect(strstr(e.msg, "Start microvm error: "), "%s", e.msg);
+    cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
+    cr_assert_eq(put_machine(ACT_PUT_MACHINE, MACHINE_VCPU_COUNT | MACHINE_MEM_SIZE,
+                             (struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }),
+                 0);
+    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_expect_eq(apply(ACT_START), 0, "%s", e.msg);
+    cr_expect_eq(vm_state(vm), VM_RUNNING);
+}
+
+Test(vm, says_when_kvm_is_missing)
+{
+    if (access("/dev/kvm", F_OK) == 0)
+        cr_skip_test("this host has /dev/kvm");
+    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_expect_eq(apply(ACT_START), -1);
+    cr_expect(strstr(e.msg, "/dev/kvm"), "%s", e.msg);
+}
+
+Test(vm, refuses_more_drives_than_there_are_interrupt_lines_at_the_start)
+{
+    need_kvm();
+    for (unsigned i = 0; i < 18; i++) {
+        char id[8];
+
+        snprintf(id, sizeof(id), "d%u", i);
+        cr_assert_eq(put_drive(id, file("disk"), false), 0, "%s", e.msg);
+    }
+    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_expect_eq(apply(ACT_START), -1);
+    cr_expect(strstr(e.msg, "The requested resource is not available."), "%s", e.msg);
+}
+
+Test(machine_config, has_the_documented_defaults)
+{
+    const struct machine_config *c = vm_machine_config(vm);
+
+    cr_expect_eq(c->vcpu_count, 1);
+    cr_expect_eq(c->mem_size_mib, 128);
+    cr_expect_not(c->smt || c->track_dirty_pages);
+    cr_expect_eq(c->huge_pages, HUGE_PAGES_NONE);
+    cr_expect_eq(c->cpu_template, CPU_TEMPLATE_NONE);
+}
+
+Test(machine_config, checks_values_and_changes_nothing_when_it_refuses)
+{
+    static const struct {
+        struct machine_config config;
+        bool ok;
+    } cases[] = {
+        { { .vcpu_count = 0, .mem_size_mib = 64 }, false },
+        { { .vcpu_count = 1, .mem_size_mib = 64 }, true },
+        { { .vcpu_count = 32, .mem_size_mib = 64 }, true },
+        { { .vcpu_count = 33, .mem_size_mib = 64 }, false },
+        { { .vcpu_count = 3, .mem_size_mib = 64 }, true },
+        { { .vcpu_count = 3, .mem_size_mib = 64, .smt = true }, false },
+        { { .vcpu_count = 1, .mem_size_mib = 64, .smt = true }, true },
+        { { .vcpu_count = 4, .mem_size_mib = 64, .smt = true }, true },
+        { { .vcpu_count = 1, .mem_size_mib = 0 }, false },
+        { { .vcpu_count = 1, .mem_size_mib = 3 }, true },
+        { { .vcpu_count = 1, .mem_size_mib = 3, .huge_pages = HUGE_PAGES_2M }, false },
+        { { .vcpu_count = 1, .mem_size_mib = 3, .huge_pages = HUGE_PAGES_TRANSPARENT }, false },
+        { { .vcpu_count = 1, .mem_size_mib = 4, .huge_pages = HUGE_PAGES_2M }, true },
+        { { .vcpu_count = 1, .mem_size_mib = UINT64_MAX }, true },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct machine_config before = *vm_machine_config(vm);
+        struct machine_config want = cases[i].config;
+        const struct machine_config *after = vm_machine_config(vm);
+
+        want.cpu_template = CPU_TEMPLATE_NONE;
+        cr_expect_eq(put_machine(ACT_PUT_MACHINE, ~0u, want), cases[i].ok ? 0 : -1, "case %u", i);
+        if (!cases[i].ok)
+            want = before;
+        cr_expect_eq(after->vcpu_count, want.vcpu_count, "case %u", i);
+        cr_expect_eq(after->mem_size_mib, want.mem_size_mib, "case %u", i);
+        cr_expect_eq(after->smt, want.smt, "case %u", i);
+        cr_expect_eq(after->huge_pages, want.huge_pages, "case %u", i);
+    }
+}
+
+Test(machine_config, puts_defaults_where_a_put_is_silent_but_keeps_the_template)
+{
+    put_machine(ACT_PUT_MACHINE, ~0u,
+                (struct machine_config){ .vcpu_count = 2,
+                                         .mem_size_mib = 64,
+                                         .smt = true,
+                                         .track_dirty_pages = true,
+                                         .cpu_template = CPU_TEMPLATE_T2 });
+    put_machine(ACT_PUT_MACHINE, MACHINE_VCPU_COUNT | MACHINE_MEM_SIZE,
+                (struct machine_config){ .vcpu_count = 4, .mem_size_mib = 32 });
+    cr_expect_not(vm_machine_config(vm)->smt);
+    cr_expect_not(vm_machine_config(vm)->track_dirty_pages);
+    cr_expect_eq(vm_machine_config(vm)->cpu_template, CPU_TEMPLATE_T2);
+    put_machine(ACT_PATCH_MACHINE, MACHINE_SMT, (struct machine_config){ .smt = true });
+    cr_expect_eq(vm_machine_config(vm)->vcpu_count, 4, "a PATCH leaves the rest");
+    cr_expect(vm_machine_config(vm)->smt);
+}
+
+Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
+{
+    cr_assert_eq(put_boot(file("kernel"), NULL, "first"), 0);
+    cr_expect_eq(put_boot(file("none"), NULL, "second"), -1);
+    cr_expect_str_eq(e.msg, "Boot source error: The kernel file cannot be opened: No such file or "
+                            "directory (os error 2)");
+    cr_expect_eq(put_boot(file("kernel"), file("none"), "second"), -1);
+    cr_expect_str_eq(e.msg, "Boot source error: The initrd file cannot be opened due to invalid "
+                            "path or invalid permissions. No such file or directory (os error 2)");
+    cr_expect_str_eq(vm_boot_source(vm)->boot_args, "first");
+    cr_expect_null(vm_boot_source(vm)->initrd_path);
+}
+
+Test(boot_source, refuses_a_command_line_that_cannot_fit)
+{
+    char args[2100];
+
+    memset(args, 'a', sizeof(args));
+    args[2048] = 0;
+    cr_expect_eq(put_boot(file("kernel"), NULL, args), -1);
+    cr_expect(strstr(e.msg, "Invalid cmdline capacity"), "%s", e.msg);
+    args[2047] = 0;
+    cr_expect_eq(put_boot(file("kernel"), NULL, args), 0, "%s", e.msg);
+}
+
+Test(drives, keep_their_order_with_the_root_first)
+{
+    cr_assert_eq(put_drive("a", file("disk"), false), 0);
+    cr_assert_eq(put_drive("b", file("disk"), false), 0);
+    cr_assert_eq(put_drive("r", file("disk"), true), 0);
+    cr_assert_eq(put_drive("c", file("disk"), false), 0);
+    cr_expect_eq(vm_drive_count(vm), 4);
+    for (unsigned i = 0; i < 4; i++)
+        cr_expect_eq(vm_drive(vm, i)->drive_id[0], "rabc"[i]);
+}
+
+Test(drives, are_replaced_by_id)
+{
+    cr_assert_eq(put_drive("a", file("disk"), false), 0);
+    cr_assert_eq(put_drive("b", file("disk"), false), 0);
+    cr_assert_eq(put_drive("a", file("text"), false), 0);
+    cr_expect_eq(vm_drive_count(vm), 2);
+    cr_expect_str_eq(vm_drive(vm, 0)->path_on_host, file("text"));
+    cr_expect_eq(put_drive("a", file("none"), false), -1);
+    cr_expect_str_eq(vm_drive(vm, 0)->path_on_host, file("text"), "the old one stays");
+}
+
+Test(drives, have_one_root)
+{
+    cr_assert_eq(put_drive("r", file("disk"), true), 0);
+    cr_expect_eq(put_drive("s", file("disk"), true), -1);
+    cr_expect_str_eq(e.msg, "Drive config error: A root block device already exists!");
+    cr_expect_eq(put_drive("r", file("disk"), true), 0, "itself may be put again");
+    cr_assert_eq(put_drive("r", file("disk"), false), 0);
+    cr_expect_eq(put_drive("s", file("disk"), true), 0, "the place is free");
+    cr_expect_str_eq(vm_drive(vm, 0)->drive_id, "s");
+}
+
+Test(drives, need_a_path)
+{
+    cr_expect_eq(put_drive("a", NULL, false), -1);
+    cr_expect_str_eq(e.msg, "Drive config error: Unable to create the virtio block device: Invalid "
+                            "block config.");
+}

@@ -1,0 +1,48 @@
+/*
+ * What a device must provide to the transport, and what it may ask of it.
+ *
+ * The transport (virtio/mmio.h) owns registers, feature and status rules, queue set-up and
+ * interrupts; a device owns requests. The transport calls every function below under one mutex, so
+ * a device needs no lock of its own. A device reaches guest memory only through its queues, which
+ * exist from activate to reset.
+ */
+#pragma once
+
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+
+#include "virtio/queue.h"
+
+#define VIRTIO_QUEUES_MAX 3u
+
+struct virtio_device;
+
+struct virtio_ops { /* const, static, one per device type */
+    const char *name;
+    uint32_t id; /* section 5 */
+    unsigned queue_count;
+    /* The driver is ready (DRIVER_OK). A queue whose state.ready is false does not exist. */
+    void (*activate)(struct virtio_device *d);
+    /* The guest kicked a queue. Does a bounded amount of work; true: there is more, call again
+     * after others had their turn. Event-loop thread. */
+    bool (*kick)(struct virtio_device *d, unsigned queue);
+    /* The guest resets the device: when it returns, no request is in flight. */
+    void (*reset)(struct virtio_device *d);
+};
+
+struct virtio_device {
+    const struct virtio_ops *ops;
+    uint64_t offered;   /* feature bits; fixed before the guest runs */
+    uint64_t acked;     /* what the driver took of them */
+    const void *config; /* device configuration space, as the guest sees it */
+    size_t config_bytes;
+    struct virtq queues[VIRTIO_QUEUES_MAX];
+    struct virtio_mmio *transport; /* set by virtio_mmio_init */
+};
+
+/* Interrupts the guest if it wants that for what was pushed to the queue since the last call. */
+void virtio_signal_used(struct virtio_device *d, unsigned queue);
+
+/* The guest broke the rules: nothing is processed any more until it resets the device (section
+ * 2.1.2, DEVICE_NEEDS_RESET). Logs `why`, at most once a second a device. */
+void virtio_needs_reset(struct virtio_device *d, const char *why);

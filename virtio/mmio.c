@@ -1,0 +1,337 @@
+#include "virtio/mmio.h"
+
+#include <errno.h>
+#include <linux/virtio_mmio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "vmm/log.h"
+
+#define MAGIC   0x74726976u /* "virt" */
+#define VERSION 2u
+
+#define STATUS_ACKNOWLEDGE VIRTIO_CONFIG_S_ACKNOWLEDGE
+#define STATUS_DRIVER      VIRTIO_CONFIG_S_DRIVER
+#define STATUS_FEATURES_OK VIRTIO_CONFIG_S_FEATURES_OK
+#define STATUS_DRIVER_OK   VIRTIO_CONFIG_S_DRIVER_OK
+#define STATUS_NEEDS_RESET VIRTIO_CONFIG_S_NEEDS_RESET
+#define STATUS_FAILED      VIRTIO_CONFIG_S_FAILED
+
+#define CONFIG_SPACE VIRTIO_MMIO_CONFIG
+
+#define KICK_EVENTS (EPOLLIN | EPOLLET)
+
+static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
+{
+    const uint64_t one = 1;
+
+    atomic_fetch_or(&t->interrupt_status, bit);
+    (void)!write(t->irq_fd, &one, sizeof(one));
+}
+
+void virtio_signal_used(struct virtio_device *d, unsigned queue)
+{
+    if (virtq_wants_interrupt(&d->queues[queue]))
+        raise_interrupt(d->transport, VIRTIO_MMIO_INT_VRING);
+}
+
+void virtio_needs_reset(struct virtio_device *d, const char *why)
+{
+    struct virtio_mmio *t = d->transport;
+    struct timespec now;
+
+    t->state.status |= STATUS_NEEDS_RESET;
+    raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec != t->last_complaint)
+        log_warn("virtio %s at 0x%llx stops until the guest resets it: %s", d->ops->name,
+                 (unsigned long long)t->bus.base, why);
+    t->last_complaint = now.tv_sec;
+}
+
+static bool is_active(const struct virtio_mmio *t)
+{
+    return (t->state.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET)) == STATUS_DRIVER_OK;
+}
+
+/* The queue that queue_sel names, or NULL. */
+static struct virtq *selected(struct virtio_mmio *t)
+{
+    if (t->state.queue_sel >= t->device->ops->queue_count)
+        return NULL;
+    return &t->device->queues[t->state.queue_sel];
+}
+
+static void reset(struct virtio_mmio *t)
+{
+    struct virtio_device *d = t->device;
+
+    if (t->state.status & STATUS_DRIVER_OK)
+        d->ops->reset(d);
+    for (unsigned i = 0; i < d->ops->queue_count; i++)
+        virtq_stop(&d->queues[i]);
+    d->acked = 0;
+    t->state = (struct virtio_mmio_state){ .config_generation = t->state.config_generation };
+    atomic_store(&t->interrupt_status, 0);
+}
+
+static void activate(struct virtio_mmio *t)
+{
+    struct virtio_device *d = t->device;
+    bool event_idx = d->acked & UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX;
+
+    for (unsigned i = 0; i < d->ops->queue_count; i++) {
+        struct virtq *q = &d->queues[i];
+
+        if (q->state.ready && virtq_start(q, t->mem, event_idx) < 0) {
+            virtio_needs_reset(d, "a queue's size or addresses are invalid");
+            return;
+        }
+    }
+    d->ops->activate(d);
+}
+
+/* The driver may take what was offered, no more, and must take VERSION_1 (section 6.1). */
+static bool features_acceptable(const struct virtio_mmio *t)
+{
+    uint64_t wanted = t->state.driver_features;
+
+    return !(wanted & ~t->device->offered) && wanted & UINT64_C(1) << VIRTIO_F_VERSION_1;
+}
+
+/* Section 3.1.1: each step adds one bit to those before it; anything else is ignored, so that a
+ * driver that skips a step finds its bit unset. */
+static void write_status(struct virtio_mmio *t, uint32_t value)
+{
+    const uint32_t before_ok = STATUS_ACKNOWLEDGE | STATUS_DRIVER;
+    uint32_t status = t->state.status;
+
+    if (value == 0) {
+        reset(t);
+    } else if (value & STATUS_FAILED) {
+        t->state.status |= STATUS_FAILED;
+    } else if ((status == 0 && value == STATUS_ACKNOWLEDGE) ||
+               (status == STATUS_ACKNOWLEDGE && value == before_ok)) {
+        t->state.status = value;
+    } else if (status == before_ok && value == (before_ok | STATUS_FEATURES_OK)) {
+        if (!features_acceptable(t))
+            return;
+        t->device->acked = t->state.driver_features;
+        t->state.status = value;
+    } else if (status == (before_ok | STATUS_FEATURES_OK) && value == (status | STATUS_DRIVER_OK)) {
+        t->state.status = value;
+        activate(t);
+    }
+}
+
+static void write_driver_features(struct virtio_mmio *t, uint32_t value)
+{
+    uint32_t sel = t->state.driver_features_sel;
+    uint64_t *features = &t->state.driver_features;
+
+    if ((t->state.status & ~STATUS_ACKNOWLEDGE) != STATUS_DRIVER || sel > 1)
+        return;
+    *features &= ~((uint64_t)UINT32_MAX << 32 * sel);
+    *features |= (uint64_t)value << 32 * sel;
+}
+
+static void set_half(gpa_t *address, bool is_high, uint32_t value)
+{
+    if (is_high)
+        address->v = (address->v & UINT32_MAX) | (uint64_t)value << 32;
+    else
+        address->v = (address->v & ~(uint64_t)UINT32_MAX) | value;
+}
+
+/* Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1, steps 7 and 8). */
+static void write_queue_register(struct virtio_mmio *t, uint64_t offset, uint32_t value)
+{
+    struct virtq *q = selected(t);
+
+    if (!q || (t->state.status & (STATUS_FEATURES_OK | STATUS_DRIVER_OK)) != STATUS_FEATURES_OK)
+        return;
+    switch (offset) {
+    case VIRTIO_MMIO_QUEUE_NUM: q->state.size = value > UINT16_MAX ? 0 : (uint16_t)value; break;
+    case VIRTIO_MMIO_QUEUE_READY: q->state.ready = value & 1; break;
+    case VIRTIO_MMIO_QUEUE_DESC_LOW: set_half(&q->state.desc, false, value); break;
+    case VIRTIO_MMIO_QUEUE_DESC_HIGH: set_half(&q->state.desc, true, value); break;
+    case VIRTIO_MMIO_QUEUE_AVAIL_LOW: set_half(&q->state.avail, false, value); break;
+    case VIRTIO_MMIO_QUEUE_AVAIL_HIGH: set_half(&q->state.avail, true, value); break;
+    case VIRTIO_MMIO_QUEUE_USED_LOW: set_half(&q->state.used, false, value); break;
+    case VIRTIO_MMIO_QUEUE_USED_HIGH: set_half(&q->state.used, true, value); break;
+    default: break;
+    }
+}
+
+static void write_register(struct virtio_mmio *t, uint64_t offset, uint32_t value)
+{
+    switch (offset) {
+    case VIRTIO_MMIO_DEVICE_FEATURES_SEL: t->state.device_features_sel = value; break;
+    case VIRTIO_MMIO_DRIVER_FEATURES_SEL: t->state.driver_features_sel = value; break;
+    case VIRTIO_MMIO_DRIVER_FEATURES: write_driver_features(t, value); break;
+    case VIRTIO_MMIO_QUEUE_SEL: t->state.queue_sel = value; break;
+    case VIRTIO_MMIO_STATUS: write_status(t, value); break;
+    default: write_queue_register(t, offset, value);
+    }
+}
+
+static uint32_t read_register(struct virtio_mmio *t, uint64_t offset)
+{
+    const struct virtq *q = selected(t);
+    uint32_t sel = t->state.device_features_sel;
+
+    switch (offset) {
+    case VIRTIO_MMIO_MAGIC_VALUE: return MAGIC;
+    case VIRTIO_MMIO_VERSION: return VERSION;
+    case VIRTIO_MMIO_DEVICE_ID: return t->device->ops->id;
+    case VIRTIO_MMIO_DEVICE_FEATURES:
+        return sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel);
+    case VIRTIO_MMIO_QUEUE_NUM_MAX: return q ? VIRTQ_SIZE_MAX : 0;
+    case VIRTIO_MMIO_QUEUE_READY: return q && q->state.ready;
+    case VIRTIO_MMIO_STATUS: return t->state.status;
+    case VIRTIO_MMIO_CONFIG_GENERATION: return t->state.config_generation;
+    case VIRTIO_MMIO_SHM_LEN_LOW: /* all ones: there is no such shared memory region */
+    case VIRTIO_MMIO_SHM_LEN_HIGH:
+    case VIRTIO_MMIO_SHM_BASE_LOW:
+    case VIRTIO_MMIO_SHM_BASE_HIGH: return UINT32_MAX;
+    default: return 0;
+    }
+}
+
+/* Reads of any width; zeroes behind the end. */
+static void read_config(const struct virtio_device *d, uint64_t offset, uint8_t *data,
+                        unsigned bytes)
+{
+    size_t have = offset < d->config_bytes ? d->config_bytes - offset : 0;
+
+    memset(data, 0, bytes);
+    memcpy(data, (const uint8_t *)d->config + (have ? offset : 0), have < bytes ? have : bytes);
+}
+
+static void mmio_read(struct bus_device *b, uint64_t offset, uint8_t *data, unsigned bytes)
+{
+    struct virtio_mmio *t = owner_of(b, struct virtio_mmio, bus);
+    uint32_t value;
+
+    if (offset < CONFIG_SPACE && bytes != sizeof(value))
+        return; /* registers are 32 bits wide (section 4.2.2.2) */
+    if (offset == VIRTIO_MMIO_INTERRUPT_STATUS) {
+        value = atomic_load(&t->interrupt_status);
+        memcpy(data, &value, sizeof(value));
+        return;
+    }
+    pthread_mutex_lock(&t->lock);
+    if (offset >= CONFIG_SPACE) {
+        read_config(t->device, offset - CONFIG_SPACE, data, bytes);
+    } else {
+        value = read_register(t, offset);
+        memcpy(data, &value, sizeof(value));
+    }
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *data, unsigned bytes)
+{
+    struct virtio_mmio *t = owner_of(b, struct virtio_mmio, bus);
+    uint32_t value;
+
+    if (offset >= CONFIG_SPACE || bytes != sizeof(value))
+        return; /* no device of ours has a writable field in its configuration space */
+    memcpy(&value, data, sizeof(value));
+    if (offset == VIRTIO_MMIO_INTERRUPT_ACK) {
+        atomic_fetch_and(&t->interrupt_status, ~value);
+        return;
+    }
+    pthread_mutex_lock(&t->lock);
+    write_register(t, offset, value);
+    pthread_mutex_unlock(&t->lock);
+}
+
+static const struct bus_ops mmio_ops = { .read = mmio_read, .write = mmio_write };
+
+/* The source is edge-triggered: each write of the eventfd wakes the loop once, and nobody has to
+ * spend a system call to read it. */
+static void on_kick(struct loop_source *src, uint32_t ready)
+{
+    struct virtio_kick *kick = owner_of(src, struct virtio_kick, source);
+    struct virtio_mmio *t = kick->transport;
+    const uint64_t one = 1;
+    bool more = false;
+
+    (void)ready;
+    pthread_mutex_lock(&t->lock);
+    if (is_active(t) && t->device->queues[kick->queue].mem)
+        more = t->device->ops->kick(t->device, kick->queue);
+    pthread_mutex_unlock(&t->lock);
+    if (more)
+        (void)!write(src->fd, &one, sizeof(one));
+}
+
+int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
+                     const struct guest_mem *m, struct loop *loop, struct error *e)
+{
+    *t = (struct virtio_mmio){
+        .bus = { .ops = &mmio_ops, .base = base.v, .bytes = LAYOUT_VIRTIO_STEP },
+        .device = d,
+        .mem = m,
+        .loop = loop,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+    };
+    d->transport = t;
+    if (t->irq_fd < 0)
+        return fail_os(e, errno, "eventfd");
+    for (unsigned i = 0; i < d->ops->queue_count; i++) {
+        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        int ret;
+
+        if (fd < 0)
+            return fail_os(e, errno, "eventfd");
+        t->kicks[i] = (struct virtio_kick){ { fd, KICK_EVENTS, on_kick }, t, i };
+        ret = loop_add(loop, &t->kicks[i].source);
+        if (ret)
+            return fail_os(e, -ret, "event loop");
+    }
+    return 0;
+}
+
+int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,
+                        struct error *e)
+{
+    const gpa_t notify = gpa(t->bus.base + VIRTIO_MMIO_QUEUE_NOTIFY);
+
+    if (kvm_add_irqfd(k, t->irq_fd, gsi, e) < 0)
+        return -1;
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
+        if (kvm_add_ioeventfd(k, t->kicks[i].source.fd, notify, i, e) < 0)
+            return -1;
+    return 0;
+}
+
+void virtio_mmio_fini(struct virtio_mmio *t)
+{
+    if (!t->device)
+        return;
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++) {
+        struct loop_source *src = &t->kicks[i].source;
+
+        if (!src->on_ready)
+            continue;
+        loop_remove(t->loop, src);
+        close_fdp(&src->fd);
+    }
+    close_fdp(&t->irq_fd);
+    *t = (struct virtio_mmio){ 0 };
+}
+
+void virtio_mmio_pause(struct virtio_mmio *t)
+{
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
+        loop_want(t->loop, &t->kicks[i].source, EPOLLET);
+}
+
+void virtio_mmio_resume(struct virtio_mmio *t)
+{
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
+        loop_want(t->loop, &t->kicks[i].source, KICK_EVENTS);
+}

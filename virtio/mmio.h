@@ -1,0 +1,60 @@
+/*
+ * The virtio-mmio transport, version 2 (virtio 1.2, section 4.2), with a strict status machine.
+ *
+ * Registers are accessed by vCPU threads; kicks arrive on the event loop through an ioeventfd a
+ * queue; interrupts leave through an irqfd. One mutex guards registers and device; the interrupt
+ * status is atomic beside it, so that an interrupt handler in the guest never waits for disk I/O.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "virtio/device.h"
+#include "vmm/boot/layout.h"
+#include "vmm/bus.h"
+#include "vmm/kvm.h"
+#include "vmm/loop.h"
+
+struct virtio_mmio_state { /* what the guest can observe, beside the queues' states */
+    uint32_t status;
+    uint32_t device_features_sel, driver_features_sel;
+    uint64_t driver_features;
+    uint32_t queue_sel;
+    uint32_t config_generation;
+};
+
+struct virtio_mmio {
+    struct bus_device bus;
+    struct virtio_device *device;
+    const struct guest_mem *mem;
+    struct loop *loop;
+    pthread_mutex_t lock;
+    struct virtio_mmio_state state;
+    atomic_uint interrupt_status;
+    int irq_fd;
+    struct virtio_kick {
+        struct loop_source source; /* an eventfd that KVM writes */
+        struct virtio_mmio *transport;
+        unsigned queue;
+    } kicks[VIRTIO_QUEUES_MAX];
+    time_t last_complaint; /* CLOCK_MONOTONIC seconds */
+};
+
+/* Makes registers at `base` for a device, with a loop source for each queue. Borrows all arguments.
+ * On failure the caller drops the half-made transport with virtio_mmio_fini(). */
+must_check int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
+                                const struct guest_mem *m, struct loop *loop, struct error *e);
+
+/* Connects it to a VM: interrupts to the GSI, notifications of each queue to its loop source. */
+must_check int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,
+                                   struct error *e);
+
+/* Leaves the loop and closes the descriptors; only for a VM whose vCPUs never ran. Works on a
+ * zeroed object. */
+void virtio_mmio_fini(struct virtio_mmio *t);
+
+/* Stops and resumes serving kicks; those that come in between are served on resume. Loop thread. */
+void virtio_mmio_pause(struct virtio_mmio *t);
+void virtio_mmio_resume(struct virtio_mmio *t);

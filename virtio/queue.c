@@ -1,0 +1,272 @@
+#include "virtio/queue.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Layout of the rings in 16-bit words (sections 2.7.6 and 2.7.8). */
+enum { RING_FLAGS, RING_IDX, RING_FIRST };
+#define USED_ELEM_WORDS (sizeof(struct vring_used_elem) / sizeof(uint16_t))
+
+static uint64_t avail_bytes(uint16_t size)
+{
+    return sizeof(uint16_t) * (RING_FIRST + (uint64_t)size + 1);
+}
+
+static uint64_t used_bytes(uint16_t size)
+{
+    return sizeof(uint16_t) * (RING_FIRST + USED_ELEM_WORDS * size + 1);
+}
+
+int virtq_start(struct virtq *q, const struct guest_mem *m, bool event_idx)
+{
+    const struct virtq_state *st = &q->state;
+
+    if (st->size == 0 || st->size > VIRTQ_SIZE_MAX || (st->size & (st->size - 1)))
+        return -EINVAL;
+    if (st->desc.v % 16 || st->avail.v % 2 || st->used.v % 4)
+        return -EINVAL;
+    q->desc = gmem_host_(m, st->desc, sizeof(struct vring_desc) * st->size);
+    q->avail = gmem_host_(m, st->avail, avail_bytes(st->size));
+    q->used = gmem_host_(m, st->used, used_bytes(st->size));
+    if (!q->desc || !q->avail || !q->used)
+        return -EINVAL;
+    q->event_idx = event_idx;
+    q->mem = m;
+    return 0;
+}
+
+void virtq_stop(struct virtq *q)
+{
+    *q = (struct virtq){ 0 };
+}
+
+/* Pairs with the driver's write barrier between filling a chain and publishing it (2.7.13.3). */
+static uint16_t load_avail_idx(const struct virtq *q)
+{
+    return __atomic_load_n(&q->avail[RING_IDX], __ATOMIC_ACQUIRE);
+}
+
+/* The one copy of a descriptor. The guest may change it while it is copied: then the copy is
+ * garbage, and is judged like any other. */
+static struct vring_desc load_desc(const struct virtq *q, uint16_t index)
+{
+    struct vring_desc d;
+
+    memcpy(&d, &q->desc[index], sizeof(d));
+    __asm__ volatile("" : : : "memory"); /* and the compiler must not look again */
+    return d;
+}
+
+static bool add_buffer(struct virtq *q, struct chain *c, const struct vring_desc *d)
+{
+    bool is_writable = d->flags & VRING_DESC_F_WRITE;
+    uint32_t *total = is_writable ? &c->writable : &c->readable;
+    void *host;
+
+    if (d->flags & VRING_DESC_F_INDIRECT)
+        return false; /* not offered */
+    if (!is_writable && c->writable)
+        return false; /* readable buffers come first (2.7.4.2) */
+    if (d->len == 0)
+        return true;
+    host = gmem_host_(q->mem, gpa(d->addr), d->len);
+    if (!host || __builtin_add_overflow(*total, d->len, total))
+        return false;
+    if (!is_writable)
+        c->write_at++;
+    c->iov[c->count++] = (struct iovec){ .iov_base = host, .iov_len = d->len };
+    return true;
+}
+
+enum pop virtq_pop(struct virtq *q, struct chain *c)
+{
+    struct virtq_state *st = &q->state;
+    uint16_t pending = (uint16_t)(load_avail_idx(q) - st->next_avail);
+    uint16_t index;
+
+    if (pending == 0)
+        return POP_EMPTY;
+    if (pending > st->size)
+        return POP_BROKEN;
+    index = __atomic_load_n(&q->avail[RING_FIRST + st->next_avail % st->size], __ATOMIC_RELAXED);
+    c->head = index;
+    c->readable = c->writable = c->written = 0;
+    c->read_at = c->write_at = c->count = 0;
+    for (unsigned hops = 0; hops < st->size; hops++) {
+        struct vring_desc d;
+
+        if (index >= st->size)
+            return POP_BROKEN;
+        d = load_desc(q, index);
+        if (!add_buffer(q, c, &d))
+            return POP_BROKEN;
+        if (!(d.flags & VRING_DESC_F_NEXT)) {
+            st->next_avail++;
+            return POP_OK;
+        }
+        index = d.next;
+    }
+    return POP_BROKEN; /* longer than the queue: a loop */
+}
+
+void virtq_push(struct virtq *q, const struct chain *c)
+{
+    struct virtq_state *st = &q->state;
+    struct vring_used_elem elem = { .id = c->head, .len = c->written };
+
+    memcpy(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem,
+           sizeof(elem));
+    st->next_used++;
+    /* Pairs with the driver's read barrier after it reads the index (2.7.14). */
+    __atomic_store_n(&q->used[RING_IDX], st->next_used, __ATOMIC_RELEASE);
+}
+
+bool virtq_rearm(struct virtq *q)
+{
+    struct virtq_state *st = &q->state;
+
+    if (q->event_idx) {
+        uint16_t *avail_event = &q->used[RING_FIRST + USED_ELEM_WORDS * st->size];
+
+        __atomic_store_n(avail_event, st->next_avail, __ATOMIC_RELAXED);
+        /* Pairs with the driver's full barrier between publishing a chain and reading avail_event
+         * (2.7.13.4.1): one of us sees the other's write. */
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
+    return load_avail_idx(q) != st->next_avail;
+}
+
+bool virtq_wants_interrupt(struct virtq *q)
+{
+    struct virtq_state *st = &q->state;
+    uint16_t before = st->signalled_used;
+    uint16_t used_event;
+
+    st->signalled_used = st->next_used;
+    /* Pairs with the driver's full barrier between writing used_event or flags and reading the used
+     * index (2.7.7, 2.7.10). */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!q->event_idx)
+        return !(__atomic_load_n(&q->avail[RING_FLAGS], __ATOMIC_RELAXED) &
+                 VRING_AVAIL_F_NO_INTERRUPT);
+    used_event = __atomic_load_n(&q->avail[RING_FIRST + st->size], __ATOMIC_RELAXED);
+    return vring_need_event(used_event, st->next_used, before);
+}
+
+/* Moves the start of the buffers iov[*at..] on by n bytes. */
+static void advance(struct chain *c, unsigned *at, size_t n)
+{
+    while (n) {
+        struct iovec *v = &c->iov[*at];
+        size_t step = n < v->iov_len ? n : v->iov_len;
+
+        v->iov_base = (uint8_t *)v->iov_base + step;
+        v->iov_len -= step;
+        n -= step;
+        if (v->iov_len == 0)
+            ++*at;
+    }
+}
+
+int chain_read_(struct chain *c, void *dst, size_t n)
+{
+    uint8_t *to = dst;
+
+    if (n > c->readable)
+        return -EBADMSG;
+    c->readable -= (uint32_t)n;
+    while (n) {
+        const struct iovec *v = &c->iov[c->read_at];
+        size_t step = n < v->iov_len ? n : v->iov_len;
+
+        memcpy(to, v->iov_base, step);
+        advance(c, &c->read_at, step);
+        to += step;
+        n -= step;
+    }
+    return 0;
+}
+
+int chain_write_(struct chain *c, const void *src, size_t n)
+{
+    const uint8_t *from = src;
+
+    if (n > c->writable)
+        return -EBADMSG;
+    c->writable -= (uint32_t)n;
+    c->written += (uint32_t)n;
+    while (n) {
+        const struct iovec *v = &c->iov[c->write_at];
+        size_t step = n < v->iov_len ? n : v->iov_len;
+
+        memcpy(v->iov_base, from, step);
+        advance(c, &c->write_at, step);
+        from += step;
+        n -= step;
+    }
+    return 0;
+}
+
+void chain_skip_writable(struct chain *c, uint32_t n)
+{
+    if (n > c->writable)
+        n = c->writable;
+    c->writable -= n;
+    advance(c, &c->write_at, n);
+}
+
+/* How many buffers from iov[at] on hold n bytes; *excess is by how much they hold more. */
+static unsigned window(const struct chain *c, unsigned at, size_t n, size_t *excess)
+{
+    unsigned buffers = 0;
+    size_t bytes = 0;
+
+    while (bytes < n)
+        bytes += c->iov[at + buffers++].iov_len;
+    *excess = bytes - n;
+    return buffers;
+}
+
+typedef ssize_t vectored_fn(int fd, const struct iovec *iov, int count, off_t offset);
+
+static ssize_t move(struct chain *c, unsigned *at, vectored_fn *transfer, int fd, uint64_t offset,
+                    uint32_t n)
+{
+    size_t excess;
+    unsigned buffers = window(c, *at, n, &excess);
+    struct iovec *last;
+    ssize_t moved;
+
+    if (n == 0)
+        return 0;
+    last = &c->iov[*at + buffers - 1];
+    last->iov_len -= excess;
+    do
+        moved = transfer(fd, &c->iov[*at], (int)buffers, (off_t)offset);
+    while (moved < 0 && errno == EINTR);
+    last->iov_len += excess;
+    if (moved < 0)
+        return -errno;
+    advance(c, at, (size_t)moved);
+    return moved;
+}
+
+ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
+{
+    ssize_t moved = move(c, &c->write_at, preadv, fd, offset, n);
+
+    if (moved > 0) {
+        c->writable -= (uint32_t)moved;
+        c->written += (uint32_t)moved;
+    }
+    return moved;
+}
+
+ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
+{
+    ssize_t moved = move(c, &c->read_at, pwritev, fd, offset, n);
+
+    if (moved > 0)
+        c->readable -= (uint32_t)moved;
+    return moved;
+}

@@ -1,0 +1,85 @@
+/*
+ * Split virtqueues (virtio 1.2, section 2.7): the only code that reads or writes a ring.
+ *
+ * The rings are shared with a hostile guest. Each word is read once into host memory, judged there
+ * and used from there. A popped request is a "chain": the host-side copy of its descriptors, as
+ * a cursor over the device-readable bytes and another over the device-writable bytes. Devices see
+ * neither descriptors nor host addresses, and can't read a byte twice.
+ *
+ * No locking here: the transport calls a device, and so its queues, under one mutex.
+ */
+#pragma once
+
+#include <linux/virtio_ring.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "vmm/guest_mem.h"
+
+#define VIRTQ_SIZE_MAX 256u
+
+struct virtq_state { /* what the guest set, and how far the device came */
+    uint16_t size;
+    bool ready;
+    gpa_t desc, avail, used;
+    uint16_t next_avail, next_used;
+    uint16_t signalled_used; /* next_used when the guest was last interrupted or asked */
+};
+
+struct virtq {
+    struct virtq_state state;
+    bool event_idx;
+    const struct guest_mem *mem; /* NULL while stopped: then nothing below is valid */
+    const struct vring_desc *desc;
+    const uint16_t *avail; /* flags, idx, ring[size], used_event */
+    uint16_t *used;        /* flags, idx, then elements at an offset of 4 bytes, then avail_event */
+};
+
+struct chain {
+    uint16_t head;                     /* names the chain to virtq_push */
+    uint32_t readable, writable;       /* bytes left */
+    uint32_t written;                  /* bytes the guest is told of */
+    unsigned read_at, write_at, count; /* iov[read_at..) readable, iov[write_at..count) writable */
+    struct iovec iov[VIRTQ_SIZE_MAX];
+};
+
+enum pop { POP_EMPTY, POP_OK, POP_BROKEN };
+
+/* Checks what the guest configured (size, alignment, all of each ring within RAM) and makes the
+ * queue usable. 0 or -EINVAL. Borrows mem until virtq_stop(). */
+must_check int virtq_start(struct virtq *q, const struct guest_mem *m, bool event_idx);
+
+/* Forgets memory and state. */
+void virtq_stop(struct virtq *q);
+
+/* Takes the next available chain. POP_BROKEN: the ring violates the specification (index or
+ * address out of range, a loop, wrong order, more bytes than 32 bits count); it can't be trusted
+ * any more and the device needs a reset. */
+must_check enum pop virtq_pop(struct virtq *q, struct chain *c);
+
+/* Gives a chain back with its `written` count. Each popped chain is pushed exactly once. */
+void virtq_push(struct virtq *q, const struct chain *c);
+
+/* Asks for a kick when the next chain comes. True: one came meanwhile, so pop again. */
+must_check bool virtq_rearm(struct virtq *q);
+
+/* True where the guest wants an interrupt for what was pushed since the last call. */
+must_check bool virtq_wants_interrupt(struct virtq *q);
+
+/* Copies the next n readable bytes out, or fails with -EBADMSG when fewer are left. */
+must_check int chain_read_(struct chain *c, void *dst, size_t n);
+#define chain_get(c, obj) chain_read_((c), (obj), sizeof(*(obj)))
+
+/* Copies n bytes into the next writable bytes, or fails with -EBADMSG when fewer are left. */
+must_check int chain_write_(struct chain *c, const void *src, size_t n);
+#define chain_put(c, obj) chain_write_((c), (obj), sizeof(*(obj)))
+
+/* Skips writable bytes, at most those left; what lies there is not counted as written. */
+void chain_skip_writable(struct chain *c, uint32_t n);
+
+/* Moves up to n bytes between a file at `offset` and the next writable (chain_pread) or readable
+ * (chain_pwrite) guest bytes, without a copy. n is at most what is left. The bytes moved, 0 at the
+ * end of the file, or -errno. */
+must_check ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n);
+must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n);

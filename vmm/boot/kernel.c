@@ -1,0 +1,94 @@
+#include "vmm/boot/kernel.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "vmm/boot/kernel_file.h"
+
+#define BZIMAGE_MAGIC_OFFSET 0x202
+
+bool kernel_file_read(const struct kernel_file *f, uint64_t offset, void *dst, size_t n)
+{
+    uint8_t *to = dst;
+
+    if (offset > f->bytes || n > f->bytes - offset)
+        return false;
+    while (n) {
+        ssize_t got = pread(f->fd, to, n, (off_t)offset);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return false;
+        to += got;
+        offset += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return true;
+}
+
+static bool has_magic(const struct kernel_file *f, uint64_t offset, const char *magic)
+{
+    char found[4];
+
+    return kernel_file_read(f, offset, found, sizeof(found)) &&
+           !memcmp(found, magic, sizeof(found));
+}
+
+int kernel_load(struct guest_mem *m, int fd, struct kernel_image *out, struct error *e)
+{
+    struct kernel_file f = { .fd = fd };
+    const char *format = "Kernel Loader: failed to load ELF kernel image: Kernel Loader";
+    struct stat st;
+    int ret;
+
+    if (fstat(fd, &st) == 0 && st.st_size > 0)
+        f.bytes = (uint64_t)st.st_size;
+    *out = (struct kernel_image){ 0 };
+    if (has_magic(&f, 0, ELFMAG)) {
+        ret = elf_load(m, &f, out, e);
+    } else if (has_magic(&f, BZIMAGE_MAGIC_OFFSET, "HdrS")) {
+        format = "Kernel Loader: failed to load bzImage kernel image: Kernel Loader";
+        ret = bzimage_load(m, &f, out, e);
+    } else {
+        ret = fail(e, ERR_INVALID, "Unable to read elf header");
+    }
+    if (ret < 0) {
+        fail_within(e, format);
+        return fail_within(e,
+                           "System configuration error: Cannot load kernel due to invalid memory "
+                           "configuration or invalid kernel image");
+    }
+    return 0;
+}
+
+int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel, struct initrd *out,
+                struct error *e)
+{
+    uint64_t top = m->regions[0].bytes, start = 0, bytes;
+    struct stat st;
+
+    *out = (struct initrd){ 0 };
+    if (fstat(fd, &st) < 0)
+        return fail_os(e, errno, "Cannot load initrd due to an invalid image");
+    if (!S_ISREG(st.st_mode))
+        return fail(e, ERR_INVALID,
+                    "Cannot load initrd due to an invalid image: it is not a regular file");
+    if (st.st_size <= 0)
+        return fail(e, ERR_INVALID, "Cannot load initrd due to an invalid image: it is empty");
+    bytes = (uint64_t)st.st_size;
+    if (bytes <= top)
+        start = (top - bytes) & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
+    if (start < kernel->end.v)
+        return fail(e, ERR_INVALID,
+                    "Cannot load initrd due to an invalid memory configuration: %" PRIu64
+                    " bytes do not fit between the kernel's end at 0x%" PRIx64 " and 0x%" PRIx64,
+                    bytes, kernel->end.v, top);
+    if (gmem_load_file(m, gpa(start), fd, 0, bytes, e) < 0)
+        return fail_within(e, "Cannot load initrd due to an invalid image");
+    *out = (struct initrd){ .start = gpa(start), .bytes = bytes };
+    return 0;
+}

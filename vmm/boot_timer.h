@@ -1,0 +1,17 @@
+/*
+ * The boot timer: a guest that has booted writes one byte, and the log gets the time since the
+ * start was asked for. At LAYOUT_BOOT_TIMER, with --boot-timer only.
+ */
+#pragma once
+
+#include <time.h>
+
+#include "vmm/bus.h"
+
+struct boot_timer {
+    struct bus_device bus;
+    struct timespec start_wall, start_cpu;
+};
+
+/* Starts the clock. */
+void boot_timer_init(struct boot_timer *t);

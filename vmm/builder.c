@@ -1,0 +1,194 @@
+#include "vmm/builder.h"
+
+#include <errno.h>
+#include <sys/eventfd.h>
+
+#include "vmm/boot/acpi.h"
+#include "vmm/boot/boot_info.h"
+#include "vmm/boot/mptable.h"
+#include "vmm/console.h"
+#include "vmm/log.h"
+
+/* Gives each drive its addresses and interrupt line; the guest's view of them is fixed by this. */
+static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
+{
+    uint32_t gsi = GSI_FIRST;
+
+    *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
+    if (plan->drive_count > PLATFORM_VIRTIO_MAX)
+        return fail(e, ERR_INVALID,
+                    "Could not attach device: MMIO transport error: Failed to allocate requested "
+                    "resource: The requested resource is not available.");
+    for (; p->virtio_count < plan->drive_count; p->virtio_count++)
+        p->virtio[p->virtio_count] = (struct virtio_slot){
+            .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
+            .gsi = gsi++,
+        };
+    p->vmgenid_gsi = gsi++;
+    p->vmclock_gsi = gsi;
+    return 0;
+}
+
+static int write_cmdline(struct cmdline *c, const struct machine_plan *plan,
+                         const struct platform *p, struct error *e)
+{
+    if (cmdline_init(c, plan->boot_args, e) < 0 || cmdline_add(c, e, "pci=off") < 0)
+        return -1;
+    for (unsigned i = 0; i < plan->drive_count; i++) {
+        const struct drive_config *d = &plan->drives[i].config;
+
+        if (!d->is_root_device)
+            continue;
+        if (d->partuuid ? cmdline_add(c, e, "root=PARTUUID=%s", d->partuuid) < 0
+                        : cmdline_add(c, e, "root=/dev/vda") < 0)
+            return -1;
+        if (cmdline_add(c, e, d->is_read_only ? "ro" : "rw") < 0)
+            return -1;
+    }
+    for (unsigned i = 0; i < p->virtio_count; i++)
+        if (cmdline_add(c, e, "virtio_mmio.device=4K@0x%llx:%u",
+                        (unsigned long long)p->virtio[i].base.v, p->virtio[i].gsi) < 0)
+            return -1;
+    return 0;
+}
+
+/* Kernel, initrd, command line and firmware tables into guest memory. */
+static int load(struct machine *m, const struct machine_plan *plan, struct kernel_image *kernel,
+                struct error *e)
+{
+    struct initrd initrd = { .bytes = 0 };
+    struct cmdline cmdline;
+    gpa_t tables;
+
+    if (kernel_load(&m->mem, plan->kernel_fd, kernel, e) < 0)
+        return -1;
+    log_debug("Kernel loaded using %s%s",
+              kernel->protocol == BOOT_PVH ? "PVH boot protocol" : "Linux 64-bit boot protocol",
+              kernel->is_bzimage ? " (bzImage)" : "");
+    if (plan->initrd_fd >= 0 && initrd_load(&m->mem, plan->initrd_fd, kernel, &initrd, e) < 0)
+        return -1;
+    if (write_cmdline(&cmdline, plan, &m->platform, e) < 0 ||
+        boot_info_write(&m->mem, kernel, &cmdline, &initrd, e) < 0 ||
+        mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
+        return -1;
+    return acpi_write(&m->mem, &m->platform, tables, e);
+}
+
+static int add_irq(const struct machine *m, int *fd, uint32_t gsi, struct error *e)
+{
+    *fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (*fd < 0)
+        return fail_os(e, errno, "eventfd");
+    return kvm_add_irqfd(&m->kvm, *fd, gsi, e);
+}
+
+static int add_legacy_devices(struct machine *m, bool boot_timer, struct error *e)
+{
+    m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (m->end.event_fd < 0)
+        return fail_os(e, errno, "eventfd");
+    if (add_irq(m, &m->serial_irq_fd, GSI_SERIAL, e) < 0 ||
+        add_irq(m, &m->i8042_irq_fd, GSI_I8042, e) < 0)
+        return -1;
+    serial_init(&m->serial, m->serial_irq_fd, console_out());
+    bus_add(&m->pio, &m->serial.bus);
+    i8042_init(&m->i8042, m->i8042_irq_fd, &m->end);
+    bus_add(&m->pio, &m->i8042.bus);
+    if (boot_timer)
+        bus_add(&m->mmio, &m->boot_timer.bus);
+    return 0;
+}
+
+static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, struct error *e)
+{
+    const struct virtio_slot *slot = &m->platform.virtio[i];
+    struct virtio_mmio *t = &m->transports[i];
+
+    if (virtio_mmio_init(t, d, slot->base, &m->mem, m->loop, e) < 0 ||
+        virtio_mmio_connect(t, &m->kvm, slot->gsi, e) < 0)
+        return -1;
+    bus_add(&m->mmio, &t->bus);
+    return 0;
+}
+
+static int add_drives(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    for (unsigned i = 0; i < plan->drive_count; i++) {
+        const struct drive *d = &plan->drives[i];
+
+        block_init(&m->blocks[i], &d->file, d->config.cache_type == CACHE_WRITEBACK);
+        if (add_virtio(m, i, &m->blocks[i].dev, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The debug lines are the phases that benchmarks/start reports. */
+static int build(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    const struct machine_config *config = plan->config;
+    struct kernel_image kernel;
+
+    log_debug("Building the machine");
+    boot_timer_init(&m->boot_timer);
+    if (plan_platform(&m->platform, plan, e) < 0)
+        return -1;
+    /* What can be the client's fault comes first, before KVM costs anything. */
+    if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
+        load(m, plan, &kernel, e) < 0)
+        return -1;
+    log_debug("Guest memory is filled");
+    if (kvm_open(&m->kvm, e) < 0)
+        return -1;
+    log_debug("KVM has a VM");
+    /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
+    if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0)
+        return -1;
+    log_debug("The VM has memory");
+    if (kvm_create_irqchip(&m->kvm, e) < 0)
+        return -1;
+    log_debug("The VM has interrupt controllers");
+    if (vcpus_init(&m->vcpus, &m->kvm, config->vcpu_count, config->smt, &m->pio, &m->mmio, &m->end,
+                   e) < 0 ||
+        vcpus_boot(&m->vcpus, &kernel, e) < 0)
+        return -1;
+    log_debug("The VM has vCPUs");
+    if (add_legacy_devices(m, plan->boot_timer, e) < 0 || add_drives(m, plan, e) < 0)
+        return -1;
+    log_debug("The VM has devices");
+    return 0;
+}
+
+int machine_build(struct machine **out, const struct machine_plan *plan, struct loop *loop,
+                  struct error *e)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+
+    BUG_ON(!m);
+    m->loop = loop;
+    /* Memory floats high, as on real hardware. Ports read as zero: ones would look to Linux like an
+     * RTC that is for ever in the middle of an update, and cost each boot three seconds. */
+    m->mmio.idle_byte = 0xff;
+    m->pio.idle_byte = 0x00;
+    m->kvm.kvm_fd = m->kvm.vm_fd = -1;
+    m->end.event_fd = m->serial_irq_fd = m->i8042_irq_fd = -1;
+    if (build(m, plan, e) < 0) {
+        machine_free(m);
+        return -1;
+    }
+    *out = m;
+    return 0;
+}
+
+void machine_free(struct machine *m)
+{
+    for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++)
+        virtio_mmio_fini(&m->transports[i]);
+    close_fdp(&m->i8042_irq_fd);
+    close_fdp(&m->serial_irq_fd);
+    close_fdp(&m->end.event_fd);
+    vcpus_fini(&m->vcpus, &m->kvm);
+    kvm_close(&m->kvm);
+    gmem_fini(&m->mem);
+    free(m);
+}

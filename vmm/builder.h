@@ -1,0 +1,52 @@
+/*
+ * From a configuration to a running machine, in one readable order.
+ */
+#pragma once
+
+#include "virtio/block.h"
+#include "virtio/mmio.h"
+#include "vmm/boot_timer.h"
+#include "vmm/config.h"
+#include "vmm/i8042.h"
+#include "vmm/serial.h"
+#include "vmm/vcpu.h"
+
+/* What to build: all borrowed, and open for as long as the machine lives (drives) or until
+ * machine_build() returns (the rest). */
+struct machine_plan {
+    const struct machine_config *config;
+    int kernel_fd;
+    int initrd_fd;         /* -1: none */
+    const char *boot_args; /* NULL: the default */
+    bool boot_timer;
+    unsigned drive_count;
+    const struct drive {
+        struct drive_config config;
+        struct block_file file;
+    } * drives; /* in attach order */
+};
+
+struct machine {
+    struct loop *loop;
+    struct guest_mem mem;
+    struct kvm kvm;
+    struct bus pio, mmio;
+    struct guest_end end;
+    int serial_irq_fd, i8042_irq_fd;
+    struct serial serial;
+    struct i8042 i8042;
+    struct boot_timer boot_timer;
+    struct platform platform;
+    struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
+    struct block blocks[PLATFORM_VIRTIO_MAX];
+    struct vcpus vcpus;
+};
+
+/* Builds a machine whose vCPUs stand at the kernel's entry; vcpus_start() sets them off. On failure
+ * nothing is left behind. Heap; freed by machine_free(). */
+must_check int machine_build(struct machine **out, const struct machine_plan *plan,
+                             struct loop *loop, struct error *e);
+
+/* Takes apart a machine that never ran. (One that ran goes with its process: closing it would wait
+ * for the kernel.) */
+void machine_free(struct machine *m);

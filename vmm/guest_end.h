@@ -1,0 +1,28 @@
+/*
+ * How the guest ends the VM: any thread says so once, the event loop hears of it through an
+ * eventfd.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <unistd.h>
+
+struct guest_end {
+    int event_fd;         /* readable once the guest has ended */
+    atomic_int exit_code; /* of the process; meaningful once `ended` */
+    atomic_bool ended;
+};
+
+/* Any thread. The first caller's exit code counts. */
+static inline void guest_end_signal(struct guest_end *end, int exit_code)
+{
+    const uint64_t one = 1;
+
+    if (atomic_exchange(&end->ended, true))
+        return;
+    end->exit_code = exit_code;
+    /* Cannot fail: the counter of an eventfd that is written once does not overflow. */
+    (void)!write(end->event_fd, &one, sizeof(one));
+}

@@ -1,0 +1,42 @@
+/*
+ * One KVM virtual machine: the capability check and the ioctls on the VM's descriptor.
+ *
+ * The order in which a VM is put together is the caller's and it matters: memory slots first, then
+ * the interrupt controllers, then vCPUs and ioeventfds. On kernels since 6.17 a memory slot that
+ * comes after a device on KVM's I/O bus waits several milliseconds for an SRCU grace period.
+ * Rules: Linux Documentation/virt/kvm/api.rst.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "vmm/error.h"
+#include "vmm/guest_mem.h"
+
+struct kvm {
+    int kvm_fd; /* /dev/kvm */
+    int vm_fd;
+    size_t run_bytes; /* of each vCPU's shared struct kvm_run */
+};
+
+/* Opens /dev/kvm, checks its version and every capability needed (naming the first that lacks),
+ * and creates a VM. On failure nothing stays open. */
+must_check int kvm_open(struct kvm *k, struct error *e);
+
+/* Closes the descriptors; the VM goes once its vCPUs are closed too. */
+void kvm_close(struct kvm *k);
+
+/* Gives the guest its RAM, one slot a region. */
+must_check int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
+                              struct error *e);
+
+/* PIC, IOAPIC and a LAPIC for each vCPU to come, all in the kernel and with its default routing
+ * (GSIs 0 to 15 reach both PIC and IOAPIC), and the PIT. */
+must_check int kvm_create_irqchip(const struct kvm *k, struct error *e);
+
+/* Makes each write to the eventfd one edge of the GSI. */
+must_check int kvm_add_irqfd(const struct kvm *k, int fd, uint32_t gsi, struct error *e);
+
+/* Makes a 32-bit guest write of `value` at `at` (MMIO) count in the eventfd, without an exit. */
+must_check int kvm_add_ioeventfd(const struct kvm *k, int fd, gpa_t at, uint32_t value,
+                                 struct error *e);

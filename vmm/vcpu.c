@@ -1,0 +1,355 @@
+#include "vmm/vcpu.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "vmm/boot/boot_info.h"
+#include "vmm/log.h"
+
+#define KICK_SIGNAL SIGRTMIN
+
+/* Exit handlers are shallow; the log's line buffer is the largest thing on the stack. */
+#define VCPU_STACK_BYTES (64u << 10)
+
+/* MSRs whose boot value is not what KVM resets them to. The rest of what a boot protocol asks for
+ * (SYSENTER, STAR, KERNEL_GS_BASE, the TSC at 0, FPU control words) is KVM's reset state; writing
+ * the TSC would only undo KVM's own synchronisation between vCPUs. */
+#define MSR_IA32_MISC_ENABLE    0x1a0u
+#define MISC_ENABLE_FAST_STRING 1u
+#define MSR_MTRR_DEF_TYPE       0x2ffu
+#define MTRR_ENABLE_WRITE_BACK  (1u << 11 | 6u)
+
+#define LAPIC_LVT_LINT0 0x350u
+#define LAPIC_LVT_LINT1 0x360u
+#define LVT_MODE_MASK   0x700u
+#define LVT_MODE_NMI    0x400u
+#define LVT_MODE_EXTINT 0x700u
+
+#define CR0_PE   0x1u
+#define CR0_ET   0x10u
+#define CR0_PG   0x80000000u
+#define CR4_PAE  0x20u
+#define EFER_LME 0x100u
+#define EFER_LMA 0x400u
+
+static int set_msrs(int fd, struct error *e)
+{
+    struct { /* struct kvm_msrs with its entries */
+        uint32_t nmsrs, padding;
+        struct kvm_msr_entry entries[2];
+    } msrs = {
+        .nmsrs = 2,
+        .entries = {
+            { .index = MSR_IA32_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
+            { .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLE_WRITE_BACK },
+        },
+    };
+    int set = ioctl(fd, KVM_SET_MSRS, &msrs);
+
+    if (set < 0)
+        return fail_os(e, errno, "KVM_SET_MSRS");
+    if (set != 2)
+        return fail(e, ERR_HOST, "KVM refuses to set MSR 0x%x", msrs.entries[set].index);
+    return 0;
+}
+
+static void lapic_set_mode(struct kvm_lapic_state *lapic, unsigned reg, uint32_t mode)
+{
+    uint32_t lvt;
+
+    memcpy(&lvt, lapic->regs + reg, sizeof(lvt));
+    lvt = (lvt & ~LVT_MODE_MASK) | mode;
+    memcpy(lapic->regs + reg, &lvt, sizeof(lvt));
+}
+
+/* Virtual wire mode (MultiProcessor Specification 1.4, section 3.6.2.2): the PIC's interrupts
+ * arrive as ExtINT on LINT0. */
+static int set_lapic(int fd, struct error *e)
+{
+    struct kvm_lapic_state lapic;
+
+    if (ioctl(fd, KVM_GET_LAPIC, &lapic) < 0)
+        return fail_os(e, errno, "KVM_GET_LAPIC");
+    lapic_set_mode(&lapic, LAPIC_LVT_LINT0, LVT_MODE_EXTINT);
+    lapic_set_mode(&lapic, LAPIC_LVT_LINT1, LVT_MODE_NMI);
+    if (ioctl(fd, KVM_SET_LAPIC, &lapic) < 0)
+        return fail_os(e, errno, "KVM_SET_LAPIC");
+    return 0;
+}
+
+static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cpuid,
+                     struct error *e)
+{
+    c->fd = ioctl(k->vm_fd, KVM_CREATE_VCPU, c->index);
+    if (c->fd < 0)
+        return fail_os(e, errno, "cannot create vCPU %u", c->index);
+    c->run = mmap(NULL, k->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+    if (c->run == MAP_FAILED) {
+        c->run = NULL;
+        return fail_os(e, errno, "cannot map vCPU %u", c->index);
+    }
+    if (ioctl(c->fd, KVM_SET_CPUID2, cpuid) < 0)
+        return fail_os(e, errno, "KVM_SET_CPUID2 of vCPU %u", c->index);
+    if (set_msrs(c->fd, e) < 0)
+        return -1;
+    return set_lapic(c->fd, e);
+}
+
+int vcpus_init(struct vcpus *v, const struct kvm *k, unsigned count, bool smt,
+               const struct bus *pio, const struct bus *mmio, struct guest_end *end,
+               struct error *e)
+{
+    const struct cpu_topology topology = { .vcpu_count = count, .smt = smt };
+    struct cpuid cpuid;
+
+    *v = (struct vcpus){
+        .pio = pio,
+        .mmio = mmio,
+        .end = end,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+    if (cpuid_supported(&cpuid, k->kvm_fd, e) < 0)
+        return -1;
+    cpuid_normalise(&cpuid, &topology);
+    while (v->count < count) {
+        struct vcpu *c = &v->each[v->count];
+
+        *c = (struct vcpu){ .all = v, .index = v->count++, .fd = -1 };
+        cpuid_set_vcpu(&cpuid, c->index, &topology);
+        if (vcpu_init(c, k, &cpuid, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+void vcpus_fini(struct vcpus *v, const struct kvm *k)
+{
+    for (unsigned i = 0; i < v->count; i++) {
+        if (v->each[i].run)
+            munmap(v->each[i].run, k->run_bytes);
+        close_fdp(&v->each[i].fd);
+    }
+    v->count = 0;
+}
+
+/* Flat segments as the GDT that boot_info_write() leaves in memory has them. The 64-bit protocol
+ * (Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol") wants long mode with an identity
+ * map; PVH (Xen docs/misc/pvh.pandoc) 32-bit protected mode without paging. */
+static void set_mode(struct kvm_sregs *s, enum boot_protocol protocol)
+{
+    bool is_long = protocol == BOOT_LINUX64;
+    const struct kvm_segment flat = { .limit = UINT32_MAX, .present = 1, .s = 1, .g = 1 };
+
+    s->cs = flat;
+    s->cs.selector = 0x08;
+    s->cs.type = 11; /* code, readable, accessed */
+    s->cs.l = is_long;
+    s->cs.db = !is_long;
+    s->ds = flat;
+    s->ds.selector = 0x10;
+    s->ds.type = 3; /* data, writable, accessed */
+    s->ds.db = 1;
+    s->es = s->fs = s->gs = s->ss = s->ds;
+    s->tr = (struct kvm_segment){ .selector = 0x18, .type = 11, .present = 1, .limit = 0x67 };
+    s->gdt.base = LAYOUT_GDT;
+    s->gdt.limit = BOOT_GDT_LIMIT;
+    s->idt.base = LAYOUT_IDT;
+    s->idt.limit = BOOT_IDT_LIMIT;
+    s->cr0 = CR0_PE | CR0_ET; /* without the reset value's CD and NW: PVH wants the rest clear */
+    s->cr4 = 0;
+    if (!is_long)
+        return;
+    s->cr0 |= CR0_PG;
+    s->cr3 = LAYOUT_PML4;
+    s->cr4 = CR4_PAE;
+    s->efer |= EFER_LME | EFER_LMA;
+}
+
+int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e)
+{
+    struct kvm_regs regs = { .rip = kernel->entry.v, .rflags = 2 };
+    struct kvm_sregs sregs;
+    int fd = v->each[0].fd;
+
+    if (kernel->protocol == BOOT_PVH) {
+        regs.rbx = LAYOUT_PVH_START;
+    } else {
+        regs.rsi = LAYOUT_ZERO_PAGE;
+        regs.rsp = regs.rbp = LAYOUT_BOOT_STACK;
+    }
+    if (ioctl(fd, KVM_GET_SREGS, &sregs) < 0)
+        return fail_os(e, errno, "KVM_GET_SREGS");
+    set_mode(&sregs, kernel->protocol);
+    if (ioctl(fd, KVM_SET_SREGS, &sregs) < 0)
+        return fail_os(e, errno, "KVM_SET_SREGS");
+    if (ioctl(fd, KVM_SET_REGS, &regs) < 0)
+        return fail_os(e, errno, "KVM_SET_REGS");
+    return 0;
+}
+
+/* Stands still while a pause is asked for. */
+static void comply(struct vcpu *c)
+{
+    struct vcpus *v = c->all;
+
+    pthread_mutex_lock(&v->lock);
+    if (v->pause) {
+        /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
+        (void)!ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0);
+        v->paused++;
+        pthread_cond_broadcast(&v->changed);
+        while (v->pause)
+            pthread_cond_wait(&v->changed, &v->lock);
+        v->paused--;
+    }
+    c->run->immediate_exit = 0;
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void on_pio(const struct vcpu *c)
+{
+    const struct kvm_run *run = c->run;
+    uint8_t *data = (uint8_t *)c->run + run->io.data_offset;
+
+    /* A string instruction comes as one exit with `count` items for the same port. */
+    for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size) {
+        if (run->io.direction == KVM_EXIT_IO_IN)
+            bus_read(c->all->pio, run->io.port, data, run->io.size);
+        else
+            bus_write(c->all->pio, run->io.port, data, run->io.size);
+    }
+}
+
+static void on_mmio(const struct vcpu *c)
+{
+    struct kvm_run *run = c->run;
+
+    if (run->mmio.len > sizeof(run->mmio.data))
+        return;
+    if (run->mmio.is_write)
+        bus_write(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+    else
+        bus_read(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+}
+
+static void on_system_event(const struct vcpu *c)
+{
+    uint32_t type = c->run->system_event.type;
+
+    log_info("The guest asked for %s", type == KVM_SYSTEM_EVENT_RESET ? "a reset" : "a shutdown");
+    guest_end_signal(c->all->end,
+                     type == KVM_SYSTEM_EVENT_RESET || type == KVM_SYSTEM_EVENT_SHUTDOWN ? 0 : 1);
+}
+
+static void fail_vcpu(const struct vcpu *c, const char *why, uint64_t detail)
+{
+    log_error("vCPU %u: %s (%llu)", c->index, why, (unsigned long long)detail);
+    guest_end_signal(c->all->end, 1);
+}
+
+static void on_exit_reason(const struct vcpu *c)
+{
+    const struct kvm_run *run = c->run;
+
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO: on_pio(c); break;
+    case KVM_EXIT_MMIO: on_mmio(c); break;
+    case KVM_EXIT_INTR: break;
+    case KVM_EXIT_SYSTEM_EVENT: on_system_event(c); break;
+    case KVM_EXIT_SHUTDOWN:
+        fail_vcpu(c, "the guest's processor shut down (triple fault)", 0);
+        break;
+    case KVM_EXIT_FAIL_ENTRY:
+        fail_vcpu(c, "the processor refuses to enter the guest",
+                  run->fail_entry.hardware_entry_failure_reason);
+        break;
+    case KVM_EXIT_INTERNAL_ERROR: fail_vcpu(c, "KVM internal error", run->internal.suberror); break;
+    default: fail_vcpu(c, "unexpected exit reason", run->exit_reason);
+    }
+}
+
+/* The process is about to end: the guest's next instruction must not run. A pause that the end
+ * brings about finds this thread standing still as well. */
+static void stand_still(struct vcpu *c)
+{
+    struct vcpus *v = c->all;
+
+    pthread_mutex_lock(&v->lock);
+    v->paused++;
+    pthread_cond_broadcast(&v->changed);
+    for (;;)
+        pthread_cond_wait(&v->changed, &v->lock);
+}
+
+static void *vcpu_thread(void *arg)
+{
+    struct vcpu *c = arg;
+    char name[16];
+
+    snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
+    pthread_setname_np(pthread_self(), name);
+    for (;;) {
+        int ret;
+
+        if (c->run->immediate_exit)
+            comply(c);
+        ret = ioctl(c->fd, KVM_RUN, 0);
+        if (ret == 0)
+            on_exit_reason(c);
+        else if (errno != EINTR && errno != EAGAIN)
+            fail_vcpu(c, strerror(errno), (uint64_t)errno);
+        if (c->all->end->ended)
+            stand_still(c);
+    }
+    return NULL;
+}
+
+/* The handler exists so that the signal interrupts KVM_RUN instead of killing the process. */
+static void on_kick(int signal)
+{
+    (void)signal;
+}
+
+int vcpus_start(struct vcpus *v, struct error *e)
+{
+    struct sigaction kick = { .sa_handler = on_kick };
+    pthread_attr_t attr;
+    int ret = 0;
+
+    sigaction(KICK_SIGNAL, &kick, NULL);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
+    for (unsigned i = 0; i < v->count && !ret; i++)
+        ret = pthread_create(&v->each[i].thread, &attr, vcpu_thread, &v->each[i]);
+    pthread_attr_destroy(&attr);
+    return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
+}
+
+void vcpus_pause(struct vcpus *v)
+{
+    pthread_mutex_lock(&v->lock);
+    v->pause = true;
+    for (unsigned i = 0; i < v->count; i++) {
+        /* Read by the kernel on entry: closes the gap between the thread's last look and KVM_RUN.
+         */
+        v->each[i].run->immediate_exit = 1;
+        pthread_kill(v->each[i].thread, KICK_SIGNAL);
+    }
+    while (v->paused < v->count)
+        pthread_cond_wait(&v->changed, &v->lock);
+    pthread_mutex_unlock(&v->lock);
+}
+
+void vcpus_resume(struct vcpus *v)
+{
+    pthread_mutex_lock(&v->lock);
+    v->pause = false;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}

@@ -1,0 +1,59 @@
+/*
+ * A virtual CPU and the thread that runs it.
+ *
+ * vcpu_init(), vcpu_boot() and vcpu_start() are for the main thread, in that order. The thread
+ * ("fc_vcpu N") runs the guest, answers its port and memory-mapped I/O on the buses, and touches
+ * nothing else. It stops for vcpus_pause() and for the guest's end.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "vmm/boot/kernel.h"
+#include "vmm/boot/layout.h"
+#include "vmm/bus.h"
+#include "vmm/cpuid.h"
+#include "vmm/guest_end.h"
+#include "vmm/kvm.h"
+
+struct kvm_run;
+
+/* What the vCPUs of one VM share. */
+struct vcpus {
+    unsigned count;
+    struct vcpu {
+        struct vcpus *all;
+        unsigned index;
+        int fd;
+        struct kvm_run *run; /* shared with the kernel */
+        pthread_t thread;
+    } each[PLATFORM_VCPUS_MAX];
+    const struct bus *pio, *mmio;
+    struct guest_end *end;
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t changed;
+    bool pause;      /* asked for */
+    unsigned paused; /* threads that have complied */
+};
+
+/* Creates the vCPUs, without running them, with the CPUID of a VM of `count` of them and LAPICs in
+ * virtual wire mode. Borrows the buses and end. On failure the caller drops all with vcpus_fini().
+ */
+must_check int vcpus_init(struct vcpus *v, const struct kvm *k, unsigned count, bool smt,
+                          const struct bus *pio, const struct bus *mmio, struct guest_end *end,
+                          struct error *e);
+
+/* Closes vCPUs that were never started. Works on a zeroed object. */
+void vcpus_fini(struct vcpus *v, const struct kvm *k);
+
+/* Points the first vCPU at the kernel; the others wait for the guest to start them. */
+must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
+
+/* Starts the threads; the guest runs. */
+must_check int vcpus_start(struct vcpus *v, struct error *e);
+
+/* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */
+void vcpus_pause(struct vcpus *v);
+void vcpus_resume(struct vcpus *v);

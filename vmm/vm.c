@@ -1,0 +1,351 @@
+#include "vmm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "vmm/boot/cmdline.h"
+#include "vmm/builder.h"
+#include "vmm/console.h"
+#include "vmm/log.h"
+
+struct vm {
+    struct loop *loop;
+    struct vm_options options;
+    enum vm_state state;
+    struct machine_config machine_config;
+    struct boot_source boot_source;
+    int kernel_fd, initrd_fd; /* of boot_source; -1: none */
+    struct drive *drives;     /* in attach order: the root drive first */
+    unsigned drive_count;
+    struct machine *machine;      /* NULL until started */
+    struct loop_source guest_end; /* machine->end.event_fd */
+};
+
+#define IN(state)    (1u << (state))
+#define BEFORE_START IN(VM_NOT_STARTED)
+#define AFTER_START  (IN(VM_RUNNING) | IN(VM_PAUSED))
+
+/* What each state allows, and whose error it is. */
+static const struct {
+    unsigned allowed;
+    const char *subsystem;
+} rules[ACTIONS] = {
+    [ACT_PUT_MACHINE] = { BEFORE_START, "Machine config error" },
+    [ACT_PATCH_MACHINE] = { BEFORE_START, "Machine config error" },
+    [ACT_PUT_BOOT_SOURCE] = { BEFORE_START, "Boot source error" },
+    [ACT_PUT_DRIVE] = { BEFORE_START, "Drive config error" },
+    [ACT_START] = { BEFORE_START, "Start microvm error" },
+    [ACT_CTRL_ALT_DEL] = { AFTER_START, "Internal VMM error" },
+    [ACT_PAUSE] = { AFTER_START, "Internal VMM error" },
+    [ACT_RESUME] = { AFTER_START, "Internal VMM error" },
+};
+
+struct vm *vm_new(struct loop *loop, const struct vm_options *options)
+{
+    struct vm *vm = calloc(1, sizeof(*vm));
+
+    BUG_ON(!vm);
+    vm->loop = loop;
+    vm->options = *options;
+    vm->machine_config = machine_config_default;
+    vm->kernel_fd = vm->initrd_fd = -1;
+    return vm;
+}
+
+static int apply_machine(struct vm *vm, const struct machine_request *r,
+                         const struct machine_config *base, struct error *e)
+{
+    struct machine_config c = *base;
+
+    if (r->given & MACHINE_VCPU_COUNT)
+        c.vcpu_count = r->config.vcpu_count;
+    if (r->given & MACHINE_MEM_SIZE)
+        c.mem_size_mib = r->config.mem_size_mib;
+    if (r->given & MACHINE_SMT)
+        c.smt = r->config.smt;
+    if (r->given & MACHINE_CPU_TEMPLATE)
+        c.cpu_template = r->config.cpu_template;
+    if (r->given & MACHINE_TRACK_DIRTY)
+        c.track_dirty_pages = r->config.track_dirty_pages;
+    if (r->given & MACHINE_HUGE_PAGES)
+        c.huge_pages = r->config.huge_pages;
+    if (c.vcpu_count == 0 || c.vcpu_count > PLATFORM_VCPUS_MAX ||
+        (c.smt && c.vcpu_count > 1 && c.vcpu_count % 2))
+        return fail(e, ERR_INVALID,
+                    "The number of vCPUs must be greater than 0, less than %u and must be 1 or an "
+                    "even number if SMT is enabled.",
+                    PLATFORM_VCPUS_MAX);
+    if (c.mem_size_mib == 0 || (c.huge_pages != HUGE_PAGES_NONE && c.mem_size_mib % 2))
+        return fail(e, ERR_INVALID,
+                    "The memory size (MiB) is either 0, or not a multiple of the configured page "
+                    "size.");
+    vm->machine_config = c;
+    return 0;
+}
+
+/* A PUT starts from the defaults, but a template that is not mentioned stays. */
+static int put_machine(struct vm *vm, const struct machine_request *r, struct error *e)
+{
+    struct machine_config base = machine_config_default;
+
+    base.cpu_template = vm->machine_config.cpu_template;
+    return apply_machine(vm, r, &base, e);
+}
+
+/* Non-blocking, so that a FIFO does not wait for a writer; what is no image is refused at the
+ * start, when it is read. */
+static int open_image(const char *path)
+{
+    return open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+}
+
+static int put_boot_source(struct vm *vm, struct boot_source *b, struct error *e)
+{
+    autofd int kernel = open_image(b->kernel_image_path);
+    autofd int initrd = -1;
+    struct cmdline cmdline;
+
+    if (kernel < 0)
+        return fail_os(e, errno, "The kernel file cannot be opened");
+    if (b->initrd_path) {
+        initrd = open_image(b->initrd_path);
+        if (initrd < 0)
+            return fail(e, ERR_HOST,
+                        "The initrd file cannot be opened due to invalid path or invalid "
+                        "permissions. %s (os error %d)",
+                        strerror(errno), errno);
+    }
+    if (cmdline_init(&cmdline, b->boot_args, e) < 0)
+        return -1;
+    close_fdp(&vm->kernel_fd);
+    close_fdp(&vm->initrd_fd);
+    boot_source_fini(&vm->boot_source);
+    vm->kernel_fd = take_fd(&kernel);
+    vm->initrd_fd = take_fd(&initrd);
+    vm->boot_source = *b;
+    *b = (struct boot_source){ 0 };
+    return 0;
+}
+
+/* The drive of that id, or drive_count. */
+static unsigned find_drive(const struct vm *vm, const char *id)
+{
+    unsigned i = 0;
+
+    while (i < vm->drive_count && strcmp(vm->drives[i].config.drive_id, id) != 0)
+        i++;
+    return i;
+}
+
+static int check_drive(const struct vm *vm, const struct drive_config *d, struct error *e)
+{
+    const struct drive_config *first = vm->drive_count ? &vm->drives[0].config : NULL;
+
+    if (!d->path_on_host == !d->socket)
+        return fail(e, ERR_INVALID,
+                    "Unable to create the virtio block device: Invalid block "
+                    "config.");
+    if (d->socket)
+        return fail(e, ERR_INVALID,
+                    "Unable to create the virtio block device: vhost-user sockets "
+                    "are not supported.");
+    if (d->io_engine == IO_ENGINE_ASYNC)
+        return fail(e, ERR_INVALID,
+                    "Unable to create the virtio block device: the Async io_engine "
+                    "is not supported by this version; use Sync.");
+    if (d->has_rate_limits && (d->rate_limits.has_bandwidth || d->rate_limits.has_ops))
+        return fail(e, ERR_INVALID,
+                    "Unable to create the virtio block device: rate limiters are "
+                    "not supported by this version.");
+    if (d->is_root_device && first && first->is_root_device &&
+        strcmp(first->drive_id, d->drive_id) != 0)
+        return fail(e, ERR_INVALID, "A root block device already exists!");
+    return 0;
+}
+
+static void swap_drives(struct drive *a, struct drive *b)
+{
+    struct drive t = *a;
+
+    *a = *b;
+    *b = t;
+}
+
+static int put_drive(struct vm *vm, struct drive_config *d, struct error *e)
+{
+    unsigned at = find_drive(vm, d->drive_id);
+    bool is_new = at == vm->drive_count;
+    struct block_file file;
+
+    if (check_drive(vm, d, e) < 0)
+        return -1;
+    if (block_file_open(&file, d->path_on_host, d->is_read_only, e) < 0)
+        return fail_within(e, "Unable to create the virtio block device");
+    if (is_new) {
+        vm->drives = reallocarray(vm->drives, ++vm->drive_count, sizeof(*vm->drives));
+        BUG_ON(!vm->drives);
+    } else {
+        block_file_close(&vm->drives[at].file);
+        drive_config_fini(&vm->drives[at].config);
+    }
+    vm->drives[at] = (struct drive){ .config = *d, .file = file };
+    *d = (struct drive_config){ 0 };
+    /* The root drive is attached first. A new one moves the others back, one that was there already
+     * changes places with the first. */
+    if (vm->drives[at].config.is_root_device)
+        for (; at > 0; at = is_new ? at - 1 : 0)
+            swap_drives(&vm->drives[at], &vm->drives[is_new ? at - 1 : 0]);
+    return 0;
+}
+
+static void on_guest_end(struct loop_source *src, uint32_t ready)
+{
+    struct vm *vm = owner_of(src, struct vm, guest_end);
+
+    (void)ready;
+    loop_stop(vm->loop, vm->machine->end.exit_code);
+}
+
+/* From here on the machine belongs to the loop and to its threads: what fails now can't be undone
+ * and ends the process. */
+static int set_off(struct vm *vm, struct error *e)
+{
+    struct machine *m = vm->machine;
+
+    vm->guest_end = (struct loop_source){ m->end.event_fd, EPOLLIN, on_guest_end };
+    BUG_ON(loop_add(vm->loop, &vm->guest_end) < 0);
+    if (console_has_input() && serial_attach_input(&m->serial, vm->loop, e) == 0)
+        console_raw();
+    return vcpus_start(&m->vcpus, e);
+}
+
+static int start(struct vm *vm, struct error *e)
+{
+    const struct machine_plan plan = {
+        .config = &vm->machine_config,
+        .kernel_fd = vm->kernel_fd,
+        .initrd_fd = vm->initrd_fd,
+        .boot_args = vm->boot_source.boot_args,
+        .boot_timer = vm->options.boot_timer,
+        .drive_count = vm->drive_count,
+        .drives = vm->drives,
+    };
+
+    if (vm->kernel_fd < 0)
+        return fail(e, ERR_INVALID, "Cannot start microvm without kernel configuration.");
+    if (vm->machine_config.cpu_template != CPU_TEMPLATE_NONE)
+        return fail(e, ERR_INVALID,
+                    "Failed to get CPU template: static CPU templates are not "
+                    "supported by this version.");
+    if (machine_build(&vm->machine, &plan, vm->loop, e) < 0)
+        return -1;
+    if (set_off(vm, e) < 0) {
+        log_error("Start microvm error: %s", e->msg);
+        loop_stop(vm->loop, 1);
+        return -1;
+    }
+    vm->state = VM_RUNNING;
+    return 0;
+}
+
+static void pause_vm(struct vm *vm)
+{
+    if (vm->state == VM_PAUSED)
+        return;
+    vcpus_pause(&vm->machine->vcpus);
+    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
+        virtio_mmio_pause(&vm->machine->transports[i]);
+    serial_pause(&vm->machine->serial);
+    vm->state = VM_PAUSED;
+}
+
+static void resume_vm(struct vm *vm)
+{
+    if (vm->state == VM_RUNNING)
+        return;
+    serial_resume(&vm->machine->serial);
+    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
+        virtio_mmio_resume(&vm->machine->transports[i]);
+    vcpus_resume(&vm->machine->vcpus);
+    vm->state = VM_RUNNING;
+}
+
+static int carry_out(struct vm *vm, struct action *a, struct error *e)
+{
+    switch (a->kind) {
+    case ACT_PUT_MACHINE: return put_machine(vm, &a->machine, e);
+    case ACT_PATCH_MACHINE: return apply_machine(vm, &a->machine, &vm->machine_config, e);
+    case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
+    case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
+    case ACT_START: return start(vm, e);
+    case ACT_CTRL_ALT_DEL: return i8042_ctrl_alt_del(&vm->machine->i8042, e);
+    case ACT_PAUSE: pause_vm(vm); return 0;
+    case ACT_RESUME: resume_vm(vm); return 0;
+    case ACTIONS: break;
+    }
+    BUG_ON(true);
+}
+
+int vm_apply(struct vm *vm, struct action *a, struct error *e)
+{
+    if (!(rules[a->kind].allowed & IN(vm->state)))
+        return fail(e, ERR_STATE, "The requested operation is not supported %s the microVM.",
+                    vm->state == VM_NOT_STARTED ? "before starting" : "after starting");
+    if (carry_out(vm, a, e) < 0)
+        return fail_within(e, rules[a->kind].subsystem);
+    return 0;
+}
+
+void action_fini(struct action *a)
+{
+    if (a->kind == ACT_PUT_BOOT_SOURCE)
+        boot_source_fini(&a->boot_source);
+    else if (a->kind == ACT_PUT_DRIVE)
+        drive_config_fini(&a->drive);
+}
+
+void vm_stop(struct vm *vm)
+{
+    console_restore();
+    if (!vm->machine)
+        return;
+    vcpus_pause(&vm->machine->vcpus);
+    for (unsigned i = 0; i < vm->drive_count; i++) {
+        const struct drive *d = &vm->drives[i];
+        int ret = d->config.cache_type == CACHE_WRITEBACK ? block_file_sync(&d->file) : 0;
+
+        if (ret)
+            log_error("Drive %s: cannot sync: %s", d->config.drive_id, strerror(-ret));
+    }
+}
+
+const char *vm_id(const struct vm *vm)
+{
+    return vm->options.id;
+}
+
+enum vm_state vm_state(const struct vm *vm)
+{
+    return vm->state;
+}
+
+const struct machine_config *vm_machine_config(const struct vm *vm)
+{
+    return &vm->machine_config;
+}
+
+const struct boot_source *vm_boot_source(const struct vm *vm)
+{
+    return &vm->boot_source;
+}
+
+unsigned vm_drive_count(const struct vm *vm)
+{
+    return vm->drive_count;
+}
+
+const struct drive_config *vm_drive(const struct vm *vm, unsigned i)
+{
+    return &vm->drives[i].config;
+}
