@@ -142,12 +142,17 @@ static int fail_hotplug(struct error *e)
     return fail(e, ERR_STATE, "PCI is not enabled");
 }
 
+static int fail_id_mismatch(struct error *e)
+{
+    return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+}
+
 static int apply_drive(struct api_call *c, struct action *a, struct error *e)
 {
     if (decode_body(c, &drive_schema, &a->drive, e) < 0)
         return -1;
     if (strcmp(a->drive.drive_id, c->id) != 0)
-        return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+        return fail_id_mismatch(e);
     if (vm_state(c->vm) != VM_NOT_STARTED)
         return fail_hotplug(e);
     return vm_apply(c->vm, a, e);
@@ -157,6 +162,24 @@ static int put_drive(struct api_call *c, struct error *e)
 {
     struct action a = { .kind = ACT_PUT_DRIVE };
     int ret = apply_drive(c, &a, e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static int apply_drive_patch(struct api_call *c, struct action *a, struct error *e)
+{
+    if (decode_body(c, &drive_patch_schema, &a->drive_patch, e) < 0)
+        return -1;
+    if (strcmp(a->drive_patch.drive_id, c->id) != 0)
+        return fail_id_mismatch(e);
+    return vm_apply(c->vm, a, e);
+}
+
+static int patch_drive(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PATCH_DRIVE };
+    int ret = apply_drive_patch(c, &a, e);
 
     action_fini(&a);
     return ret;
@@ -215,6 +238,7 @@ static const struct route {
     { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine },
     { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source },
     { HTTP_VERB_PUT, "drives", NULL, true, put_drive },
+    { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive },
     { HTTP_VERB_DELETE, "drives", NULL, true, delete_device },
     { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device },
     { HTTP_VERB_PUT, "actions", NULL, false, put_action },

@@ -1,8 +1,8 @@
 #include "virtio/block.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
-#include <linux/virtio_blk.h>
 #include <sys/stat.h>
 
 #include "tests/unit/support/driver.h"
@@ -13,16 +13,21 @@
 #define STATUS       (RING_DATA + 0x100)
 #define DATA         (RING_DATA + 0x1000)
 #define UNTOUCHED    0xa5u
+#define THIN_SECTORS 8192u
 
 static char path[] = "/tmp/mayfly-block-XXXXXX";
 static struct block_file file;
 static struct block block;
 static struct driver d;
 
-static void start(bool is_read_only, bool offer_flush)
+struct options {
+    bool is_read_only, is_async, has_flush, is_thin;
+    struct rate_limits limits;
+};
+
+static void make_disk(bool is_thin)
 {
     uint8_t sector[SECTOR];
-    struct error e;
     int fd;
 
     strcpy(path, "/tmp/mayfly-block-XXXXXX");
@@ -31,27 +36,79 @@ static void start(bool is_read_only, bool offer_flush)
         memset(sector, (int)i, sizeof(sector));
         cr_assert_eq(write(fd, sector, sizeof(sector)), sizeof(sector));
     }
+    if (is_thin)
+        cr_assert_eq(ftruncate(fd, THIN_SECTORS * SECTOR), 0);
     close(fd);
-    cr_assert_eq(block_file_open(&file, path, is_read_only, &e), 0, "%s", e.msg);
-    block_init(&block, &file, offer_flush);
+}
+
+static void start(struct options o)
+{
+    struct block_host host = {
+        .file = &file, .offer_flush = o.has_flush, .limits = o.limits, .loop = &d.loop
+    };
+    struct error e;
+
+    make_disk(o.is_thin);
+    cr_assert_eq(block_file_open(&file, path, o.is_read_only, &e), 0, "%s", e.msg);
+    if (o.is_async)
+        cr_assert_eq(block_async_new(&host.async, &file, &e), 0, "%s", e.msg);
+    cr_assert_eq(loop_init(&d.loop, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_init(&block, &host, &e), 0, "%s", e.msg);
     driver_init(&d, &block.dev, 256);
     driver_start(&d);
 }
 
-static void set_up(void)
+static void start_sync(void)
 {
-    start(false, true);
+    start((struct options){ .has_flush = true });
+}
+
+static void start_async(void)
+{
+    start((struct options){ .has_flush = true, .is_async = true });
 }
 
 static void tear_down(void)
 {
+    struct block_async *async = block.host.async;
+
     driver_fini(&d);
+    block_fini(&block);
+    block_async_free(async);
     block_file_close(&file);
     unlink(path);
 }
 
-TestSuite(request, .init = set_up, .fini = tear_down);
-TestSuite(queue, .init = set_up, .fini = tear_down);
+TestSuite(sync, .init = start_sync, .fini = tear_down);
+TestSuite(async, .init = start_async, .fini = tear_down);
+
+/* A test of both engines. */
+#define BOTH(name)                                                                                 \
+    static void name(void);                                                                        \
+    Test(sync, name)                                                                               \
+    {                                                                                              \
+        name();                                                                                    \
+    }                                                                                              \
+    Test(async, name)                                                                              \
+    {                                                                                              \
+        name();                                                                                    \
+    }                                                                                              \
+    static void name(void)
+
+/* Lets the device work until it has answered all it took; true where it asked for another turn. */
+static bool kick(void)
+{
+    bool more = driver_kick(&d);
+
+    while (block.host.async && block.idle_count < block.request_count) {
+        struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
+
+        cr_assert_eq(poll(&results, 1, 10000), 1);
+        block.results.on_ready(&block.results, EPOLLIN);
+        more |= loop_drain(d.transport.kicks[0].source.fd) > 0;
+    }
+    return more;
+}
 
 /* Lays out header, data of `bytes` in `pieces` descriptors, status, from descriptor `first` on. */
 static void offer(uint16_t first, uint32_t type, uint64_t sector, uint32_t bytes, unsigned pieces)
@@ -87,12 +144,12 @@ static uint8_t request(uint32_t type, uint64_t sector, uint32_t bytes, unsigned 
     uint16_t before = ring_used_idx(&d.ring);
 
     offer(0, type, sector, bytes, pieces);
-    driver_kick(&d);
+    kick();
     cr_assert_eq((uint16_t)(ring_used_idx(&d.ring) - before), 1);
     return status_of(0);
 }
 
-Test(request, reads_sectors_into_any_number_of_buffers)
+BOTH(reads_sectors_into_any_number_of_buffers)
 {
     for (unsigned pieces = 1; pieces <= 254; pieces += 23) {
         cr_assert_eq(request(VIRTIO_BLK_T_IN, 3, 8 * SECTOR, pieces), VIRTIO_BLK_S_OK);
@@ -102,7 +159,7 @@ Test(request, reads_sectors_into_any_number_of_buffers)
     }
 }
 
-Test(request, writes_sectors_and_counts_only_the_status)
+BOTH(writes_sectors_and_counts_only_the_status)
 {
     uint8_t bytes[2 * SECTOR], back[2 * SECTOR];
     int fd = open(path, O_RDONLY);
@@ -117,7 +174,7 @@ Test(request, writes_sectors_and_counts_only_the_status)
     close(fd);
 }
 
-Test(request, stays_within_the_disk)
+BOTH(stays_within_the_disk)
 {
     static const struct {
         uint64_t sector;
@@ -145,25 +202,25 @@ Test(request, stays_within_the_disk)
     }
 }
 
-Test(request, of_an_unknown_type_is_unsupported)
+BOTH(request_of_an_unknown_type_is_unsupported)
 {
-    static const uint32_t types[] = { 2, 3, 5, 7, 11, 13, 0x80000000u, UINT32_MAX };
+    static const uint32_t types[] = { 2, 3, 5, 7, 11, 12, 13, 14, 0x80000000u, UINT32_MAX };
 
     for (unsigned i = 0; i < sizeof(types) / sizeof(*types); i++)
         cr_expect_eq(request(types[i], 0, SECTOR, 1), VIRTIO_BLK_S_UNSUPP, "type %u", types[i]);
 }
 
-Test(request, with_half_a_header_fails)
+BOTH(request_with_half_a_header_fails)
 {
     put16(&d.ring, STATUS, UNTOUCHED);
     ring_desc(&d.ring, 0, HEADER, 15, VRING_DESC_F_NEXT, 1);
     ring_desc(&d.ring, 1, STATUS, 1, VRING_DESC_F_WRITE, 0);
     ring_offer(&d.ring, 0);
-    driver_kick(&d);
+    kick();
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_IOERR);
 }
 
-Test(request, takes_a_header_split_over_buffers)
+BOTH(takes_a_header_split_over_buffers)
 {
     struct virtio_blk_outhdr header = { .type = VIRTIO_BLK_T_IN, .sector = 9 };
 
@@ -172,22 +229,22 @@ Test(request, takes_a_header_split_over_buffers)
     ring_desc(&d.ring, 1, HEADER + 5, 11, VRING_DESC_F_NEXT, 2);
     ring_desc(&d.ring, 2, DATA, SECTOR + 1, VRING_DESC_F_WRITE, 0);
     ring_offer(&d.ring, 0);
-    driver_kick(&d);
+    kick();
     cr_expect_eq(get16(&d.ring, DATA), 0x0909);
     cr_expect_eq(get16(&d.ring, DATA + SECTOR) & 0xff, VIRTIO_BLK_S_OK, "the last byte is status");
 }
 
-Test(request, without_a_status_byte_is_dropped)
+BOTH(request_without_a_status_byte_is_dropped)
 {
     ring_desc(&d.ring, 0, HEADER, 16, 0, 0);
     ring_offer(&d.ring, 0);
-    driver_kick(&d);
+    kick();
     cr_expect_eq(ring_used_idx(&d.ring), 1);
     cr_expect_eq(ring_used(&d.ring, 0).len, 0);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_OK, "and the next is served");
 }
 
-Test(request, gives_the_disk_s_identity)
+BOTH(gives_the_disk_s_identity)
 {
     struct stat st;
     char want[64] = "", got[BLOCK_ID_BYTES];
@@ -200,27 +257,27 @@ Test(request, gives_the_disk_s_identity)
     cr_expect_eq(request(VIRTIO_BLK_T_GET_ID, 0, BLOCK_ID_BYTES - 1, 1), VIRTIO_BLK_S_IOERR);
 }
 
-Test(request, flushes_when_that_was_offered)
+BOTH(flushes_when_that_was_offered)
 {
     cr_expect_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_OK);
 }
 
 Test(request_without_flush, is_unsupported, .fini = tear_down)
 {
-    start(false, false);
+    start((struct options){ 0 });
     cr_expect_not(offered_features(&d) & 1u << VIRTIO_BLK_F_FLUSH);
     cr_expect_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_UNSUPP);
 }
 
 Test(request_read_only, refuses_to_write_and_says_so_in_its_features, .fini = tear_down)
 {
-    start(true, false);
+    start((struct options){ .is_read_only = true });
     cr_expect(offered_features(&d) & 1u << VIRTIO_BLK_F_RO);
     cr_expect_eq(request(VIRTIO_BLK_T_OUT, 0, SECTOR, 1), VIRTIO_BLK_S_IOERR);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_OK);
 }
 
-Test(request, on_a_file_that_was_cut_short_fails)
+BOTH(request_on_a_file_that_was_cut_short_fails)
 {
     cr_assert_eq(truncate(path, 3 * SECTOR + 100), 0);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 2, SECTOR, 1), VIRTIO_BLK_S_OK);
@@ -228,13 +285,13 @@ Test(request, on_a_file_that_was_cut_short_fails)
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 40, SECTOR, 1), VIRTIO_BLK_S_IOERR);
 }
 
-Test(queue, serves_many_requests_with_one_interrupt)
+BOTH(serves_many_requests_with_one_interrupt)
 {
     cr_expect_eq(driver_interrupts(&d), 0);
     ring_set_used_event(&d.ring, 0);
     for (uint16_t i = 0; i < 80; i++)
         offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i % DISK_SECTORS, SECTOR, 1);
-    driver_kick(&d);
+    kick();
     cr_expect_eq(ring_used_idx(&d.ring), 80);
     cr_expect_eq(driver_interrupts(&d), 1);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
@@ -242,7 +299,7 @@ Test(queue, serves_many_requests_with_one_interrupt)
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 }
 
-Test(queue, continues_a_huge_request_turn_by_turn)
+Test(sync, continues_a_huge_request_turn_by_turn)
 {
     const uint64_t huge = UINT64_C(8) << 30;
     unsigned turns = 0;
@@ -253,22 +310,22 @@ Test(queue, continues_a_huge_request_turn_by_turn)
     offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
     for (uint16_t i = 1; i <= 254; i++)
         ring_desc(&d.ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, i + 1);
-    while (driver_kick(&d))
+    while (kick())
         turns++;
     cr_expect_geq(turns, 127 / 4 - 1);
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
     cr_expect_eq(ring_used(&d.ring, 0).len, 254 * 0x80000u + 1);
 }
 
-Test(queue, forgets_a_request_in_progress_on_reset)
+Test(sync, forgets_a_request_in_progress_on_reset)
 {
     offer(0, VIRTIO_BLK_T_OUT, 0, 0, 254);
     cr_assert_eq(truncate(path, INT64_C(1) << 30), 0);
     file.sectors = (UINT64_C(1) << 30) / SECTOR;
     for (uint16_t i = 1; i <= 254; i++)
         ring_desc(&d.ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT, i + 1);
-    cr_assert(driver_kick(&d));
-    cr_assert(block.request.busy);
+    cr_assert(kick());
+    cr_assert_not_null(block.current);
     d.ring.avail_idx = 0;
     put16(&d.ring, RING_AVAIL + 2, 0);
     put16(&d.ring, RING_USED + 2, 0);
@@ -276,11 +333,11 @@ Test(queue, forgets_a_request_in_progress_on_reset)
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 1, SECTOR, 1), VIRTIO_BLK_S_OK);
 }
 
-Test(queue, stops_at_a_malformed_chain_until_reset)
+BOTH(stops_at_a_malformed_chain_until_reset)
 {
     ring_desc(&d.ring, 0, UINT64_C(1) << 40, 16, VRING_DESC_F_NEXT, 1);
     ring_offer(&d.ring, 0);
-    driver_kick(&d);
+    kick();
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME, STATUS_RESET_ME);
     cr_expect_eq(ring_used_idx(&d.ring), 0);
     d.ring.avail_idx = 0;
