@@ -157,7 +157,7 @@ static struct json_object *parse(struct json_reader *r, enum json_tokener_error 
     if (value) /* json-c reads on over the blanks */
         while (is_blank(r->text[r->at + used - 1]))
             used--;
-    r->at += used;
+    r->at = used > r->length - r->at ? r->length : r->at + used; /* not behind the NUL */
     return value;
 }
 
