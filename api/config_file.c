@@ -113,21 +113,11 @@ static char *read_file(const char *path, size_t *size, struct error *e)
     return text;
 }
 
-/* vm_apply()'s errors name their subsystem as the API does. Where Firecracker's words for one in a
- * file are others, they are put in its place. */
-static int apply(struct vm *vm, struct action *a, const char *api_prefix, const char *file_prefix,
-                 struct error *e)
+/* Errors name their subsystem, in Firecracker's words for a file, which are not those of its API.
+ */
+static int apply(struct vm *vm, struct action *a, const char *subsystem, struct error *e)
 {
-    size_t n = strlen(api_prefix);
-    char text[sizeof(e->msg)];
-
-    if (vm_apply(vm, a, e) == 0)
-        return 0;
-    if (strncmp(e->msg, api_prefix, n) == 0) {
-        memcpy(text, e->msg, sizeof(text));
-        return fail(e, e->kind, "%s%.900s", file_prefix, text + n);
-    }
-    return -1;
+    return vm_apply(vm, a, e) < 0 ? fail_within(e, subsystem) : 0;
 }
 
 static int apply_drives(struct vm *vm, struct config_file *c, struct error *e)
@@ -139,7 +129,7 @@ static int apply_drives(struct vm *vm, struct config_file *c, struct error *e)
         int ret;
 
         drives[i] = (struct drive_config){ 0 };
-        ret = apply(vm, &a, "Drive config error", "Block device error", e);
+        ret = apply(vm, &a, "Block device error", e);
         action_fini(&a);
         if (ret < 0)
             return -1;
@@ -154,10 +144,10 @@ static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
     struct action boot = { .kind = ACT_PUT_BOOT_SOURCE, .boot_source = c->boot_source };
     int ret;
 
-    if (c->has_machine && apply(vm, &machine, "Machine config error", "VM config error", e) < 0)
+    if (c->has_machine && apply(vm, &machine, "VM config error", e) < 0)
         return -1;
     c->boot_source = (struct boot_source){ 0 };
-    ret = vm_apply(vm, &boot, e);
+    ret = apply(vm, &boot, "Boot source error", e);
     action_fini(&boot);
     return ret < 0 ? -1 : apply_drives(vm, c, e);
 }
@@ -187,8 +177,7 @@ int config_file_apply(struct vm *vm, const char *path, struct error *e)
         fail_within(e, "Configuration for VMM from one single json failed");
         return fail_within(e, "Failed to build MicroVM from Json");
     }
-    if (apply(vm, &start, "Start microvm error", "Could not Start MicroVM from one single json",
-              e) < 0)
+    if (apply(vm, &start, "Could not Start MicroVM from one single json", e) < 0)
         return fail_within(e, "Failed to build MicroVM from Json");
     log_info("Successfully started microvm that was configured from one single json");
     return 0;

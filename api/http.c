@@ -151,8 +151,7 @@ static bool is_utf8(const char *s, size_t n)
     return true;
 }
 
-/* One line with its CRLF. Neither CR nor LF may stand inside it: the library would take a line for
- * two that is one to everybody else. */
+/* Shows bytes to the library; false where it stops at one. */
 static bool feed(struct http_reader *r, const char *line, size_t n)
 {
     http_parser *p = parser_of(r);
@@ -173,6 +172,8 @@ static bool feed_request_line(struct http_reader *r, const char *line, const cha
            feed(r, rest, n - (size_t)(rest - line));
 }
 
+/* The lines that the library is shown have no CR or LF inside: it would take one for two that is
+ * one to everybody else. */
 static enum http_event parse_request_line(struct http_reader *r, const char *line, size_t n)
 {
     http_parser *p = parser_of(r);
@@ -248,8 +249,7 @@ static int on_header_value(http_parser *p, const char *at, size_t n)
         r->expects_continue = name_is(at, n, "100-continue");
     if (r->header == HTTP_ACCEPT_ENCODING && forbids_identity(at, n))
         return -1;
-    /* Firecracker's type for a length. The library has parsed the value, but not yet counted it
-     * as a body. */
+    /* Firecracker's type for a length. */
     if (r->header == HTTP_CONTENT_LENGTH && p->content_length > UINT32_MAX)
         return -1;
     return 0;

@@ -157,7 +157,7 @@ static struct json_object *parse(struct json_reader *r, enum json_tokener_error 
     if (value) /* json-c reads on over the blanks */
         while (is_blank(r->text[r->at + used - 1]))
             used--;
-    r->at += used;
+    r->at = used > r->length - r->at ? r->length : r->at + used; /* not behind the NUL */
     return value;
 }
 
@@ -168,21 +168,30 @@ static bool lost_a_surrogate(const char *from, size_t n, const char *to, size_t 
            (memmem(from, n, "\\ud", 3) || memmem(from, n, "\\uD", 3));
 }
 
+/* The first control character in [from, r->at), or r->at: json-c lets them pass. */
+static size_t control_at(const struct json_reader *r, size_t from)
+{
+    while (from < r->at && (unsigned char)r->text[from] >= 0x20)
+        from++;
+    return from;
+}
+
 static int take_string(struct json_reader *r, struct json_object **value, struct error *e)
 {
     enum json_tokener_error error;
-    size_t start = r->at, n;
+    size_t start = r->at, control, n;
     const char *s;
 
     *value = parse(r, &error);
-    if (!*value) {
-        if (r->at >= r->length)
-            return json_fail(r, e, r->length, "EOF while parsing a string");
-        if ((unsigned char)r->text[r->at] < 0x20)
-            return json_fail(r, e, r->at + 1,
-                             "control character (\\u0000-\\u001F) found while parsing a string");
-        return json_fail(r, e, r->at + 1, "invalid escape");
+    control = control_at(r, start);
+    if (control < r->at || (r->at < r->length && !*value && (unsigned char)r->text[r->at] < 0x20)) {
+        json_object_put(*value);
+        return json_fail(r, e, control + 1,
+                         "control character (\\u0000-\\u001F) found while parsing a string");
     }
+    if (!*value)
+        return r->at >= r->length ? json_fail(r, e, r->length, "EOF while parsing a string")
+                                  : json_fail(r, e, r->at + 1, "invalid escape");
     s = json_object_get_string(*value);
     n = (size_t)json_object_get_string_len(*value);
     if (lost_a_surrogate(r->text + start, r->at - start, s, n)) {

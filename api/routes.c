@@ -41,6 +41,22 @@ static int decode_body(struct api_call *c, const struct schema *s, void *object,
                 "An error occurred when deserializing the json body of a request: %.900s.", what);
 }
 
+/* Carries out an action. Its errors name their subsystem, but for those about the VM's state. */
+static int apply(struct api_call *c, struct action *a, struct error *e)
+{
+    static const char *const subsystems[ACTIONS] = {
+        [ACT_PUT_MACHINE] = "Machine config error",  [ACT_PATCH_MACHINE] = "Machine config error",
+        [ACT_PUT_BOOT_SOURCE] = "Boot source error", [ACT_PUT_DRIVE] = "Drive config error",
+        [ACT_PATCH_DRIVE] = "Drive config error",    [ACT_START] = "Start microvm error",
+        [ACT_CTRL_ALT_DEL] = "Internal VMM error",   [ACT_PAUSE] = "Internal VMM error",
+        [ACT_RESUME] = "Internal VMM error",
+    };
+
+    if (vm_apply(c->vm, a, e) == 0)
+        return 0;
+    return e->kind == ERR_STATE ? -1 : fail_within(e, subsystems[a->kind]);
+}
+
 static int get_instance(struct api_call *c, struct error *e)
 {
     static const char *const states[VM_STATES] = {
@@ -112,7 +128,7 @@ static int apply_machine(struct api_call *c, enum action_kind kind, const struct
     if (a.machine.given == 0)
         return fail(e, ERR_INVALID, "Empty PATCH request.");
     c->answer->deprecated = a.machine.given & MACHINE_CPU_TEMPLATE;
-    return vm_apply(c->vm, &a, e);
+    return apply(c, &a, e);
 }
 
 static int put_machine(struct api_call *c, struct error *e)
@@ -131,7 +147,7 @@ static int put_boot_source(struct api_call *c, struct error *e)
     int ret = decode_body(c, &boot_source_schema, &a.boot_source, e);
 
     if (ret == 0)
-        ret = vm_apply(c->vm, &a, e);
+        ret = apply(c, &a, e);
     action_fini(&a);
     return ret;
 }
@@ -155,7 +171,7 @@ static int apply_drive(struct api_call *c, struct action *a, struct error *e)
         return fail_id_mismatch(e);
     if (vm_state(c->vm) != VM_NOT_STARTED)
         return fail_hotplug(e);
-    return vm_apply(c->vm, a, e);
+    return apply(c, a, e);
 }
 
 static int put_drive(struct api_call *c, struct error *e)
@@ -173,7 +189,7 @@ static int apply_drive_patch(struct api_call *c, struct action *a, struct error 
         return -1;
     if (strcmp(a->drive_patch.drive_id, c->id) != 0)
         return fail_id_mismatch(e);
-    return vm_apply(c->vm, a, e);
+    return apply(c, a, e);
 }
 
 static int patch_drive(struct api_call *c, struct error *e)
@@ -209,7 +225,7 @@ static int put_action(struct api_call *c, struct error *e)
                         "The requested operation is not supported before starting the microVM.");
         return fail(e, ERR_INVALID, "FlushMetrics: this version has no metrics.");
     }
-    return vm_apply(c->vm, &a, e);
+    return apply(c, &a, e);
 }
 
 static int patch_vm(struct api_call *c, struct error *e)
@@ -220,7 +236,7 @@ static int patch_vm(struct api_call *c, struct error *e)
     if (decode_body(c, &vm_state_schema, &body, e) < 0)
         return -1;
     a.kind = body.state == TARGET_PAUSED ? ACT_PAUSE : ACT_RESUME;
-    return vm_apply(c->vm, &a, e);
+    return apply(c, &a, e);
 }
 
 /* Further tokens of a path mean nothing, as in Firecracker. */
@@ -314,6 +330,7 @@ static int check_body(const struct api_request *r, struct error *e)
     case HTTP_VERBS: break;
     }
     BUG_ON(true);
+    return -1;
 }
 
 static int dispatch(struct api_call *c, struct error *e)

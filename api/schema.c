@@ -210,6 +210,7 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
     case SCHEMA_ABSENT: return decode_absent(r, f, e);
     }
     BUG_ON(true);
+    return -1;
 }
 
 static int decode_field(struct json_reader *r, const struct schema *s, unsigned i, void *object,

@@ -12,8 +12,7 @@
 #include "api/routes.h"
 #include "vmm/log.h"
 
-#define BACKLOG        32
-#define ACCEPTS_A_TURN 16
+#define BACKLOG 32
 
 struct connection {
     struct api *api;
@@ -200,26 +199,24 @@ static void connection_open(struct api *api, int accepted)
     take_fd(&fd);
 }
 
-/* Edge-triggered: when the process is out of descriptors, the next connection tries again, and the
- * loop does not spin over this one. */
+/* One connection a turn: those that have ended meanwhile give up their places in time. When none
+ * can be accepted (out of descriptors) the listener falls asleep until the next one comes, so that
+ * the loop does not spin over the one it can't have. */
 static void on_listener(struct loop_source *src, uint32_t ready)
 {
     struct api *api = owner_of(src, struct api, listener);
+    int fd = accept4(src->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    uint32_t want = EPOLLIN;
 
     (void)ready;
-    for (unsigned i = 0; i < ACCEPTS_A_TURN; i++) {
-        int fd = accept4(src->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-        if (fd < 0) {
-            if (errno == EINTR || errno == ECONNABORTED)
-                continue;
-            if (errno != EAGAIN)
-                log_error("The API server can't accept a connection: %s", strerror(errno));
-            return;
-        }
+    if (fd >= 0) {
         connection_open(api, fd);
+    } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+        log_error("The API server can't accept a connection: %s", strerror(errno));
+        want |= EPOLLET;
     }
-    loop_want(api->loop, src, src->want); /* there may be more: fire again */
+    if (want != src->want)
+        loop_want(api->loop, src, want);
 }
 
 static int listen_at(const char *path, struct error *e)
@@ -263,7 +260,7 @@ struct api *api_open(struct loop *loop, struct vm *vm, const char *path, size_t 
     api->loop = loop;
     api->vm = vm;
     api->max_payload = max_payload;
-    api->listener = (struct loop_source){ fd, EPOLLIN | EPOLLET, on_listener };
+    api->listener = (struct loop_source){ fd, EPOLLIN, on_listener };
     ret = loop_add(loop, &api->listener);
     if (ret < 0) {
         fail_os(e, -ret, "Failed to bind and run the HTTP server: IO error: %s", path);

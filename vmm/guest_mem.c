@@ -13,28 +13,30 @@
 /* Below this, a mapping costs more than it saves. */
 #define MAP_MIN_BYTES (16u * GMEM_PAGE_BYTES)
 
+/* Guest-physical and host address agree modulo 2 MiB: only then can KVM map a huge page of the host
+ * (hugetlb, or a transparent one where the host's policy gives them) as one in the guest. */
 static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    uint64_t slack = 0;
+    uint64_t slack = HUGE_2M_BYTES, lead;
     uint8_t *host;
 
-    if (huge_pages == HUGE_PAGES_2M)
+    if (huge_pages == HUGE_PAGES_2M) {
         flags |= MAP_HUGETLB | MAP_HUGE_2MB;
-    else if (huge_pages == HUGE_PAGES_TRANSPARENT)
-        slack = HUGE_2M_BYTES; /* to align the mapping to what a huge page needs */
+        slack = 0; /* aligned as it is */
+    }
     host = mmap(NULL, r->bytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (host == MAP_FAILED)
         return -errno;
     if (slack) {
-        uint64_t lead = -(uintptr_t)host & (HUGE_2M_BYTES - 1);
-
+        lead = -(uintptr_t)host & (HUGE_2M_BYTES - 1);
         if (lead)
             munmap(host, lead);
         host += lead;
         munmap(host + r->bytes, slack - lead);
-        madvise(host, r->bytes, MADV_HUGEPAGE); /* advice: a host without it still runs the VM */
     }
+    if (huge_pages == HUGE_PAGES_TRANSPARENT)
+        madvise(host, r->bytes, MADV_HUGEPAGE); /* a host without them still runs the VM */
     r->host = host;
     return 0;
 }

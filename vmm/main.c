@@ -192,9 +192,10 @@ static int run(const struct options *o)
 {
     const struct vm_options vm_options = { .id = o->id, .boot_timer = o->boot_timer };
     const struct sigaction sigpipe = { .sa_handler = on_sigpipe, .sa_flags = SA_RESTART };
-    struct loop loop;
+    static struct loop loop; /* these live as long as the process: nothing is freed at its end */
+    static struct vm *vm;
+    static struct api *api;
     struct error e;
-    struct vm *vm;
     int code;
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
@@ -202,8 +203,11 @@ static int run(const struct options *o)
     if (loop_init(&loop, &e) < 0)
         return end_with(EXIT_GENERIC, "event loop", &e);
     vm = vm_new(&loop, &vm_options);
-    if (!o->no_api && api_open(&loop, vm, o->api_sock, API_MAX_PAYLOAD_BYTES, &e) == NULL)
-        return end_with(EXIT_GENERIC, "RunWithApiError error", &e);
+    if (!o->no_api) {
+        api = api_open(&loop, vm, o->api_sock, API_MAX_PAYLOAD_BYTES, &e);
+        if (!api)
+            return end_with(EXIT_GENERIC, "RunWithApiError error", &e);
+    }
     if (o->config_file && config_file_apply(vm, o->config_file, &e) < 0)
         return end_with(EXIT_GENERIC, "RunWithoutApiError error", &e);
     code = loop_run(&loop);

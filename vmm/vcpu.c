@@ -208,7 +208,7 @@ static void comply(struct vcpu *c)
             pthread_cond_wait(&v->changed, &v->lock);
         v->paused--;
     }
-    c->run->immediate_exit = 0;
+    __atomic_store_n(&c->run->immediate_exit, 0, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&v->lock);
 }
 
@@ -290,14 +290,11 @@ static void stand_still(struct vcpu *c)
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
-    char name[16];
 
-    snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
-    pthread_setname_np(pthread_self(), name);
     for (;;) {
         int ret;
 
-        if (c->run->immediate_exit)
+        if (__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
             comply(c);
         ret = ioctl(c->fd, KVM_RUN, 0);
         if (ret == 0)
@@ -316,6 +313,19 @@ static void on_kick(int signal)
     (void)signal;
 }
 
+/* Named by its creator: a client that looks for the thread after the start finds it. */
+static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
+{
+    char name[16];
+    int ret = pthread_create(&c->thread, attr, vcpu_thread, c);
+
+    if (ret)
+        return ret;
+    snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
+    pthread_setname_np(c->thread, name);
+    return 0;
+}
+
 int vcpus_start(struct vcpus *v, struct error *e)
 {
     struct sigaction kick = { .sa_handler = on_kick };
@@ -326,7 +336,7 @@ int vcpus_start(struct vcpus *v, struct error *e)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
     for (unsigned i = 0; i < v->count && !ret; i++)
-        ret = pthread_create(&v->each[i].thread, &attr, vcpu_thread, &v->each[i]);
+        ret = start_thread(&v->each[i], &attr);
     pthread_attr_destroy(&attr);
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
@@ -338,7 +348,7 @@ void vcpus_pause(struct vcpus *v)
     for (unsigned i = 0; i < v->count; i++) {
         /* Read by the kernel on entry: closes the gap between the thread's last look and KVM_RUN.
          */
-        v->each[i].run->immediate_exit = 1;
+        __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
         pthread_kill(v->each[i].thread, KICK_SIGNAL);
     }
     while (v->paused < v->count)

@@ -26,20 +26,13 @@ struct vm {
 #define BEFORE_START IN(VM_NOT_STARTED)
 #define AFTER_START  (IN(VM_RUNNING) | IN(VM_PAUSED))
 
-/* What each state allows, and whose error it is. */
-static const struct {
-    unsigned allowed;
-    const char *subsystem;
-} rules[ACTIONS] = {
-    [ACT_PUT_MACHINE] = { BEFORE_START, "Machine config error" },
-    [ACT_PATCH_MACHINE] = { BEFORE_START, "Machine config error" },
-    [ACT_PUT_BOOT_SOURCE] = { BEFORE_START, "Boot source error" },
-    [ACT_PUT_DRIVE] = { BEFORE_START, "Drive config error" },
-    [ACT_PATCH_DRIVE] = { AFTER_START, "Drive config error" },
-    [ACT_START] = { BEFORE_START, "Start microvm error" },
-    [ACT_CTRL_ALT_DEL] = { AFTER_START, "Internal VMM error" },
-    [ACT_PAUSE] = { AFTER_START, "Internal VMM error" },
-    [ACT_RESUME] = { AFTER_START, "Internal VMM error" },
+/* The states in which each action is allowed. */
+static const unsigned allowed_in[ACTIONS] = {
+    [ACT_PUT_MACHINE] = BEFORE_START,     [ACT_PATCH_MACHINE] = BEFORE_START,
+    [ACT_PUT_BOOT_SOURCE] = BEFORE_START, [ACT_PUT_DRIVE] = BEFORE_START,
+    [ACT_PATCH_DRIVE] = AFTER_START,      [ACT_START] = BEFORE_START,
+    [ACT_CTRL_ALT_DEL] = AFTER_START,     [ACT_PAUSE] = AFTER_START,
+    [ACT_RESUME] = AFTER_START,
 };
 
 struct vm *vm_new(struct loop *loop, const struct vm_options *options)
@@ -302,7 +295,6 @@ static int start(struct vm *vm, struct error *e)
     if (machine_build(&vm->machine, &plan, vm->loop, e) < 0)
         return -1;
     if (set_off(vm, e) < 0) {
-        log_error("Start microvm error: %s", e->msg);
         loop_stop(vm->loop, 1);
         return -1;
     }
@@ -351,12 +343,10 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
 
 int vm_apply(struct vm *vm, struct action *a, struct error *e)
 {
-    if (!(rules[a->kind].allowed & IN(vm->state)))
+    if (!(allowed_in[a->kind] & IN(vm->state)))
         return fail(e, ERR_STATE, "The requested operation is not supported %s the microVM.",
                     vm->state == VM_NOT_STARTED ? "before starting" : "after starting");
-    if (carry_out(vm, a, e) < 0)
-        return fail_within(e, rules[a->kind].subsystem);
-    return 0;
+    return carry_out(vm, a, e);
 }
 
 void action_fini(struct action *a)

@@ -72,7 +72,8 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options);
 /* Frees what an action still owns. */
 void action_fini(struct action *a);
 
-/* Carries out an action. 0, or -1 with the client's error text, nothing having changed. */
+/* Carries out an action. 0, or -1 with nothing changed and a text for the client, which may put the
+ * name of the subsystem before it. ERR_STATE: the action is not allowed in this state. */
 must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
 
 /* Ends a started or never started VM in order, flushing what a guest was promised is on the disk,

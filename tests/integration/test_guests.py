@@ -8,6 +8,7 @@ import array
 import contextlib
 import fcntl
 import os
+import pty
 import re
 import signal
 import struct
@@ -267,6 +268,24 @@ def test_serial_input_goes_on_after_the_guest_clears_a_full_fifo():
         machine.finish()
 
 
+def test_a_terminal_is_raw_while_the_guest_runs_and_restored_after():
+    ours, theirs = pty.openpty()
+    with Machine("serial", "echo", stdin=theirs, stdout=theirs) as machine:
+        before = termios.tcgetattr(theirs)
+        machine.boot()
+        seen = b""
+        while b"ready" not in seen:
+            seen += os.read(ours, 4096)
+        assert termios.tcgetattr(theirs)[3] & (termios.ICANON | termios.ECHO | termios.ISIG) == 0
+        os.write(ours, b"\x03\rq")  # Ctrl-C and a carriage return are the guest's
+        assert machine.wait(DEADLINE_S) == 0
+        assert termios.tcgetattr(theirs) == before
+        os.set_blocking(ours, False)
+        assert b"\x03\rq" in seen + os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_guest_outlives_the_end_of_its_input():
     with Machine("serial", "echo", stdin=subprocess.PIPE) as machine:
         machine.boot().wait_for_output("ready\n")
@@ -421,12 +440,37 @@ def test_a_paused_guest_stands_still_and_goes_on_where_it_was(vcpus):
         assert numbers == [str(i) for i in range(len(numbers))]
 
 
+def test_pauses_at_any_moment_do_not_disturb_a_disk(disk):
+    with Machine("block", "sectors=32768", drives=[drive(disk)]) as machine:
+        machine.boot()
+        pauses = 0
+        while machine.process.poll() is None:
+            with contextlib.suppress(OSError, AssertionError):  # the guest ends meanwhile
+                for state in ("Paused", "Resumed"):
+                    machine.ok("PATCH", "/vm", {"state": state})
+                pauses += 1
+        machine.finish()
+        assert pauses > 0
+
+
 def test_a_paused_guest_can_be_killed():
     with Machine("counter", stdout=subprocess.PIPE) as machine:
         machine.boot()
         machine.ok("PATCH", "/vm", {"state": "Paused"})
         machine.process.send_signal(signal.SIGTERM)
         assert machine.wait(DEADLINE_S) == -signal.SIGTERM
+
+
+def test_each_vcpu_has_a_thread_by_its_name():
+    with Machine("exit", vcpus=3) as machine:
+        machine.boot()
+        tasks = f"/proc/{machine.process.pid}/task"
+        names = []
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/comm", encoding="utf-8") as comm:
+                names.append(comm.read().strip())
+        assert sorted(name for name in names if name.startswith("fc_vcpu")) == [
+            "fc_vcpu 0", "fc_vcpu 1", "fc_vcpu 2"]
 
 
 # Starts that fail.

@@ -180,8 +180,7 @@ Test(vm, pauses_and_resumes_any_number_of_times)
 Test(vm, does_not_start_without_a_kernel)
 {
     cr_expect_eq(apply(ACT_START), -1);
-    cr_expect_str_eq(e.msg,
-                     "Start microvm error: Cannot start microvm without kernel configuration.");
+    cr_expect_str_eq(e.msg, "Cannot start microvm without kernel configuration.");
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
 }
 
@@ -191,7 +190,7 @@ Test(vm, can_be_configured_anew_after_a_failed_start)
     cr_assert_eq(put_drive("a", file("disk"), false), 0);
     cr_assert_eq(put_boot(file("text"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), -1);
-    cr_expect(strstr(e.msg, "Start microvm error: "), "%s", e.msg);
+    cr_expect(strstr(e.msg, "Kernel Loader"), "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
     cr_assert_eq(put_machine(ACT_PUT_MACHINE, MACHINE_VCPU_COUNT | MACHINE_MEM_SIZE,
                              (struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }),
@@ -295,10 +294,10 @@ Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
 {
     cr_assert_eq(put_boot(file("kernel"), NULL, "first"), 0);
     cr_expect_eq(put_boot(file("none"), NULL, "second"), -1);
-    cr_expect_str_eq(e.msg, "Boot source error: The kernel file cannot be opened: No such file or "
+    cr_expect_str_eq(e.msg, "The kernel file cannot be opened: No such file or "
                             "directory (os error 2)");
     cr_expect_eq(put_boot(file("kernel"), file("none"), "second"), -1);
-    cr_expect_str_eq(e.msg, "Boot source error: The initrd file cannot be opened due to invalid "
+    cr_expect_str_eq(e.msg, "The initrd file cannot be opened due to invalid "
                             "path or invalid permissions. No such file or directory (os error 2)");
     cr_expect_str_eq(vm_boot_source(vm)->boot_args, "first");
     cr_expect_null(vm_boot_source(vm)->initrd_path);
@@ -342,7 +341,7 @@ Test(drives, have_one_root)
 {
     cr_assert_eq(put_drive("r", file("disk"), true), 0);
     cr_expect_eq(put_drive("s", file("disk"), true), -1);
-    cr_expect_str_eq(e.msg, "Drive config error: A root block device already exists!");
+    cr_expect_str_eq(e.msg, "A root block device already exists!");
     cr_expect_eq(put_drive("r", file("disk"), true), 0, "itself may be put again");
     cr_assert_eq(put_drive("r", file("disk"), false), 0);
     cr_expect_eq(put_drive("s", file("disk"), true), 0, "the place is free");
@@ -352,6 +351,6 @@ Test(drives, have_one_root)
 Test(drives, need_a_path)
 {
     cr_expect_eq(put_drive("a", NULL, false), -1);
-    cr_expect_str_eq(e.msg, "Drive config error: Unable to create the virtio block device: Invalid "
+    cr_expect_str_eq(e.msg, "Unable to create the virtio block device: Invalid "
                             "block config.");
 }

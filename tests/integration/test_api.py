@@ -1,0 +1,561 @@
+"""The API as its clients meet it: over a socket, with a guest that only halts."""
+
+import json
+import os
+import select
+import socket
+import struct
+
+import pytest
+
+from mayfly import Answers, Mayfly, encode
+
+BEFORE = "The requested operation is not supported before starting the microVM."
+AFTER = "The requested operation is not supported after starting the microVM."
+CONNECTIONS = 10
+MAX_PAYLOAD = 51200
+LOST = "\nAll previous unanswered requests will be dropped."
+VERSION = encode("GET", "/version")
+
+
+def write_halting_kernel(path):
+    """An ELF image whose only code is cli; hlt; jmp back."""
+    code, load = b"\xfa\xf4\xeb\xfd", 0x1000000
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, load, 64, 0, 0,
+                         64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 120, load, load, len(code), len(code), 0x1000)
+    with open(path, "wb") as kernel:
+        kernel.write(header + segment + code)
+
+
+@pytest.fixture
+def vm():
+    with Mayfly() as process:
+        yield process
+        process.ok("GET", "/version")  # whatever was tried, it still serves
+
+
+@pytest.fixture
+def files(vm):
+    """kernel, disk and their like in the process's directory."""
+    return make_files(vm.directory)
+
+
+def make_files(directory):
+    paths = {name: os.path.join(directory, name) for name in
+             ("kernel", "disk", "empty", "text", "directory", "none", "fifo")}
+    write_halting_kernel(paths["kernel"])
+    with open(paths["disk"], "wb") as disk:
+        disk.truncate(1 << 20)
+    open(paths["empty"], "wb").close()
+    with open(paths["text"], "w") as text:
+        text.write("not a kernel\n")
+    os.mkdir(paths["directory"])
+    os.mkfifo(paths["fifo"])
+    return paths
+
+
+def drive(path, drive_id="d", root=False, **more):
+    return {"drive_id": drive_id, "is_root_device": root, "path_on_host": path, **more}
+
+
+def start(vm, files):
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
+    vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+
+
+def refused(vm, method, path, body, fragment):
+    """The request fails with a fault that contains fragment, and changes nothing."""
+    before = vm.ok("GET", "/vm/config")
+    status, _, answer = vm.request(method, path, body)
+    assert status == 400
+    assert fragment in answer["fault_message"]
+    assert vm.ok("GET", "/vm/config") == before
+
+
+# HTTP
+
+
+def test_an_answer_has_firecrackers_bytes(vm):
+    with vm.connect() as client:
+        client.sendall(VERSION)
+        head, body = Answers(client).raw()
+    assert head == (b"HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+                    b"Content-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n" % len(body))
+    assert list(json.loads(body)) == ["firecracker_version"]
+
+
+def test_a_connection_serves_one_request_after_the_other(vm):
+    with vm.connect() as client:
+        answers = Answers(client)
+        for _ in range(3):
+            client.sendall(VERSION)
+            assert answers.next()[0] == 200
+
+
+def test_pipelined_requests_are_answered_in_order(vm):
+    paths = ["/version", "/nope", "/", "/machine-config"] * 50
+    with vm.connect() as client:
+        client.sendall(b"".join(encode("GET", path) for path in paths))
+        answers = Answers(client)
+        assert [answers.next()[0] for _ in paths] == [200, 400, 200, 200] * 50
+
+
+def test_a_request_may_come_byte_by_byte(vm):
+    body = {"vcpu_count": 2, "mem_size_mib": 64}
+    with vm.connect() as client:
+        for byte in encode("PUT", "/machine-config", body):
+            client.sendall(bytes([byte]))
+        assert Answers(client).next()[0] == 204
+    assert vm.ok("GET", "/machine-config")["vcpu_count"] == 2
+
+
+def test_half_a_request_holds_up_nobody(vm):
+    request = encode("PUT", "/machine-config", {"vcpu_count": 2, "mem_size_mib": 64})
+    for length in (1, 10, request.index(b"\r\n\r\n") + 2, len(request) - 1):
+        with vm.connect() as client:
+            client.sendall(request[:length])
+            vm.ok("GET", "/version")
+    assert vm.ok("GET", "/machine-config")["vcpu_count"] == 1
+
+
+def test_a_client_that_ends_its_side_still_gets_its_answer(vm):
+    with vm.connect() as client:
+        client.sendall(VERSION)
+        client.shutdown(socket.SHUT_WR)
+        assert Answers(client).next()[0] == 200
+        assert client.recv(1) == b""
+
+
+def test_the_eleventh_connection_is_turned_away_and_the_tenth_is_not(vm):
+    clients = [vm.connect() for _ in range(CONNECTIONS)]
+    with vm.connect() as extra:
+        status, headers, body = Answers(extra).next()
+        assert status == 503
+        assert headers["connection"] == "close"
+        assert body == {"error": "Too many open connections"}
+        assert extra.recv(1) == b""
+    clients[-1].sendall(VERSION)
+    assert Answers(clients[-1]).next()[0] == 200
+    for client in clients:
+        client.close()
+
+
+def test_a_closed_connection_makes_room_for_another(vm):
+    for _ in range(3 * CONNECTIONS):
+        with vm.connect() as client:
+            client.sendall(VERSION)
+            assert Answers(client).next()[0] == 200
+
+
+def test_a_client_that_never_reads_blocks_only_itself(vm):
+    with vm.connect() as deaf:
+        deaf.setblocking(False)
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                sent += deaf.send(VERSION * 100)
+                vm.ok("GET", "/version")
+        except BlockingIOError:
+            pass
+        assert sent < 64 << 20, "it reads on although nobody takes its answers"
+        vm.ok("GET", "/version")
+
+
+def test_a_client_that_reads_late_gets_every_answer(vm):
+    count = 20000
+    requests = VERSION * count
+    with vm.connect() as client:
+        client.setblocking(False)
+        received = b""
+        while received.count(b"HTTP/1.1 200 ") < count:
+            wanted = [client] if requests else []
+            readable, writable, _ = select.select([client], wanted, [], 10)
+            assert readable or writable
+            if writable:
+                requests = requests[client.send(requests[:1 << 16]):]
+            elif readable:
+                received += client.recv(1 << 16)
+
+
+def test_a_body_over_the_limit_is_refused_with_400(vm):
+    body = b" " * (MAX_PAYLOAD + 1)
+    with vm.connect() as client:
+        client.sendall(encode("PUT", "/machine-config", body))
+        _, answer = Answers(client).raw()
+    assert answer == (b'{ "error": "Request payload with size 51201 is larger than the limit of '
+                      b'51200 allowed by server.\nAll previous unanswered requests will be '
+                      b'dropped." }')
+
+
+def test_requests_hidden_in_a_body_over_the_limit_are_not_served(vm):
+    hidden = b"\r\n\r\n" + encode("PUT", "/machine-config", {"vcpu_count": 2, "mem_size_mib": 64})
+    with vm.connect() as client:
+        client.sendall(encode("PUT", "/nope", b"").replace(b": 0", b": 60000"))
+        answers = Answers(client)
+        assert answers.next()[0] == 400
+        client.sendall(hidden)
+        assert answers.next()[0] == 400
+    assert vm.ok("GET", "/machine-config")["vcpu_count"] == 1
+
+
+def test_a_body_of_the_limit_is_served(vm):
+    body = b'{"vcpu_count":1,"mem_size_mib":64}'.ljust(MAX_PAYLOAD)
+    assert vm.request("PUT", "/machine-config", body)[0] == 204
+
+
+def test_a_client_may_wait_for_a_100(vm):
+    request = encode("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64},
+                     headers=["Expect: 100-continue"])
+    end = request.index(b"\r\n\r\n") + 4
+    with vm.connect() as client:
+        answers = Answers(client)
+        client.sendall(request[:end])
+        assert answers.raw() == (b"HTTP/1.1 100 \r\nServer: Firecracker API\r\n"
+                                 b"Connection: keep-alive\r\n\r\n", b"")
+        client.sendall(request[end:])
+        assert answers.next()[0] == 204
+
+
+@pytest.mark.parametrize("request_bytes, text", [
+    (b"POST / HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
+    (b"get / HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
+    (b"GET / HTTP/2.0\r\n\r\n", "Invalid HTTP Version: Unsupported HTTP version."),
+    (b"GET  HTTP/1.1\r\n\r\n", "Invalid URI: Empty URI not allowed."),
+    (b"GET / HTTP/1.1\r\nnonsense\r\n\r\n",
+     "Invalid header. Reason: Header is incorrectly formatted. Key: nonsense"),
+    (b"PUT / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+     "Invalid header. Reason: Invalid value. Key:Content-Length; Value: -1"),
+    (b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "Invalid request."),
+])
+def test_what_is_no_request_gets_400_and_the_connection_goes_on(vm, request_bytes, text):
+    with vm.connect() as client:
+        answers = Answers(client)
+        client.sendall(request_bytes)
+        assert answers.next()[2] == '{ "error": "' + text + LOST + '" }'
+        client.sendall(VERSION)
+        assert answers.next()[0] == 200
+
+
+def test_binary_noise_does_no_harm(vm):
+    noise = bytes(range(256)) * 40
+    for cut in (1, 11, 1024, 5000, len(noise)):
+        with vm.connect() as client:
+            client.sendall(noise[:cut])
+        vm.ok("GET", "/version")
+
+
+# Paths and ids
+
+
+def test_unknown_paths_and_methods_are_faults(vm):
+    for method, path, body in [("GET", "/nope", None), ("PUT", "/nope", {}),
+                               ("PATCH", "/boot-source", {}), ("DELETE", "/machine-config", None)]:
+        refused(vm, method, path, body,
+                f"Invalid request method and/or path: {method} {path[1:]}.")
+
+
+def test_bad_ids_are_faults(vm, files):
+    refused(vm, "PUT", "/drives/", drive(files["disk"], ""), "The ID cannot be empty.")
+    for bad in ("a-b", "a.b", "..", "a%20b"):
+        refused(vm, "PUT", f"/drives/{bad}", drive(files["disk"], bad),
+                "API Resource IDs can only contain alphanumeric characters and underscores.")
+    refused(vm, "PUT", "/drives/a", drive(files["disk"], "b"),
+            "The id from the path does not match the id from the body!")
+
+
+# Configuring
+
+
+def test_the_configuration_is_shown_as_it_was_put(vm, files):
+    machine = {"vcpu_count": 2, "mem_size_mib": 64, "smt": False, "track_dirty_pages": False,
+               "huge_pages": "None"}
+    boot = {"kernel_image_path": files["kernel"], "initrd_path": files["text"],
+            "boot_args": "a=\"b\" \u00fc\t"}
+    root = drive(files["disk"], "r", root=True, is_read_only=True)
+    vm.ok("PUT", "/machine-config", machine)
+    vm.ok("PUT", "/boot-source", boot)
+    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    vm.ok("PUT", "/drives/r", root)
+    config = vm.ok("GET", "/vm/config")
+    assert config["machine-config"] == machine == vm.ok("GET", "/machine-config")
+    assert config["boot-source"] == boot
+    assert [d["drive_id"] for d in config["drives"]] == ["r", "d"]
+    assert config["drives"][0] == {**root, "partuuid": None, "cache_type": "Unsafe",
+                                   "rate_limiter": None, "io_engine": "Sync", "socket": None}
+
+
+def test_a_second_put_replaces_the_first(vm, files):
+    for args in ("first", "second"):
+        vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"], "boot_args": args})
+        vm.ok("PUT", "/drives/d", drive(files["disk"], partuuid=args))
+        vm.ok("PUT", "/machine-config", {"vcpu_count": len(args) - 4, "mem_size_mib": 64})
+    config = vm.ok("GET", "/vm/config")
+    assert config["boot-source"]["boot_args"] == "second"
+    assert [d["partuuid"] for d in config["drives"]] == ["second"]
+    assert config["machine-config"]["vcpu_count"] == 2
+
+
+def test_a_cpu_template_is_deprecated(vm):
+    body = {"vcpu_count": 1, "mem_size_mib": 64}
+    assert "deprecation" not in vm.request("PUT", "/machine-config", body)[1]
+    body["cpu_template"] = "None"
+    assert vm.request("PUT", "/machine-config", body)[1]["deprecation"] == "true"
+    body["vcpu_count"] = 0
+    status, headers, _ = vm.request("PUT", "/machine-config", body)
+    assert (status, headers["deprecation"]) == (400, "true")
+
+
+MEMBERS = {
+    ("PUT", "/machine-config"): {
+        "vcpu_count": 1, "mem_size_mib": 64, "smt": False, "cpu_template": "None",
+        "track_dirty_pages": False, "huge_pages": "None"},
+    ("PATCH", "/machine-config"): {
+        "vcpu_count": 1, "mem_size_mib": 64, "smt": False, "cpu_template": "None",
+        "track_dirty_pages": False, "huge_pages": "None"},
+    ("PUT", "/boot-source"): {"kernel_image_path": "x", "initrd_path": "x", "boot_args": "x"},
+    ("PUT", "/drives/d"): {
+        "drive_id": "d", "is_root_device": False, "path_on_host": "x", "partuuid": "x",
+        "is_read_only": False, "cache_type": "Unsafe", "io_engine": "Sync", "rate_limiter": {},
+        "socket": "x"},
+    ("PUT", "/actions"): {"action_type": "InstanceStart"},
+    ("PATCH", "/vm"): {"state": "Paused"},
+}
+REQUIRED = {
+    ("PUT", "/machine-config"): {"vcpu_count", "mem_size_mib"},
+    ("PUT", "/boot-source"): {"kernel_image_path"},
+    ("PUT", "/drives/d"): {"drive_id", "is_root_device"},
+    ("PUT", "/actions"): {"action_type"},
+    ("PATCH", "/vm"): {"state"},
+}
+DECODING = "An error occurred when deserializing the json body of a request: "
+
+
+NAMES = {"cpu_template", "huge_pages", "cache_type", "io_engine", "action_type", "state"}
+
+
+def wrong_values(name, good):
+    """Values of every JSON type but the member's own, and names that its list does not have."""
+    values = [True, -1, 1.5, 2 ** 64, "\u00fc\"", [], ["x", []], {"zz": 1}]
+    own = () if name in NAMES or isinstance(good, dict) else (type(good),)
+    return [value for value in values if type(value) not in own] + ([-1] if own == (int,) else [])
+
+
+@pytest.mark.parametrize("method, path", MEMBERS)
+def test_mistyped_members_are_faults(vm, method, path):
+    members = MEMBERS[method, path]
+    for name, good in members.items():
+        for bad in wrong_values(name, good):
+            refused(vm, method, path, {**members, name: bad}, DECODING)
+
+
+@pytest.mark.parametrize("method, path", REQUIRED)
+def test_missing_members_are_faults(vm, method, path):
+    members = MEMBERS[method, path]
+    for name in REQUIRED[method, path]:
+        less = {key: value for key, value in members.items() if key != name}
+        refused(vm, method, path, less, DECODING + f"missing field `{name}`")
+
+
+@pytest.mark.parametrize("method, path", MEMBERS)
+def test_unknown_and_duplicate_members_are_faults(vm, method, path):
+    members = MEMBERS[method, path]
+    refused(vm, method, path, {**members, "zz": 1}, DECODING + "unknown field `zz`, expected ")
+    for name in members:
+        text = json.dumps(members)
+        twice = text[:-1] + ", " + json.dumps({name: members[name]})[1:]
+        refused(vm, method, path, twice, DECODING + f"duplicate field `{name}`")
+
+
+@pytest.mark.parametrize("method, path", MEMBERS)
+@pytest.mark.parametrize("text", [
+    " ", "null", "0", '""', "{", "}", "{'a':1}", "NaN", "\0", "//\n{}", "[" * 2000, '{"a":' * 2000,
+    "\ufeff{}", '{"a":1,}', "{}{}"])
+def test_bodies_that_are_no_object_are_faults(vm, method, path, text):
+    refused(vm, method, path, text, "")
+
+
+def test_missing_and_surplus_bodies_are_faults(vm):
+    refused(vm, "PUT", "/machine-config", None, "Empty PUT request.")
+    refused(vm, "PATCH", "/machine-config", None, "Empty PATCH request.")
+    refused(vm, "PATCH", "/machine-config", {}, "Empty PATCH request.")
+    refused(vm, "GET", "/version", {}, "GET request cannot have a body.")
+    refused(vm, "DELETE", "/drives/d", {}, "Empty Delete request.")
+
+
+def test_values_out_of_range_are_faults(vm):
+    for body in ({"vcpu_count": 0}, {"vcpu_count": 33}, {"vcpu_count": 3, "smt": True},
+                 {"mem_size_mib": 0}, {"mem_size_mib": 3, "huge_pages": "2M"}):
+        refused(vm, "PATCH", "/machine-config", body, "Machine config error: ")
+
+
+def test_files_that_can_not_be_opened_are_faults(vm, files):
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
+    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    refused(vm, "PUT", "/boot-source", {"kernel_image_path": files["none"]},
+            "The kernel file cannot be opened: No such file or directory (os error 2)")
+    refused(vm, "PUT", "/boot-source",
+            {"kernel_image_path": files["kernel"], "initrd_path": files["none"]},
+            "The initrd file cannot be opened")
+    refused(vm, "PUT", "/drives/d", drive(files["none"]),
+            "Error manipulating the backing file: No such file or directory (os error 2)")
+    refused(vm, "PUT", "/drives/e", drive(files["directory"], "e"), "Drive config error: ")
+
+
+def test_a_second_root_drive_is_a_fault(vm, files):
+    vm.ok("PUT", "/drives/a", drive(files["disk"], "a", root=True))
+    refused(vm, "PUT", "/drives/b", drive(files["disk"], "b", root=True),
+            "A root block device already exists!")
+
+
+# Phases
+
+
+def test_a_start_without_a_kernel_leaves_the_vm_to_be_configured(vm, files):
+    refused(vm, "PUT", "/actions", {"action_type": "InstanceStart"},
+            "Cannot start microvm without kernel configuration.")
+    assert vm.ok("GET", "/")["state"] == "Not started"
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
+
+
+@pytest.mark.parametrize("kernel", ["text", "empty", "directory", "fifo"])
+def test_a_start_with_no_kernel_image_leaves_the_vm_to_be_configured(vm, files, kernel):
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files[kernel]})
+    refused(vm, "PUT", "/actions", {"action_type": "InstanceStart"}, "Start microvm error: ")
+    assert vm.ok("GET", "/")["state"] == "Not started"
+    start(vm, files)
+    assert vm.ok("GET", "/")["state"] == "Running"
+
+
+def test_actions_on_a_running_vm_wait_for_the_start(vm):
+    for method, path, body in [("PATCH", "/vm", {"state": "Paused"}),
+                               ("PATCH", "/vm", {"state": "Resumed"}),
+                               ("PUT", "/actions", {"action_type": "SendCtrlAltDel"}),
+                               ("PUT", "/actions", {"action_type": "FlushMetrics"}),
+                               ("DELETE", "/drives/d", None)]:
+        refused(vm, method, path, body, BEFORE)
+
+
+def test_a_started_vm_is_not_configured_again(vm, files):
+    start(vm, files)
+    for method, path, body in [
+            ("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64}),
+            ("PATCH", "/machine-config", {"vcpu_count": 1}),
+            ("PUT", "/boot-source", {"kernel_image_path": files["kernel"]}),
+            ("PUT", "/actions", {"action_type": "InstanceStart"})]:
+        refused(vm, method, path, body, AFTER)
+    refused(vm, "PUT", "/drives/d", drive(files["disk"]), "PCI is not enabled")
+    refused(vm, "DELETE", "/drives/d", None, "PCI is not enabled")
+
+
+def test_pause_and_resume_are_idempotent(vm, files):
+    start(vm, files)
+    for state, shown in [("Paused", "Paused"), ("Paused", "Paused"), ("Resumed", "Running"),
+                         ("Resumed", "Running"), ("Paused", "Paused")]:
+        vm.ok("PATCH", "/vm", {"state": state})
+        assert vm.ok("GET", "/")["state"] == shown
+
+
+def test_requests_and_results_are_logged(vm):
+    vm.request("PATCH", "/vm", '{"state": 1}')
+    vm.ok("PUT", "/machine-config", '{"vcpu_count":1,"mem_size_mib":64}')
+    vm.ok("GET", "/version")
+    output = vm.wait_for_output("Status code: 200 OK.")
+    assert r'The API server received a Patch request on "/vm" with body "{\"state\": 1}".' in output
+    assert "Received Error. Status code: 400 Bad Request. Message: An error occurred when" in output
+    assert "The request was executed successfully. Status code: 204 No Content." in output
+    assert 'The API server received a Get request on "/version".' in output
+
+
+# The socket
+
+
+def test_a_path_that_exists_is_not_taken_over():
+    with Mayfly() as first:
+        second = Mayfly()
+        second.socket_path = first.socket_path
+        with second:
+            assert second.wait() == 1
+            output = second.output()
+        assert f"Failed to open the API socket at: {first.socket_path}." in output
+        first.ok("GET", "/version")
+
+
+def test_a_directory_for_the_socket_must_be_there():
+    process = Mayfly()
+    process.socket_path = "/none/api.sock"
+    with pytest.raises(AssertionError, match="/none/api.sock: No such file or directory"):
+        process.start()
+    assert process.stop() == 1
+
+
+def test_the_socket_stays_after_the_end():
+    process = Mayfly()
+    process.start()
+    process.stop()
+    assert os.path.exists(process.socket_path)
+
+
+# The configuration file
+
+
+def with_config(tmp_path, config):
+    """A started process for a configuration given as text or as an object; kernel and disk are
+    filled in."""
+    files = make_files(str(tmp_path))
+    text = config if isinstance(config, str) else json.dumps(config)
+    path = tmp_path / "config.json"
+    path.write_text(text.replace("KERNEL", files["kernel"]).replace("DISK", files["disk"]))
+    return path
+
+
+BOOT = {"boot-source": {"kernel_image_path": "KERNEL", "boot_args": "x"}, "drives": []}
+
+
+def test_a_configuration_file_starts_the_vm_and_the_api_goes_on(tmp_path):
+    config = {**BOOT, "machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
+              "drives": [drive("DISK", "a-b", rate_limiter={})], "zz": [1], "vsock": None}
+    with Mayfly("--config-file", str(with_config(tmp_path, config))) as vm:
+        vm.wait_for_output("Successfully started microvm that was configured from one single json")
+        assert vm.ok("GET", "/")["state"] == "Running"
+        assert vm.ok("GET", "/machine-config")["vcpu_count"] == 2
+        refused(vm, "PUT", "/actions", {"action_type": "InstanceStart"}, AFTER)
+
+
+def test_the_shown_configuration_is_a_configuration_file(tmp_path, vm, files):
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
+    vm.ok("PUT", "/drives/d", drive(files["disk"], partuuid="x"))
+    vm.ok("PUT", "/machine-config", {"vcpu_count": 2, "mem_size_mib": 64})
+    shown = vm.ok("GET", "/vm/config")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(shown))
+    with Mayfly("--config-file", str(path)) as copy:
+        copy.wait_for_output("Successfully started microvm")
+        assert copy.ok("GET", "/vm/config") == shown
+
+
+@pytest.mark.parametrize("config, fragment", [
+    ("", "Invalid JSON: EOF while parsing a value at line 1 column 0"),
+    ("not json", "Invalid JSON: expected ident at line 1 column 2"),
+    ("[]", "Invalid JSON: invalid length 0, expected struct VmmConfig with 13 elements"),
+    ({"drives": []}, "Invalid JSON: missing field `boot-source`"),
+    ({**BOOT, "machine-config": {"vcpu_count": 0, "mem_size_mib": 64}}, "VM config error: "),
+    ({**BOOT, "drives": [drive("/none")]}, "Block device error: "),
+    ({**BOOT, "boot-source": {"kernel_image_path": "/none"}}, "Boot source error: "),
+    ({**BOOT, "boot-source": {"kernel_image_path": "DISK"}},
+     "Could not Start MicroVM from one single json: "),
+    ({**BOOT, "balloon": {"amount_mib": 1}}, "`balloon` is not supported by this version"),
+])
+def test_a_configuration_file_that_is_wrong_ends_the_process(tmp_path, config, fragment):
+    with Mayfly("--config-file", str(with_config(tmp_path, config)), api=False) as vm:
+        assert vm.wait() == 1
+        assert fragment in vm.output()
+        assert "Firecracker exiting with error. exit_code=1" in vm.output()
+
+
+def test_a_configuration_file_that_is_not_there_ends_the_process(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        with Mayfly("--config-file", str(path), api=False) as vm:
+            assert vm.wait() == 1
+            assert f"configuration file: {path}: " in vm.output()
