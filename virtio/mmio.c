@@ -21,12 +21,62 @@
 
 #define KICK_EVENTS (EPOLLIN | EPOLLET)
 
+static uint32_t *word(struct virtio_mmio *t, unsigned offset)
+{
+    return &t->page[offset / sizeof(*t->page)];
+}
+
+static void show(struct virtio_mmio *t, unsigned offset, uint32_t value)
+{
+    __atomic_store_n(word(t, offset), value, __ATOMIC_RELEASE);
+}
+
 static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
 {
     const uint64_t one = 1;
 
-    atomic_fetch_or(&t->interrupt_status, bit);
+    __atomic_fetch_or(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), bit, __ATOMIC_SEQ_CST);
     (void)!write(t->irq_fd, &one, sizeof(one));
+}
+
+/* The queue that queue_sel names, or NULL. */
+static struct virtq *selected(struct virtio_mmio *t)
+{
+    if (t->state.queue_sel >= t->device->ops->queue_count)
+        return NULL;
+    return &t->device->queues[t->state.queue_sel];
+}
+
+/* Registers that change, but for the interrupt status. */
+static void show_registers(struct virtio_mmio *t)
+{
+    const struct virtq *q = selected(t);
+    uint32_t sel = t->state.device_features_sel;
+
+    show(t, VIRTIO_MMIO_DEVICE_FEATURES, sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel));
+    show(t, VIRTIO_MMIO_QUEUE_NUM_MAX, q ? VIRTQ_SIZE_MAX : 0);
+    show(t, VIRTIO_MMIO_QUEUE_READY, q && q->state.ready);
+    show(t, VIRTIO_MMIO_STATUS, t->state.status);
+    show(t, VIRTIO_MMIO_CONFIG_GENERATION, t->state.config_generation);
+}
+
+/* Before the generation that tells of it. A driver that reads in this very moment may get half of a
+ * change; the interrupt that follows makes it read again. */
+static void show_config(struct virtio_mmio *t)
+{
+    memcpy(word(t, CONFIG_SPACE), t->device->config, t->device->config_bytes);
+}
+
+static void show_constants(struct virtio_mmio *t)
+{
+    show(t, VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
+    show(t, VIRTIO_MMIO_VERSION, VERSION);
+    show(t, VIRTIO_MMIO_DEVICE_ID, t->device->ops->id);
+    /* All ones: there is no such shared memory region. */
+    show(t, VIRTIO_MMIO_SHM_LEN_LOW, UINT32_MAX);
+    show(t, VIRTIO_MMIO_SHM_LEN_HIGH, UINT32_MAX);
+    show(t, VIRTIO_MMIO_SHM_BASE_LOW, UINT32_MAX);
+    show(t, VIRTIO_MMIO_SHM_BASE_HIGH, UINT32_MAX);
 }
 
 void virtio_signal_used(struct virtio_device *d, unsigned queue)
@@ -50,7 +100,9 @@ void virtio_config_changed(struct virtio_device *d)
 {
     struct virtio_mmio *t = d->transport;
 
+    show_config(t);
     t->state.config_generation++;
+    show_registers(t);
     if (t->state.status & STATUS_DRIVER_OK)
         raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
 }
@@ -61,6 +113,7 @@ void virtio_needs_reset(struct virtio_device *d, const char *why)
     struct timespec now;
 
     t->state.status |= STATUS_NEEDS_RESET;
+    show_registers(t);
     raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (now.tv_sec != t->last_complaint)
@@ -74,14 +127,6 @@ static bool is_active(const struct virtio_mmio *t)
     return (t->state.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET)) == STATUS_DRIVER_OK;
 }
 
-/* The queue that queue_sel names, or NULL. */
-static struct virtq *selected(struct virtio_mmio *t)
-{
-    if (t->state.queue_sel >= t->device->ops->queue_count)
-        return NULL;
-    return &t->device->queues[t->state.queue_sel];
-}
-
 static void reset(struct virtio_mmio *t)
 {
     struct virtio_device *d = t->device;
@@ -92,7 +137,7 @@ static void reset(struct virtio_mmio *t)
         virtq_stop(&d->queues[i]);
     d->acked = 0;
     t->state = (struct virtio_mmio_state){ .config_generation = t->state.config_generation };
-    atomic_store(&t->interrupt_status, 0);
+    show(t, VIRTIO_MMIO_INTERRUPT_STATUS, 0);
 }
 
 static void activate(struct virtio_mmio *t)
@@ -195,59 +240,14 @@ static void write_register(struct virtio_mmio *t, uint64_t offset, uint32_t valu
     }
 }
 
-static uint32_t read_register(struct virtio_mmio *t, uint64_t offset)
-{
-    const struct virtq *q = selected(t);
-    uint32_t sel = t->state.device_features_sel;
-
-    switch (offset) {
-    case VIRTIO_MMIO_MAGIC_VALUE: return MAGIC;
-    case VIRTIO_MMIO_VERSION: return VERSION;
-    case VIRTIO_MMIO_DEVICE_ID: return t->device->ops->id;
-    case VIRTIO_MMIO_DEVICE_FEATURES:
-        return sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel);
-    case VIRTIO_MMIO_QUEUE_NUM_MAX: return q ? VIRTQ_SIZE_MAX : 0;
-    case VIRTIO_MMIO_QUEUE_READY: return q && q->state.ready;
-    case VIRTIO_MMIO_STATUS: return t->state.status;
-    case VIRTIO_MMIO_CONFIG_GENERATION: return t->state.config_generation;
-    case VIRTIO_MMIO_SHM_LEN_LOW: /* all ones: there is no such shared memory region */
-    case VIRTIO_MMIO_SHM_LEN_HIGH:
-    case VIRTIO_MMIO_SHM_BASE_LOW:
-    case VIRTIO_MMIO_SHM_BASE_HIGH: return UINT32_MAX;
-    default: return 0;
-    }
-}
-
-/* Reads of any width; zeroes behind the end. */
-static void read_config(const struct virtio_device *d, uint64_t offset, uint8_t *data,
-                        unsigned bytes)
-{
-    size_t have = offset < d->config_bytes ? d->config_bytes - offset : 0;
-
-    memset(data, 0, bytes);
-    memcpy(data, (const uint8_t *)d->config + (have ? offset : 0), have < bytes ? have : bytes);
-}
-
+/* For a host that can't map the page into the guest. */
 static void mmio_read(struct bus_device *b, uint64_t offset, uint8_t *data, unsigned bytes)
 {
     struct virtio_mmio *t = owner_of(b, struct virtio_mmio, bus);
-    uint32_t value;
 
-    if (offset < CONFIG_SPACE && bytes != sizeof(value))
+    if (offset < CONFIG_SPACE && bytes != sizeof(uint32_t))
         return; /* registers are 32 bits wide (section 4.2.2.2) */
-    if (offset == VIRTIO_MMIO_INTERRUPT_STATUS) {
-        value = atomic_load(&t->interrupt_status);
-        memcpy(data, &value, sizeof(value));
-        return;
-    }
-    pthread_mutex_lock(&t->lock);
-    if (offset >= CONFIG_SPACE) {
-        read_config(t->device, offset - CONFIG_SPACE, data, bytes);
-    } else {
-        value = read_register(t, offset);
-        memcpy(data, &value, sizeof(value));
-    }
-    pthread_mutex_unlock(&t->lock);
+    memcpy(data, (const uint8_t *)t->page + offset, bytes); /* the bus keeps within the device */
 }
 
 static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *data, unsigned bytes)
@@ -259,11 +259,12 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
         return; /* no device of ours has a writable field in its configuration space */
     memcpy(&value, data, sizeof(value));
     if (offset == VIRTIO_MMIO_INTERRUPT_ACK) {
-        atomic_fetch_and(&t->interrupt_status, ~value);
+        __atomic_fetch_and(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), ~value, __ATOMIC_SEQ_CST);
         return;
     }
     pthread_mutex_lock(&t->lock);
     write_register(t, offset, value);
+    show_registers(t);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -299,18 +300,22 @@ static void on_kick(struct loop_source *src, uint32_t ready)
     virtio_kick(kick->transport->device, kick->queue);
 }
 
-int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
+int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base, void *page,
                      const struct guest_mem *m, struct loop *loop, struct error *e)
 {
     *t = (struct virtio_mmio){
         .bus = { .ops = &mmio_ops, .base = base.v, .bytes = LAYOUT_VIRTIO_STEP },
         .device = d,
+        .page = page,
         .mem = m,
         .loop = loop,
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     d->transport = t;
+    show_constants(t);
+    show_config(t);
+    show_registers(t);
     if (t->irq_fd < 0)
         return fail_os(e, errno, "eventfd");
     for (unsigned i = 0; i < d->ops->queue_count; i++) {

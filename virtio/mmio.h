@@ -1,14 +1,16 @@
 /*
  * The virtio-mmio transport, version 2 (virtio 1.2, section 4.2), with a strict status machine.
  *
- * Registers are accessed by vCPU threads; kicks arrive on the event loop through an ioeventfd a
- * queue; interrupts leave through an irqfd. One mutex guards registers and device; the interrupt
- * status is atomic beside it, so that an interrupt handler in the guest never waits for disk I/O.
+ * What the guest reads lies in a page, which KVM can map into the guest: then a read is a plain
+ * load, without an exit, which is most of what an interrupt costs. No register has side effects
+ * when it is read. Writes come from vCPU threads; kicks arrive on the event loop through an
+ * ioeventfd a queue; interrupts leave through an irqfd. One mutex guards registers and device; the
+ * interrupt status is atomic beside it, so that an interrupt handler in the guest never waits for
+ * disk I/O.
  */
 #pragma once
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <time.h>
 
 #include "virtio/device.h"
@@ -28,12 +30,12 @@ struct virtio_mmio_state { /* what the guest can observe, beside the queues' sta
 struct virtio_mmio {
     struct bus_device bus;
     struct virtio_device *device;
+    uint32_t *page; /* all that the guest can read here: registers, then configuration space */
     const struct guest_mem *mem;
     struct loop *loop;
     pthread_mutex_t lock;
     struct virtio_mmio_state state;
     bool is_paused;
-    atomic_uint interrupt_status;
     int irq_fd;
     struct virtio_kick {
         struct loop_source source; /* an eventfd that KVM writes */
@@ -43,10 +45,12 @@ struct virtio_mmio {
     time_t last_complaint; /* CLOCK_MONOTONIC seconds */
 };
 
-/* Makes registers at `base` for a device, with a loop source for each queue. Borrows all arguments.
- * On failure the caller drops the half-made transport with virtio_mmio_fini(). */
+/* Makes registers at `base` for a device, with a loop source for each queue. `page` is zeroed, of
+ * LAYOUT_VIRTIO_STEP bytes, and may be what the guest reads there. Borrows all arguments. On
+ * failure the caller drops the half-made transport with virtio_mmio_fini(). */
 must_check int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
-                                const struct guest_mem *m, struct loop *loop, struct error *e);
+                                void *page, const struct guest_mem *m, struct loop *loop,
+                                struct error *e);
 
 /* Connects it to a VM: interrupts to the GSI, notifications of each queue to its loop source. */
 must_check int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
 #include "vmm/boot/acpi.h"
 #include "vmm/boot/boot_info.h"
@@ -99,12 +100,29 @@ static int add_legacy_devices(struct machine *m, bool boot_timer, struct error *
     return 0;
 }
 
+#define REGISTER_BYTES ((size_t)PLATFORM_VIRTIO_MAX * LAYOUT_VIRTIO_STEP)
+
+/* The registers of all virtio devices lie side by side, and so does what the guest reads there. */
+static int add_registers(struct machine *m, struct error *e)
+{
+    void *pages =
+        mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    BUG_ON(pages == MAP_FAILED);
+    m->registers = pages;
+    if (m->platform.virtio_count == 0)
+        return 0;
+    return kvm_add_readable(&m->kvm, m->platform.virtio[0].base, pages,
+                            (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);
+}
+
 static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, struct error *e)
 {
     const struct virtio_slot *slot = &m->platform.virtio[i];
     struct virtio_mmio *t = &m->transports[i];
 
-    if (virtio_mmio_init(t, d, slot->base, &m->mem, m->loop, e) < 0 ||
+    if (virtio_mmio_init(t, d, slot->base, m->registers + i * LAYOUT_VIRTIO_STEP, &m->mem, m->loop,
+                         e) < 0 ||
         virtio_mmio_connect(t, &m->kvm, slot->gsi, e) < 0)
         return -1;
     bus_add(&m->mmio, &t->bus);
@@ -148,7 +166,8 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
         return -1;
     log_debug("KVM has a VM");
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
-    if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0)
+    if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0 ||
+        add_registers(m, e) < 0)
         return -1;
     log_debug("The VM has memory");
     if (kvm_create_irqchip(&m->kvm, e) < 0)
@@ -197,6 +216,8 @@ void machine_free(struct machine *m)
     close_fdp(&m->end.event_fd);
     vcpus_fini(&m->vcpus, &m->kvm);
     kvm_close(&m->kvm);
+    if (m->registers)
+        munmap(m->registers, REGISTER_BYTES);
     gmem_fini(&m->mem);
     free(m);
 }

@@ -38,6 +38,7 @@ struct machine {
     struct i8042 i8042;
     struct boot_timer boot_timer;
     struct platform platform;
+    uint8_t *registers; /* a page a transport, which the guest reads */
     struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
     struct block blocks[PLATFORM_VIRTIO_MAX];
     struct vcpus vcpus;

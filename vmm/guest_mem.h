@@ -30,7 +30,8 @@ static inline gpa_t gpa(uint64_t v)
     return (gpa_t){ v };
 }
 
-#define GMEM_PAGE_BYTES 4096u
+#define GMEM_PAGE_BYTES  4096u
+#define GMEM_REGIONS_MAX 3
 
 struct gmem_region {
     uint64_t start; /* guest-physical */
@@ -39,7 +40,7 @@ struct gmem_region {
 };
 
 struct guest_mem {
-    struct gmem_region regions[3]; /* ascending, disjoint */
+    struct gmem_region regions[GMEM_REGIONS_MAX]; /* ascending, disjoint */
     unsigned region_count;
     bool hugetlb; /* backed by 2 MiB pages: files can't be mapped over them */
 };

@@ -107,6 +107,24 @@ int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_di
     return 0;
 }
 
+int kvm_add_readable(const struct kvm *k, gpa_t at, const void *host, size_t bytes, struct error *e)
+{
+    const struct kvm_userspace_memory_region slot = {
+        .slot = GMEM_REGIONS_MAX,
+        .flags = KVM_MEM_READONLY,
+        .guest_phys_addr = at.v,
+        .memory_size = bytes,
+        .userspace_addr = (uintptr_t)host,
+    };
+
+    if (ioctl(k->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_READONLY_MEM) <= 0)
+        return 0;
+    if (ioctl(k->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0)
+        return fail_os(e, errno, "cannot let the guest read %zu bytes at 0x%llx", bytes,
+                       (unsigned long long)at.v);
+    return 0;
+}
+
 int kvm_create_irqchip(const struct kvm *k, struct error *e)
 {
     /* The speaker's port is answered in the kernel: guests poll it to calibrate their clocks. */

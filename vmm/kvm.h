@@ -30,6 +30,12 @@ void kvm_close(struct kvm *k);
 must_check int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
                               struct error *e);
 
+/* Lets the guest read so many bytes (whole pages) at `at` from host memory without an exit; writes
+ * still exit as MMIO. Does nothing on a host that can't: then reads exit as well. A memory slot: as
+ * early as kvm_add_memory(). */
+must_check int kvm_add_readable(const struct kvm *k, gpa_t at, const void *host, size_t bytes,
+                                struct error *e);
+
 /* PIC, IOAPIC and a LAPIC for each vCPU to come, all in the kernel and with its default routing
  * (GSIs 0 to 15 reach both PIC and IOAPIC), and the PIT. */
 must_check int kvm_create_irqchip(const struct kvm *k, struct error *e);

@@ -13,6 +13,7 @@ struct driver {
     struct ring ring;
     struct loop loop;
     struct virtio_mmio transport;
+    _Alignas(8) uint8_t page[LAYOUT_VIRTIO_STEP];
 };
 
 #define STATUS_ACK       1u
@@ -43,9 +44,9 @@ static inline void driver_init(struct driver *d, struct virtio_device *device, u
     ring_init(&d->ring, ring_size);
     if (d->loop.epoll_fd <= 0)
         cr_assert_eq(loop_init(&d->loop, &e), 0, "%s", e.msg);
-    cr_assert_eq(
-        virtio_mmio_init(&d->transport, device, gpa(0xc0001000u), &d->ring.mem, &d->loop, &e), 0,
-        "%s", e.msg);
+    cr_assert_eq(virtio_mmio_init(&d->transport, device, gpa(0xc0001000u), d->page, &d->ring.mem,
+                                  &d->loop, &e),
+                 0, "%s", e.msg);
 }
 
 static inline void driver_fini(struct driver *d)
