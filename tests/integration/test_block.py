@@ -100,7 +100,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path, engine):
     with Machine("block_model", "flushes",
                  drives=[drive(disk, io_engine=engine, cache_type="Writeback")]) as machine:
         factor = 0x9e3779b97f4a7c15
-        machine.boot().wait_for_output(f"flushed {factor}\r\n", 60)
+        machine.boot().wait_for_output(f"flushed {factor}\n", 60)
         machine.process.send_signal(signal.SIGKILL)
         machine.wait()
         words = [int(line.split()[1]) for line in machine.output().splitlines(True)
