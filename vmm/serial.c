@@ -54,7 +54,7 @@ static void announce_space(struct serial *s)
 {
     const uint64_t one = 1;
 
-    if (s->state.fifo_count == SERIAL_FIFO_BYTES && s->input.on_ready)
+    if (s->state.fifo_count == SERIAL_FIFO_BYTES && s->has_input)
         (void)!write(s->fifo_space.fd, &one, sizeof(one));
 }
 
@@ -190,32 +190,43 @@ void serial_init(struct serial *s, int irq_fd, int out_fd)
     };
 }
 
+/* A source that is not wanted leaves the loop: one whose writer is gone would wake it for ever. */
+static void watch_input(struct serial *s, bool wanted)
+{
+    if (wanted == s->is_watching)
+        return;
+    s->is_watching = wanted;
+    if (wanted)
+        BUG_ON(loop_add(s->loop, &s->input) < 0);
+    else
+        loop_remove(s->loop, &s->input);
+}
+
+/* Takes what the FIFO has room for. False: the input has ended, and the line just stays silent. */
+static bool take_input(struct serial *s)
+{
+    uint8_t bytes[SERIAL_FIFO_BYTES], before = pending(&s->state);
+    ssize_t got = read(s->input.fd, bytes, SERIAL_FIFO_BYTES - s->state.fifo_count);
+
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR;
+    for (ssize_t i = 0; i < got; i++)
+        fifo_push(&s->state, bytes[i]);
+    raise_from(s, before);
+    return got > 0;
+}
+
 static void on_input(struct loop_source *src, uint32_t ready)
 {
     struct serial *s = owner_of(src, struct serial, input);
-    uint8_t bytes[SERIAL_FIFO_BYTES];
-    ssize_t got = 0;
-    unsigned room;
-    uint8_t before;
 
     (void)ready;
     pthread_mutex_lock(&s->lock);
-    room = SERIAL_FIFO_BYTES - s->state.fifo_count;
-    if (room) {
-        got = read(src->fd, bytes, room);
-        before = pending(&s->state);
-        for (ssize_t i = 0; i < got; i++)
-            fifo_push(&s->state, bytes[i]);
-        raise_from(s, before);
-    }
+    if (s->state.fifo_count < SERIAL_FIFO_BYTES && !take_input(s))
+        s->has_input = false;
     /* Full: fifo_space says when to go on. The lock keeps a vCPU from emptying it in between. */
-    if (s->state.fifo_count == SERIAL_FIFO_BYTES)
-        loop_want(s->loop, src, 0);
+    watch_input(s, s->has_input && s->state.fifo_count < SERIAL_FIFO_BYTES);
     pthread_mutex_unlock(&s->lock);
-    if (room && (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))) {
-        loop_remove(s->loop, src); /* end of input: the guest's line just stays silent */
-        src->on_ready = NULL;
-    }
 }
 
 static void on_fifo_space(struct loop_source *src, uint32_t ready)
@@ -224,8 +235,7 @@ static void on_fifo_space(struct loop_source *src, uint32_t ready)
 
     (void)ready;
     loop_drain(src->fd);
-    if (s->input.on_ready)
-        loop_want(s->loop, &s->input, EPOLLIN);
+    watch_input(s, s->has_input && !s->is_paused);
 }
 
 int serial_attach_input(struct serial *s, struct loop *loop, struct error *e)
@@ -239,17 +249,18 @@ int serial_attach_input(struct serial *s, struct loop *loop, struct error *e)
     s->input = (struct loop_source){ STDIN_FILENO, EPOLLIN, on_input };
     if (loop_add(loop, &s->fifo_space) < 0 || loop_add(loop, &s->input) < 0)
         return fail_os(e, errno, "serial input");
+    s->has_input = s->is_watching = true;
     return 0;
 }
 
 void serial_pause(struct serial *s)
 {
-    if (s->input.on_ready)
-        loop_want(s->loop, &s->input, 0);
+    s->is_paused = true;
+    watch_input(s, false);
 }
 
 void serial_resume(struct serial *s)
 {
-    if (s->input.on_ready)
-        loop_want(s->loop, &s->input, EPOLLIN);
+    s->is_paused = false;
+    watch_input(s, s->has_input);
 }

@@ -34,7 +34,8 @@ struct serial {
     int out_fd;
     uint64_t missed_writes;
     struct loop *loop;
-    struct loop_source input;      /* stdin; on_ready NULL when it isn't the guest's */
+    bool has_input, is_watching, is_paused;
+    struct loop_source input;      /* stdin, while has_input */
     struct loop_source fifo_space; /* an eventfd: a vCPU emptied a full FIFO */
 };
 

@@ -65,6 +65,8 @@ static void check_pic(void)
     volatile uint64_t *serial = &interrupt_count[VECTOR_GSI0 + SERIAL_GSI];
     uint64_t pit_before = *pit, serial_before = *serial;
 
+    expect_equal(mmio_read32(LAPIC + LAPIC_LINT0) & 0x700, 0x700, "lint0_is_for_the_pic");
+    expect_equal(mmio_read32(LAPIC + LAPIC_LINT1) & 0x700, 0x400, "lint1_is_for_nmi");
     (void)inb(COM1 + 2);
     pic_enable((uint16_t) ~(1u << PIT_GSI | 1u << SERIAL_GSI));
     expect(wait_until(*pit >= pit_before + 3), "the_pit_arrives_through_the_pic");

@@ -21,20 +21,25 @@ static void check_unowned_ports(void)
     expect_equal(wrong, 0, "unowned_ports_read_zero_in_each_width");
 }
 
+static void string_read(uint16_t port, void *to, uint64_t n)
+{
+    __asm__ volatile("rep insb" : "+D"(to), "+c"(n) : "d"(port) : "memory");
+}
+
 static void check_string_io(void)
 {
     static const char text[] = "a string in one instruction\n";
-    uint16_t words[4] = { 1, 2, 3, 0x5a5a };
+    uint8_t bytes[6] = { 1, 2, 3, 4, 5, 6 };
     const void *from = text;
-    void *to = words;
     uint64_t n = sizeof(text) - 1;
 
     __asm__ volatile("rep outsb" : "+S"(from), "+c"(n) : "d"((uint16_t)COM1) : "memory");
-    n = 3;
-    __asm__ volatile("rep insw" : "+D"(to), "+c"(n) : "d"((uint16_t)0x1234) : "memory");
-    expect(words[0] == 0 && words[1] == 0 && words[2] == 0 && words[3] == 0x5a5a,
-           "a_string_read_fills_what_was_asked_for");
-    from = words;
+    outb(COM1 + 7, 0x5a);
+    string_read(COM1 + 7, bytes, 5);
+    expect(memcmp(bytes, "\x5a\x5a\x5a\x5a\x5a\x06", 6) == 0, "a_string_read_reads_each_time");
+    string_read(0x1234, bytes, 5);
+    expect(memcmp(bytes, "\0\0\0\0\0\x06", 6) == 0, "a_string_read_from_nobody_reads_zeroes");
+    from = bytes;
     n = 3;
     __asm__ volatile("rep outsw" : "+S"(from), "+c"(n) : "d"((uint16_t)0x1234) : "memory");
     expect_equal(n, 0, "a_string_write_to_nobody_ends");

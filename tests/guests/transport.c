@@ -192,7 +192,7 @@ static void check_restarts(void)
 /* Whatever was in flight, a reset ends it: the old rings and buffers are the driver's again. */
 static void check_reset_in_flight(void)
 {
-    enum { REQUESTS = 8, PAGES = 64 };
+    enum { REQUESTS = 4, PAGES = 2048 }; /* 8 MiB: more than one turn of the device */
     static struct block_request requests[REQUESTS];
     uint64_t *data = alloc_pages(PAGES);
     struct virtq old;
@@ -205,6 +205,10 @@ static void check_reset_in_flight(void)
         virtq_offer(&disk.queue, (uint16_t)(i * 3));
     }
     virtio_kick(&disk);
+    /* The second sector's number is there: the first request is under way. */
+    for (unsigned spins = 0; __atomic_load_n(&data[64], __ATOMIC_ACQUIRE) != 1;)
+        if (++spins == 10000000)
+            give_up("a_reset_in_flight_ends_well", "the request was never begun");
     virtio_reset(&disk);
     old = disk.queue;
     for (unsigned i = 0; i < PAGES; i++)

@@ -91,7 +91,7 @@ def make_disk(path, sectors):
     """Each sector holds its number in its first eight bytes, the complement in its last."""
     with open(path, "wb") as disk:
         for i in range(sectors):
-            disk.write(struct.pack("<Q", i) + bytes(SECTOR - 16) + struct.pack("<Q", ~i & 2**64 - 1))
+            disk.write(struct.pack(f"<Q{SECTOR - 16}xQ", i, ~i & 2**64 - 1))
     return path
 
 
@@ -159,7 +159,8 @@ def test_the_command_line_names_the_root_and_each_device(tmp_path, root, seen):
     small = make_disk(tmp_path / "small", 8)
     drives = [drive(small, "first"), drive(small, "top", **{**root, "is_root_device": True})]
     devices = "virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6"
-    assert printed(run("boot", "x", drives=drives), "command line:") == f"x pci=off {seen} {devices}"
+    line = printed(run("boot", "x", drives=drives), "command line:")
+    assert line == f"x pci=off {seen} {devices}"
 
 
 @pytest.mark.parametrize("guest", ["boot", "boot-pvh"])
@@ -405,7 +406,8 @@ def test_the_transport_follows_its_status_machine(disk):
 def test_a_hostile_driver_harms_only_its_own_disk(tmp_path, disk, mode, vcpus):
     other = make_disk(tmp_path / "other", 256)
     before = disk.read_bytes()
-    run("hostile", mode, vcpus=vcpus, drives=[drive(disk, is_read_only=True), drive(other, "other")])
+    drives = [drive(disk, is_read_only=True), drive(other, "other")]
+    run("hostile", mode, vcpus=vcpus, drives=drives)
     assert disk.read_bytes() == before
 
 

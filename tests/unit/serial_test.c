@@ -207,12 +207,33 @@ Test(serial_input, stays_in_the_pipe_while_paused)
     cr_expect_eq(s.state.fifo_count, 1);
 }
 
+Test(serial_input, does_not_spin_over_a_closed_pipe_while_it_waits)
+{
+    uint8_t sent[100] = { 0 };
+    struct epoll_event ev;
+
+    attach();
+    cr_assert_eq(write(in[1], sent, sizeof(sent)), sizeof(sent));
+    close(in[1]);
+    serve();
+    cr_expect_eq(epoll_wait(loop.epoll_fd, &ev, 1, 0), 0, "the FIFO is full");
+    serial_pause(&s);
+    for (unsigned i = 0; i < 64; i++)
+        in8(DATA);
+    serve();
+    cr_expect_eq(s.state.fifo_count, 0, "paused: nothing is taken, space or not");
+    serial_resume(&s);
+    serve();
+    cr_expect_eq(s.state.fifo_count, 36);
+}
+
 Test(serial_input, ends_quietly)
 {
     attach();
     cr_assert_eq(write(in[1], "z", 1), 1);
     close(in[1]);
     serve();
-    cr_expect_null(s.input.on_ready);
+    cr_expect_not(s.has_input);
+    cr_expect_not(s.is_watching, "a closed pipe would wake the loop for ever");
     cr_expect_eq(in8(DATA), 'z');
 }

@@ -113,6 +113,23 @@ Test(vcpus_boot, enters_long_mode_or_flat_32_bit_mode)
     cr_expect_eq(s.efer, 0);
 }
 
+Test(vcpus_pause, returns_when_every_vcpu_stands_still)
+{
+    static const uint8_t loop_for_ever[] = { 0xeb, 0xfe };
+    const struct kernel_image kernel = { .protocol = BOOT_PVH, .entry = { 0x8000 } };
+
+    make(4);
+    cr_assert_eq(gmem_put(&m, gpa(0x8000), &loop_for_ever), 0);
+    cr_assert_eq(vcpus_boot(&v, &kernel, &e), 0, "%s", e.msg);
+    cr_assert_eq(vcpus_start(&v, &e), 0, "%s", e.msg);
+    for (unsigned i = 0; i < 200; i++) {
+        vcpus_pause(&v);
+        cr_assert_eq(v.paused, 4);
+        vcpus_pause(&v);
+        vcpus_resume(&v);
+    }
+}
+
 /* A private /dev, so that nothing else on the host notices. */
 static void hide_dev(void)
 {

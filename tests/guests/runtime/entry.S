@@ -121,7 +121,7 @@ ap_entry64:
 1:      hlt
         jmp     1b
 
-/* One stub a vector, 16 bytes each, pushing what the CPU leaves out: an error code and the vector. */
+/* One stub a vector, 16 bytes each; pushes what the CPU leaves out: error code and vector. */
         .balign 16
         .globl interrupt_stubs
 interrupt_stubs:

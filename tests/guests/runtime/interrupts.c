@@ -133,7 +133,6 @@ void pic_enable(uint16_t mask)
     outb(0xa1, 1);
     outb(0x21, (uint8_t)mask);
     outb(0xa1, (uint8_t)(mask >> 8));
-    lapic_write(LAPIC_LINT0, 0x700);
 }
 
 void wait_begin(void)

@@ -22,6 +22,7 @@
 #define LAPIC_ICR_TO  0x310
 #define LAPIC_TIMER   0x320
 #define LAPIC_LINT0   0x350
+#define LAPIC_LINT1   0x360
 #define LAPIC_INITIAL 0x380
 #define LAPIC_DIVIDE  0x3e0
 
@@ -48,8 +49,8 @@ void ioapic_write(unsigned reg, uint32_t value);
 void ioapic_route(unsigned gsi);
 void ioapic_mask(unsigned gsi);
 
-/* Lets the PICs deliver, IRQ n at vector 32 + n, through LINT0; `mask` has a bit for each IRQ kept
- * off. interrupts_init() leaves all of them off. */
+/* Lets the PICs deliver, IRQ n at vector 32 + n, through LINT0 as the VMM set it up; `mask` has a
+ * bit for each IRQ kept off. interrupts_init() leaves all of them off. */
 void pic_enable(uint16_t mask);
 
 /* Waits with HLT until `condition` holds; false where it does not within some seconds. A tick of
