@@ -33,10 +33,8 @@ static void show(struct virtio_mmio *t, unsigned offset, uint32_t value)
 
 static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
 {
-    const uint64_t one = 1;
-
     __atomic_fetch_or(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), bit, __ATOMIC_SEQ_CST);
-    (void)!write(t->irq_fd, &one, sizeof(one));
+    t->pulse(&t->line);
 }
 
 /* The queue that queue_sel names, or NULL. */
@@ -310,14 +308,11 @@ int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
         .mem = m,
         .loop = loop,
         .lock = PTHREAD_MUTEX_INITIALIZER,
-        .irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
     d->transport = t;
     show_constants(t);
     show_config(t);
     show_registers(t);
-    if (t->irq_fd < 0)
-        return fail_os(e, errno, "eventfd");
     for (unsigned i = 0; i < d->ops->queue_count; i++) {
         int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         int ret;
@@ -332,13 +327,12 @@ int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
     return 0;
 }
 
-int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,
-                        struct error *e)
+int virtio_mmio_connect(struct virtio_mmio *t, const struct kvm *k, uint32_t gsi, struct error *e)
 {
     const gpa_t notify = gpa(t->bus.base + VIRTIO_MMIO_QUEUE_NOTIFY);
 
-    if (kvm_add_irqfd(k, t->irq_fd, gsi, e) < 0)
-        return -1;
+    t->line = (struct kvm_line){ k->vm_fd, gsi };
+    t->pulse = kvm_pulse;
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
         if (kvm_add_ioeventfd(k, t->kicks[i].source.fd, notify, i, e) < 0)
             return -1;
@@ -357,7 +351,6 @@ void virtio_mmio_fini(struct virtio_mmio *t)
         loop_remove(t->loop, src);
         close_fdp(&src->fd);
     }
-    close_fdp(&t->irq_fd);
     *t = (struct virtio_mmio){ 0 };
 }
 

@@ -4,7 +4,7 @@
  * What the guest reads lies in a page, which KVM can map into the guest: then a read is a plain
  * load, without an exit, which is most of what an interrupt costs. No register has side effects
  * when it is read. Writes come from vCPU threads; kicks arrive on the event loop through an
- * ioeventfd a queue; interrupts leave through an irqfd. One mutex guards registers and device; the
+ * ioeventfd a queue; interrupts are edges of a line. One mutex guards registers and device; the
  * interrupt status is atomic beside it, so that an interrupt handler in the guest never waits for
  * disk I/O.
  */
@@ -36,7 +36,8 @@ struct virtio_mmio {
     pthread_mutex_t lock;
     struct virtio_mmio_state state;
     bool is_paused;
-    int irq_fd;
+    struct kvm_line line;
+    void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     struct virtio_kick {
         struct loop_source source; /* an eventfd that KVM writes */
         struct virtio_mmio *transport;
@@ -53,7 +54,7 @@ must_check int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, 
                                 struct error *e);
 
 /* Connects it to a VM: interrupts to the GSI, notifications of each queue to its loop source. */
-must_check int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,
+must_check int virtio_mmio_connect(struct virtio_mmio *t, const struct kvm *k, uint32_t gsi,
                                    struct error *e);
 
 /* Leaves the loop and closes the descriptors; only for a VM whose vCPUs never ran. Works on a

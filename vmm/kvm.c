@@ -139,6 +139,15 @@ int kvm_create_irqchip(const struct kvm *k, struct error *e)
     return 0;
 }
 
+void kvm_pulse(const struct kvm_line *line)
+{
+    struct kvm_irq_level level = { .irq = line->gsi, .level = 1 };
+
+    BUG_ON(ioctl(line->vm_fd, KVM_IRQ_LINE, &level) < 0);
+    level.level = 0;
+    BUG_ON(ioctl(line->vm_fd, KVM_IRQ_LINE, &level) < 0);
+}
+
 int kvm_add_irqfd(const struct kvm *k, int fd, uint32_t gsi, struct error *e)
 {
     struct kvm_irqfd irqfd = { .fd = (uint32_t)fd, .gsi = gsi };

@@ -40,7 +40,19 @@ must_check int kvm_add_readable(const struct kvm *k, gpa_t at, const void *host,
  * (GSIs 0 to 15 reach both PIC and IOAPIC), and the PIT. */
 must_check int kvm_create_irqchip(const struct kvm *k, struct error *e);
 
-/* Makes each write to the eventfd one edge of the GSI. */
+/* An interrupt line of the guest. */
+struct kvm_line {
+    int vm_fd;
+    uint32_t gsi;
+};
+
+/* Makes one edge on the line before it returns; any thread. An irqfd would take a worker thread of
+ * the kernel for it, and two switches to and from that: KVM injects what goes through an interrupt
+ * controller from process context only. */
+void kvm_pulse(const struct kvm_line *line);
+
+/* Makes each write to the eventfd one edge of the GSI: for what is rare, or comes from a place that
+ * must not wait. */
 must_check int kvm_add_irqfd(const struct kvm *k, int fd, uint32_t gsi, struct error *e);
 
 /* Makes a 32-bit guest write of `value` at `at` (MMIO) count in the eventfd, without an exit. */

@@ -1,5 +1,7 @@
 #include "virtio/mmio.h"
 
+#include <sys/eventfd.h>
+
 #include "tests/unit/support/driver.h"
 
 #define FEATURES (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << 5 | UINT64_C(1) << 29)
@@ -288,7 +290,7 @@ static void stop_loop(struct loop_source *src, uint32_t ready)
 /* Serves what is ready, the eventfd `last` being added behind it. */
 static void run_loop(void)
 {
-    struct loop_source last = { .fd = d.transport.irq_fd, .want = EPOLLIN, .on_ready = stop_loop };
+    struct loop_source last = { .fd = eventfd(0, 0), .want = EPOLLIN, .on_ready = stop_loop };
     const uint64_t one = 1;
 
     cr_assert_eq(loop_add(&d.loop, &last), 0);
@@ -296,6 +298,7 @@ static void run_loop(void)
     d.loop.stopping = 0;
     loop_run(&d.loop);
     loop_remove(&d.loop, &last);
+    close(last.fd);
 }
 
 Test(kick, waits_while_paused)
