@@ -1,0 +1,88 @@
+"""The host that the Linux tests share, and what they boot."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from host import Guest, Host
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KERNEL_VERSION = "6.1"
+
+
+def last_line(*argv):
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """What the tests need on the host, by name."""
+    guest = pathlib.Path(last_line(HERE / "guest" / "build"))
+    mayfly = pathlib.Path(os.environ.get("MAYFLY", ROOT / "build" / "release" / "mayfly"))
+    files = {"mayfly": mayfly.resolve()}
+    for name in ("vmlinuz", "initrd", "root.ext4"):
+        files[name] = guest / name
+    build = ROOT / "guest-kernel-configs" / "build"
+    for variant in ("acpi", "noacpi"):
+        directory = pathlib.Path(last_line(build, KERNEL_VERSION, variant))
+        files[f"{variant}.vmlinux"] = directory / "vmlinux"
+        files[f"{variant}.bzImage"] = directory / "bzImage"
+    # Without the note that names the PVH entry, the image starts by the 64-bit boot protocol.
+    no_note = tmp_path_factory.mktemp("kernels") / "no-note.vmlinux"
+    subprocess.run(
+        ["objcopy", "--remove-section=.notes", files["acpi.vmlinux"], no_note], check=True
+    )
+    files["no-note.vmlinux"] = no_note
+    return files
+
+
+def choose_host():
+    return subprocess.check_output([HERE / "choose-host"], text=True).strip()
+
+
+def pytest_report_header():
+    return "Linux guests: " + choose_host()
+
+
+@pytest.fixture(scope="session")
+def host(files, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("host")
+    log = directory / "errors"
+    if choose_host().startswith("direct"):
+        for name, path in files.items():
+            (directory / name).symlink_to(path)
+        host = Host([], str(directory), log)
+    else:
+        argv = [HERE / "rig", "--stdin", "--memory", "3072", "--timeout", "1200"]
+        argv += ["--log", directory / "console"]
+        for name, path in files.items():
+            argv += ["--file", f"{path}:/mayfly/{name}"]
+        for tool in ("curl", "debugfs", "e2fsck"):
+            path = shutil.which(tool, path=os.environ["PATH"] + ":/sbin")
+            argv += ["--file", f"{path}:/bin/{tool}"]
+        host = Host([*argv, "--"], "/mayfly", log)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def new_guest(host):
+    """Makes guests that are gone when the test ends."""
+    guests = []
+
+    def make(*arguments):
+        guests.append(Guest(host, *arguments))
+        return guests[-1]
+
+    yield make
+    for guest in guests:
+        guest.remove()
+
+
+@pytest.fixture
+def guest(new_guest):
+    return new_guest()
