@@ -414,7 +414,8 @@ static void offer(struct block *b, unsigned feature)
 }
 
 /*
- * What is offered beyond Firecracker, and why it is harmless. SEG_MAX: more data a request.
+ * What is offered beyond Firecracker, and why it is harmless. SEG_MAX and INDIRECT_DESC: more
+ * data a request, and more requests in the ring.
  * TOPOLOGY: a hint by which partitions and file systems are laid out, so that the host needn't read
  * a page to write a part of it. DISCARD and WRITE_ZEROES: only on a thin file, whose owner does not
  * count on reserved space. Not BLK_SIZE: 512 is what a driver assumes without it, and another value
@@ -427,6 +428,7 @@ static void describe(struct block *b)
 
     offer(b, VIRTIO_F_VERSION_1);
     offer(b, VIRTIO_RING_F_EVENT_IDX);
+    offer(b, VIRTIO_RING_F_INDIRECT_DESC);
     offer(b, VIRTIO_BLK_F_SEG_MAX);
     offer(b, VIRTIO_BLK_F_TOPOLOGY);
     b->config = (struct virtio_blk_config){

@@ -141,12 +141,11 @@ static void reset(struct virtio_mmio *t)
 static void activate(struct virtio_mmio *t)
 {
     struct virtio_device *d = t->device;
-    bool event_idx = d->acked & UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX;
 
     for (unsigned i = 0; i < d->ops->queue_count; i++) {
         struct virtq *q = &d->queues[i];
 
-        if (q->state.ready && virtq_start(q, t->mem, event_idx) < 0) {
+        if (q->state.ready && virtq_start(q, t->mem, d->acked) < 0) {
             virtio_needs_reset(d, "a queue's size or addresses are invalid");
             return;
         }

@@ -17,7 +17,7 @@ static uint64_t used_bytes(uint16_t size)
     return sizeof(uint16_t) * (RING_FIRST + USED_ELEM_WORDS * size + 1);
 }
 
-int virtq_start(struct virtq *q, const struct guest_mem *m, bool event_idx)
+int virtq_start(struct virtq *q, const struct guest_mem *m, uint64_t features)
 {
     const struct virtq_state *st = &q->state;
 
@@ -30,7 +30,8 @@ int virtq_start(struct virtq *q, const struct guest_mem *m, bool event_idx)
     q->used = gmem_host_(m, st->used, used_bytes(st->size));
     if (!q->desc || !q->avail || !q->used)
         return -EINVAL;
-    q->event_idx = event_idx;
+    q->event_idx = features & UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX;
+    q->takes_indirect = features & UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC;
     q->mem = m;
     return 0;
 }
@@ -46,15 +47,33 @@ static uint16_t load_avail_idx(const struct virtq *q)
     return __atomic_load_n(&q->avail[RING_IDX], __ATOMIC_ACQUIRE);
 }
 
+/* Where descriptors come from: the queue's own table, or an indirect one. */
+struct table {
+    const uint8_t *at;
+    size_t size; /* descriptors */
+};
+
 /* The one copy of a descriptor. The guest may change it while it is copied: then the copy is
  * garbage, and is judged like any other. */
-static struct vring_desc load_desc(const struct virtq *q, uint16_t index)
+static struct vring_desc load_desc(const struct table *t, uint16_t index)
 {
     struct vring_desc d;
 
-    memcpy(&d, &q->desc[index], sizeof(d));
+    memcpy(&d, t->at + index * sizeof(d), sizeof(d));
     __asm__ volatile("" : : : "memory"); /* and the compiler must not look again */
     return d;
+}
+
+/* The table that a descriptor leads to (2.7.5.3): the end of a chain, and not again from a table.
+ */
+static bool open_table(const struct virtq *q, const struct vring_desc *d, struct table *t)
+{
+    if (!q->takes_indirect || t->at != (const uint8_t *)q->desc || d->flags & VRING_DESC_F_NEXT ||
+        d->len == 0 || d->len % sizeof(*d))
+        return false;
+    t->at = gmem_host_(q->mem, gpa(d->addr), d->len);
+    t->size = d->len / sizeof(*d);
+    return t->at;
 }
 
 static bool add_buffer(struct virtq *q, struct chain *c, const struct vring_desc *d)
@@ -63,12 +82,12 @@ static bool add_buffer(struct virtq *q, struct chain *c, const struct vring_desc
     uint32_t *total = is_writable ? &c->writable : &c->readable;
     void *host;
 
-    if (d->flags & VRING_DESC_F_INDIRECT)
-        return false; /* not offered */
     if (!is_writable && c->writable)
         return false; /* readable buffers come first (2.7.4.2) */
     if (d->len == 0)
         return true;
+    if (c->count == VIRTQ_SIZE_MAX)
+        return false;
     host = gmem_host_(q->mem, gpa(d->addr), d->len);
     if (!host || __builtin_add_overflow(*total, d->len, total))
         return false;
@@ -78,36 +97,51 @@ static bool add_buffer(struct virtq *q, struct chain *c, const struct vring_desc
     return true;
 }
 
+/* Follows a chain from its head to its end. False: it breaks the rules. A chain is no longer than
+ * the queue, the descriptor that leads to a table not counted; a longer one is a loop. */
+static bool gather(struct virtq *q, struct chain *c)
+{
+    struct table table = { (const uint8_t *)q->desc, q->state.size };
+    uint16_t index = c->head;
+
+    for (unsigned hops = 0; hops <= q->state.size; hops++) {
+        struct vring_desc d;
+
+        if (index >= table.size)
+            return false;
+        d = load_desc(&table, index);
+        if (d.flags & VRING_DESC_F_INDIRECT) {
+            if (!open_table(q, &d, &table))
+                return false;
+            index = 0;
+            continue;
+        }
+        if (!add_buffer(q, c, &d))
+            return false;
+        if (!(d.flags & VRING_DESC_F_NEXT))
+            return true;
+        index = d.next;
+    }
+    return false;
+}
+
 enum pop virtq_pop(struct virtq *q, struct chain *c)
 {
     struct virtq_state *st = &q->state;
     uint16_t pending = (uint16_t)(load_avail_idx(q) - st->next_avail);
-    uint16_t index;
 
     if (pending == 0)
         return POP_EMPTY;
     if (pending > st->size)
         return POP_BROKEN;
-    index = __atomic_load_n(&q->avail[RING_FIRST + st->next_avail % st->size], __ATOMIC_RELAXED);
-    c->head = index;
+    c->head = __atomic_load_n(&q->avail[RING_FIRST + st->next_avail % st->size], __ATOMIC_RELAXED);
     c->readable = c->writable = c->written = 0;
     c->read_at = c->write_at = c->count = 0;
     c->clipped = NULL;
-    for (unsigned hops = 0; hops < st->size; hops++) {
-        struct vring_desc d;
-
-        if (index >= st->size)
-            return POP_BROKEN;
-        d = load_desc(q, index);
-        if (!add_buffer(q, c, &d))
-            return POP_BROKEN;
-        if (!(d.flags & VRING_DESC_F_NEXT)) {
-            st->next_avail++;
-            return POP_OK;
-        }
-        index = d.next;
-    }
-    return POP_BROKEN; /* longer than the queue: a loop */
+    if (!gather(q, c))
+        return POP_BROKEN;
+    st->next_avail++;
+    return POP_OK;
 }
 
 void virtq_unpop(struct virtq *q)

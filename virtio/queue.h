@@ -29,8 +29,8 @@ struct virtq_state { /* what the guest set, and how far the device came */
 
 struct virtq {
     struct virtq_state state;
-    bool event_idx;
-    const struct guest_mem *mem; /* NULL while stopped: then nothing below is valid */
+    bool event_idx, takes_indirect; /* negotiated */
+    const struct guest_mem *mem;    /* NULL while stopped: then nothing below is valid */
     const struct vring_desc *desc;
     const uint16_t *avail; /* flags, idx, ring[size], used_event */
     uint16_t *used;        /* flags, idx, then elements at an offset of 4 bytes, then avail_event */
@@ -49,8 +49,9 @@ struct chain {
 enum pop { POP_EMPTY, POP_OK, POP_BROKEN };
 
 /* Checks what the guest configured (size, alignment, all of each ring within RAM) and makes the
- * queue usable. 0 or -EINVAL. Borrows mem until virtq_stop(). */
-must_check int virtq_start(struct virtq *q, const struct guest_mem *m, bool event_idx);
+ * queue usable, as the features (those the driver took) say. 0 or -EINVAL. Borrows mem until
+ * virtq_stop(). */
+must_check int virtq_start(struct virtq *q, const struct guest_mem *m, uint64_t features);
 
 /* Forgets memory and state. */
 void virtq_stop(struct virtq *q);

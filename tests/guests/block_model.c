@@ -21,8 +21,9 @@
 
 static struct virtio_device disk;
 static struct block_request requests[AREAS];
-static uint32_t *versions; /* of each sector */
-static uint8_t *buffers;   /* BUFFER_BYTES for each area */
+static struct virtq_desc tables[AREAS][DESCS]; /* indirect */
+static uint32_t *versions;                     /* of each sector */
+static uint8_t *buffers;                       /* BUFFER_BYTES for each area */
 static uint64_t sectors, area_sectors, state;
 static unsigned wrong_data, wrong_statuses;
 
@@ -98,6 +99,19 @@ static unsigned cut(struct block_part parts[PARTS_MAX], uint8_t *at, uint32_t by
     return count;
 }
 
+/* Moves a chain from the queue into a table of its own. */
+static void make_indirect(unsigned area, unsigned count)
+{
+    struct virtq_desc *first = &disk.queue.desc[area * DESCS];
+
+    for (unsigned i = 0; i < count; i++) {
+        tables[area][i] = first[i];
+        tables[area][i].next = (uint16_t)(i + 1);
+    }
+    virtq_set(&disk.queue, (uint16_t)(area * DESCS), tables[area],
+              (uint32_t)(count * sizeof(struct virtq_desc)), DESC_INDIRECT);
+}
+
 static void offer(unsigned area)
 {
     struct block_part parts[PARTS_MAX];
@@ -113,7 +127,9 @@ static void offer(unsigned area)
         fill(buffer + i * SECTOR, p->sector + i, counts ? ++versions[p->sector + i] : 0xffffffff);
     }
     count = cut(parts, buffer, (uint32_t)p->count * SECTOR);
-    block_lay(&disk.queue, head, &requests[area], p->type, p->sector, parts, count);
+    count = block_lay(&disk.queue, head, &requests[area], p->type, p->sector, parts, count);
+    if (disk.features & F_INDIRECT_DESC && random(2))
+        make_indirect(area, count);
     virtq_offer(&disk.queue, head);
 }
 
@@ -165,7 +181,10 @@ static void check_model(uint64_t wanted)
 
     for (uint64_t done = 0; answered && done < wanted; done += disk.queue.offered - before) {
         if (random(64) == 0) /* a reset in between */
-            virtio_start(&disk, F_BLOCK_FLUSH | (random(2) ? F_EVENT_IDX : 0), VIRTQ_SIZE_MAX);
+            virtio_start(&disk,
+                         F_BLOCK_FLUSH | (random(2) ? F_EVENT_IDX : 0) |
+                             (random(2) ? F_INDIRECT_DESC : 0),
+                         VIRTQ_SIZE_MAX);
         before = disk.queue.offered;
         answered = do_batch();
     }

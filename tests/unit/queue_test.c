@@ -13,17 +13,20 @@ static struct ring ring;
 static struct virtq q;
 static struct chain chain;
 
-static void start(bool event_idx)
+#define EVENT_IDX     (UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX)
+#define INDIRECT_DESC (UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC)
+
+static void start(uint64_t features)
 {
     ring_init(&ring, 8);
     q = (struct virtq){ 0 };
     ring_describe(&ring, &q.state);
-    cr_assert_eq(virtq_start(&q, &ring.mem, event_idx), 0);
+    cr_assert_eq(virtq_start(&q, &ring.mem, features), 0);
 }
 
 static void set_up(void)
 {
-    start(false);
+    start(0);
 }
 
 static void tear_down(void)
@@ -43,24 +46,24 @@ Test(virtq_start, refuses_sizes_that_are_no_power_of_two_up_to_256)
 
     for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         q.state.size = bad[i];
-        cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL, "size %u", bad[i]);
+        cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL, "size %u", bad[i]);
     }
     for (uint16_t good = 1; good <= 256; good *= 2) {
         q.state.size = good;
-        cr_expect_eq(virtq_start(&q, &ring.mem, false), 0, "size %u", good);
+        cr_expect_eq(virtq_start(&q, &ring.mem, 0), 0, "size %u", good);
     }
 }
 
 Test(virtq_start, refuses_misaligned_rings)
 {
     q.state.desc.v += 8;
-    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
     ring_describe(&ring, &q.state);
     q.state.avail.v += 1;
-    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
     ring_describe(&ring, &q.state);
     q.state.used.v += 2;
-    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
 }
 
 Test(virtq_start, refuses_rings_that_leave_memory)
@@ -78,8 +81,7 @@ Test(virtq_start, refuses_rings_that_leave_memory)
         for (unsigned k = 0; k < 3; k++) {
             ring_describe(&ring, &q.state);
             rings[k]->v = outside[i];
-            cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL, "ring %u at 0x%lx", k,
-                         outside[i]);
+            cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL, "ring %u at 0x%lx", k, outside[i]);
         }
     }
 }
@@ -88,9 +90,9 @@ Test(virtq_start, accepts_rings_that_end_with_memory)
 {
     q.state.used.v = (1u << 20) - (4 + 8 * 8 + 2) - 2;
     cr_expect_eq(q.state.used.v % 4, 0);
-    cr_expect_eq(virtq_start(&q, &ring.mem, false), 0);
+    cr_expect_eq(virtq_start(&q, &ring.mem, 0), 0);
     q.state.used.v += 4;
-    cr_expect_eq(virtq_start(&q, &ring.mem, false), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
 }
 
 Test(virtq_pop, finds_an_empty_ring_empty)
@@ -159,6 +161,110 @@ Test(virtq_pop, refuses_a_readable_buffer_behind_a_writable_one)
 {
     ring_desc(&ring, 0, RING_DATA, 4, NEXT | WRITE, 1);
     ring_desc(&ring, 1, RING_DATA, 4, 0, 0);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
+}
+
+static void start_indirect(void)
+{
+    start(INDIRECT_DESC);
+}
+
+TestSuite(indirect, .init = start_indirect, .fini = tear_down);
+
+#define TABLE (RING_DATA + 8) /* of no particular alignment */
+
+static void table_desc(uint16_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
+{
+    struct vring_desc desc = { .addr = addr, .len = len, .flags = flags, .next = next };
+
+    cr_assert_eq(gmem_put(&ring.mem, gpa(TABLE + 16u * i), &desc), 0);
+}
+
+static enum pop pop_table(uint32_t bytes, uint16_t flags)
+{
+    ring_desc(&ring, 0, TABLE, bytes, flags | VRING_DESC_F_INDIRECT, 1);
+    ring_offer(&ring, 0);
+    return virtq_pop(&q, &chain);
+}
+
+Test(indirect, chain_in_a_table_is_followed_in_its_order)
+{
+    table_desc(0, 0x20000, 10, NEXT, 2);
+    table_desc(2, 0x30000, 20, NEXT | WRITE, 1);
+    table_desc(1, 0x40000, 30, WRITE, 0);
+    cr_assert_eq(pop_table(3 * 16, 0), POP_OK);
+    cr_expect_eq(chain.readable, 10);
+    cr_expect_eq(chain.writable, 50);
+    cr_expect_eq(chain.count, 3);
+    cr_expect_eq(chain.head, 0);
+}
+
+Test(indirect, table_may_end_a_chain_of_buffers)
+{
+    ring_desc(&ring, 0, 0x20000, 10, NEXT, 1);
+    ring_desc(&ring, 1, TABLE, 16, VRING_DESC_F_INDIRECT, 0);
+    table_desc(0, 0x30000, 20, WRITE, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.readable, 10);
+    cr_expect_eq(chain.writable, 20);
+}
+
+Test(indirect, table_as_long_as_the_queue_is_taken_and_no_longer)
+{
+    for (uint16_t i = 0; i < 9; i++)
+        table_desc(i, 0x20000, 1, i == 7 ? 0 : NEXT, i + 1);
+    cr_expect_eq(pop_table(9 * 16, 0), POP_OK);
+    cr_expect_eq(chain.count, 8);
+    table_desc(7, 0x20000, 1, NEXT, 8);
+    table_desc(8, 0x20000, 1, NEXT, 0);
+    cr_expect_eq(pop_table(9 * 16, 0), POP_BROKEN, "a loop in the table");
+}
+
+Test(indirect, refuses_malformed_tables)
+{
+    table_desc(0, 0x20000, 1, 0, 0);
+    cr_expect_eq(pop_table(0, 0), POP_BROKEN, "of nothing");
+    cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN, "and it stays broken");
+    tear_down();
+    start_indirect();
+    table_desc(0, 0x20000, 1, 0, 0);
+    cr_expect_eq(pop_table(17, 0), POP_BROKEN, "of no whole number of descriptors");
+    tear_down();
+    start_indirect();
+    table_desc(0, 0x20000, 1, 0, 0);
+    cr_expect_eq(pop_table(16, NEXT), POP_BROKEN, "with a next");
+    tear_down();
+    start_indirect();
+    cr_expect_eq(pop_table(0xfffffff0, 0), POP_BROKEN, "that leaves memory");
+    tear_down();
+    start_indirect();
+    table_desc(0, TABLE + 16, 16, VRING_DESC_F_INDIRECT, 0);
+    table_desc(1, 0x20000, 1, 0, 0);
+    cr_expect_eq(pop_table(16, 0), POP_BROKEN, "that leads to another");
+    tear_down();
+    start_indirect();
+    table_desc(0, 0x20000, 1, NEXT, 1);
+    cr_expect_eq(pop_table(16, 0), POP_BROKEN, "whose chain leaves it");
+}
+
+Test(virtq_pop, holds_as_many_buffers_as_the_largest_queue_and_no_more)
+{
+    ring_fini(&ring);
+    ring_init(&ring, 256);
+    q = (struct virtq){ 0 };
+    ring_describe(&ring, &q.state);
+    cr_assert_eq(virtq_start(&q, &ring.mem, INDIRECT_DESC), 0);
+    ring_desc(&ring, 0, 0x20000, 1, NEXT, 1);
+    ring_desc(&ring, 1, TABLE, 256 * 16, VRING_DESC_F_INDIRECT, 0);
+    for (uint16_t i = 0; i < 256; i++)
+        table_desc(i, 0x20000, 1, i == 254 ? 0 : NEXT, i + 1);
+    ring_offer(&ring, 0);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.count, 256);
+    table_desc(254, 0x20000, 1, NEXT, 255);
+    table_desc(255, 0x20000, 1, 0, 0);
     ring_offer(&ring, 0);
     cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
 }
@@ -241,7 +347,7 @@ Test(virtq_wants_interrupt, obeys_the_flag_without_event_idx, .init = set_up, .f
 
 Test(virtq_wants_interrupt, comes_once_when_used_event_is_passed, .fini = tear_down)
 {
-    start(true);
+    start(EVENT_IDX);
     ring_desc(&ring, 0, RING_DATA, 4, WRITE, 0);
     ring_set_used_event(&ring, 2);
     for (unsigned i = 0; i < 5; i++) {
@@ -254,7 +360,7 @@ Test(virtq_wants_interrupt, comes_once_when_used_event_is_passed, .fini = tear_d
 
 Test(virtq_rearm, publishes_how_far_the_device_came, .fini = tear_down)
 {
-    start(true);
+    start(EVENT_IDX);
     ring_desc(&ring, 0, RING_DATA, 4, 0, 0);
     ring_offer(&ring, 0);
     cr_expect(virtq_rearm(&q), "one is pending");

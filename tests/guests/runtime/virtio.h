@@ -42,8 +42,9 @@ enum virtio_register {
 #define STATUS_NEEDS_RESET 64u
 #define STATUS_FAILED      128u
 
-#define F_EVENT_IDX (1ul << 29)
-#define F_VERSION_1 (1ul << 32)
+#define F_INDIRECT_DESC (1ul << 28)
+#define F_EVENT_IDX     (1ul << 29)
+#define F_VERSION_1     (1ul << 32)
 
 #define DESC_NEXT     1
 #define DESC_WRITE    2 /* the device writes */
