@@ -7,9 +7,11 @@ their time), MAYFLY_SEED which.
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -115,6 +117,46 @@ def test_a_driver_finds_each_engine_the_same(tmp_path, engine):
     disk = make_disk(tmp_path / "disk", 32768)
     run("block", "sectors=32768 writeback",
         drives=[drive(disk, io_engine=engine, cache_type="Writeback")])
+
+
+def system_calls(machine):
+    """What the main thread of a machine calls, and how often, from its start to its end."""
+    summary = os.path.join(machine.directory, "calls")
+    with subprocess.Popen(["strace", "-c", "-U", "calls,name", "-o", summary,
+                           "-p", str(machine.process.pid)], stderr=subprocess.DEVNULL) as strace:
+        end = time.monotonic() + 10
+        while strace.poll() is None and time.monotonic() < end:
+            with open(f"/proc/{machine.process.pid}/status", encoding="ascii") as status:
+                if "TracerPid:\t0\n" not in status.read():
+                    break
+        if strace.poll() is not None:
+            pytest.skip("SYSTEM CALLS WERE NOT COUNTED: strace may not attach here")
+        machine.instance_start()
+        machine.finish()
+    with open(summary, encoding="ascii") as lines:
+        rows = [line.split() for line in lines]
+    return {row[1]: int(row[0]) for row in rows if len(row) == 2 and row[0].isdigit()}
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="SYSTEM CALLS WERE NOT COUNTED: no strace")
+def test_flushes_sync_and_batches_are_one_call(tmp_path):
+    """The guest flushes once, and makes a batch of 80 requests among some 150."""
+    calls = {}
+    for engine in ENGINES:
+        for cache in CACHES:
+            disk = make_disk(tmp_path / "disk", 32768)
+            with Machine("block", "sectors=32768 " + ("writeback" if cache == "Writeback" else ""),
+                         drives=[drive(disk, io_engine=engine, cache_type=cache)]) as machine:
+                machine.configure()
+                calls[engine, cache] = system_calls(machine)
+    syncs = {key: count.get("fdatasync", 0) for key, count in calls.items()}
+    # One for the flush, which the Async engine does in its ring, and one at the end.
+    assert syncs == {("Sync", "Unsafe"): 0, ("Sync", "Writeback"): 2,
+                     ("Async", "Unsafe"): 0, ("Async", "Writeback"): 1}
+    for cache in CACHES:
+        sync, asynchronous = calls["Sync", cache], calls["Async", cache]
+        assert "preadv" not in asynchronous and "pwritev" not in asynchronous
+        assert asynchronous["io_uring_enter"] < sync["preadv"] + sync["pwritev"] - 60
 
 
 def test_sixteen_disks_work(tmp_path):
