@@ -24,10 +24,10 @@ DEADLINE_S = 10
 
 class Mayfly:
     """args are further arguments for the binary; api=False leaves the API out (--no-api). Without a
-    stdout of the caller's, output goes to a file."""
+    stdout of the caller's, output goes to a file. user: a uid to run as, for root."""
 
-    def __init__(self, *args, api=True, stdin=subprocess.DEVNULL, stdout=None):
-        self.args, self.api = args, api
+    def __init__(self, *args, api=True, stdin=subprocess.DEVNULL, stdout=None, user=None):
+        self.args, self.api, self.user = args, api, user
         self.stdin, self.stdout = stdin, stdout
         self.directory = tempfile.mkdtemp(prefix="mayfly-test-")
         self.socket_path = os.path.join(self.directory, "api.sock")
@@ -44,9 +44,13 @@ class Mayfly:
     def start(self):
         """Returns once the API accepts connections, or at once without an API."""
         api = ["--api-sock", self.socket_path] if self.api else ["--no-api"]
+        binary = BINARY
+        if self.user is not None: # who may have no way to where the binary was built
+            binary = shutil.copy(BINARY, self.directory)
+            shutil.chown(self.directory, self.user)
         with open(self.output_path, "wb") as output:
             self.process = subprocess.Popen(
-                [BINARY, *api, *self.args],
+                [binary, *api, *self.args], user=self.user,
                 stdin=self.stdin, stdout=self.stdout or output, stderr=output)
         if self.api:
             self.connect().close()

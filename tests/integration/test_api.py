@@ -468,6 +468,21 @@ def test_requests_and_results_are_logged(vm):
     assert 'The API server received a Get request on "/version".' in output
 
 
+def test_what_the_user_may_not_open_is_refused():
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    denied = "Permission denied (os error 13)"
+    with Mayfly(user=65534) as vm:
+        files = make_files(vm.directory)
+        os.chmod(files["kernel"], 0)
+        os.chmod(files["disk"], 0o444)
+        refused(vm, "PUT", "/boot-source", {"kernel_image_path": files["kernel"]},
+                f"Boot source error: The kernel file cannot be opened: {denied}")
+        status, _, body = vm.request("PUT", "/drives/d", drive(files["disk"]))
+        assert status == 400 and denied in body["fault_message"]
+        vm.ok("PUT", "/drives/d", drive(files["disk"], is_read_only=True))
+
+
 # The socket
 
 
