@@ -277,7 +277,7 @@ static void take_results(struct block *b, struct turn *t)
         struct block_request *r = tag;
 
         if (is_transfer(r))
-            chain_return_(&r->chain, r->type == VIRTIO_BLK_T_IN, result > 0 ? (uint32_t)result : 0);
+            chain_return(&r->chain, r->type == VIRTIO_BLK_T_IN, result > 0 ? (uint32_t)result : 0);
         if (settle(r, result))
             push(b, r, t);
         else

@@ -271,7 +271,7 @@ const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n, u
     return first;
 }
 
-void chain_return_(struct chain *c, bool is_writable, uint32_t moved)
+void chain_return(struct chain *c, bool is_writable, uint32_t moved)
 {
     if (c->clipped)
         c->clipped->iov_len += c->clipped_bytes;
@@ -295,7 +295,7 @@ ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
     do
         moved = preadv(fd, iov, (int)count, (off_t)offset);
     while (moved < 0 && errno == EINTR);
-    chain_return_(c, true, moved > 0 ? (uint32_t)moved : 0);
+    chain_return(c, true, moved > 0 ? (uint32_t)moved : 0);
     return moved < 0 ? -errno : moved;
 }
 
@@ -308,6 +308,6 @@ ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
     do
         moved = pwritev(fd, iov, (int)count, (off_t)offset);
     while (moved < 0 && errno == EINTR);
-    chain_return_(c, false, moved > 0 ? (uint32_t)moved : 0);
+    chain_return(c, false, moved > 0 ? (uint32_t)moved : 0);
     return moved < 0 ? -errno : moved;
 }

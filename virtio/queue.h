@@ -92,9 +92,9 @@ must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32
 
 /*
  * For an I/O engine that moves payload by itself, and for no device: lends it the buffers of the
- * next n writable (or readable) bytes, n at most what is left, until chain_return_() says how many
+ * next n writable (or readable) bytes, n at most what is left, until chain_return() says how many
  * of them were moved. The chain must not be used in between.
  */
 must_check const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n,
                                            unsigned *count);
-void chain_return_(struct chain *c, bool is_writable, uint32_t moved);
+void chain_return(struct chain *c, bool is_writable, uint32_t moved);

@@ -165,6 +165,18 @@ Test(virtq_pop, refuses_a_readable_buffer_behind_a_writable_one)
     cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
 }
 
+Test(virtq_pop, gives_an_undone_chain_again_as_it_is_then)
+{
+    ring_desc(&ring, 0, 0x20000, 10, 0, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    virtq_unpop(&q);
+    ring_desc(&ring, 0, 0x20000, 11, 0, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    cr_expect_eq(chain.readable, 11);
+    cr_expect_eq(virtq_pop(&q, &chain), POP_EMPTY);
+}
+
 static void start_indirect(void)
 {
     start(INDIRECT_DESC);
