@@ -1,0 +1,153 @@
+#include "virtio/block.h"
+
+#include "tests/unit/support/disk.h"
+
+/* Drain, pause and reset. */
+
+BOTH(pause_finishes_what_was_begun_and_takes_up_nothing)
+{
+    fill_ring(VIRTIO_BLK_T_OUT);
+    driver_kick(&d);
+    virtio_mmio_pause(&d.transport);
+    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    offer(0, VIRTIO_BLK_T_IN, 0, SECTOR, 1);
+    driver_kick(&d);
+    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    virtio_mmio_resume(&d.transport);
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 81);
+}
+
+Test(sync, pause_finishes_a_huge_request)
+{
+    cr_assert_eq(truncate(path, INT64_C(1) << 30), 0);
+    file.sectors = (UINT64_C(1) << 30) / SECTOR;
+    offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
+    for (uint16_t i = 1; i <= 254; i++)
+        ring_desc(&d.ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, i + 1);
+    cr_assert(driver_kick(&d));
+    virtio_mmio_pause(&d.transport);
+    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
+    cr_expect_eq(ring_used(&d.ring, 0).len, 254 * 0x80000u + 1);
+}
+
+BOTH(reset_with_requests_under_way_waits_for_them_and_tells_nobody)
+{
+    fill_ring(VIRTIO_BLK_T_FLUSH);
+    driver_kick(&d);
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    cr_expect_eq(block.idle_count, block.request_count);
+    d.ring.avail_idx = 0;
+    put16(&d.ring, RING_AVAIL + 2, 0);
+    put16(&d.ring, RING_USED + 2, 0);
+    driver_start(&d);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 5, SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(get16(&d.ring, DATA), 0x0505);
+}
+
+/* Another file. */
+
+BOTH(swap_gives_the_guest_another_disk_and_tells_it)
+{
+    struct block_file other = other_file(7);
+    uint32_t generation = reg_read(&d, VIRTIO_MMIO_CONFIG_GENERATION);
+    char id[BLOCK_ID_BYTES];
+    struct error e;
+
+    fill_ring(VIRTIO_BLK_T_OUT);
+    driver_kick(&d);
+    reg_write(&d, VIRTIO_MMIO_INTERRUPT_ACK, UINT32_MAX);
+    cr_assert_eq(block_swap_file(&block, &other, &e), 0, "%s", e.msg);
+    cr_expect_eq(ring_used_idx(&d.ring), 80, "nothing is lost");
+    cr_expect_neq(reg_read(&d, VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    cr_expect(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), 7);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 6, SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(get16(&d.ring, DATA), 0xcccc);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 7, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    cr_expect_eq(request(VIRTIO_BLK_T_GET_ID, 0, BLOCK_ID_BYTES, 1), VIRTIO_BLK_S_OK);
+    cr_assert_eq(gmem_get(&d.ring.mem, gpa(DATA), &id), 0);
+    cr_expect_arr_eq(id, other.id, BLOCK_ID_BYTES);
+    cr_expect_eq(unlink(other_path), 0);
+}
+
+BOTH(swap_before_the_driver_is_there_interrupts_nobody)
+{
+    struct block_file other = other_file(9);
+    struct error e;
+
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    driver_interrupts(&d);
+    cr_assert_eq(block_swap_file(&block, &other, &e), 0, "%s", e.msg);
+    cr_expect_eq(driver_interrupts(&d), 0);
+    driver_start(&d);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), 9);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 8, SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(unlink(other_path), 0);
+}
+
+/* Limits. */
+
+static uint64_t now;
+
+static uint64_t test_clock(void)
+{
+    return now;
+}
+
+static void limit(struct rate_limits limits)
+{
+    struct error e;
+
+    block.limiter.clock = test_clock;
+    block.limiter.counted_ns = now;
+    cr_assert_eq(block_set_limits(&block, &limits, &e), 0, "%s", e.msg);
+}
+
+BOTH(requests_over_the_limit_wait_and_none_is_lost)
+{
+    const uint64_t ms = 1000000;
+
+    limit((struct rate_limits){ .has_ops = true, .ops = { .size = 10, .refill_time_ms = 10 } });
+    fill_ring(VIRTIO_BLK_T_IN);
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 10);
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 10, "kicking does not help");
+    for (unsigned passed = 11; passed <= 80; passed++) {
+        now += ms;
+        block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
+        kick();
+        cr_expect_eq(ring_used_idx(&d.ring), passed);
+    }
+    for (uint16_t i = 0; i < 80; i++)
+        cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
+}
+
+BOTH(the_bandwidth_limit_counts_data)
+{
+    limit((struct rate_limits){ .has_bandwidth = true,
+                                .bandwidth = { .size = 4 * SECTOR, .refill_time_ms = 10 } });
+    for (unsigned i = 0; i < 100; i++)
+        cr_expect_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_OK);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, 3 * SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(request(VIRTIO_BLK_T_OUT, 0, SECTOR, 1), VIRTIO_BLK_S_OK);
+    offer(0, VIRTIO_BLK_T_IN, 0, SECTOR, 1);
+    kick();
+    cr_expect_eq(status_of(0), UNTOUCHED);
+    limit((struct rate_limits){ .has_bandwidth = true });
+    kick();
+    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK, "a limit that goes lets it pass");
+}
+
+BOTH(a_request_that_waits_dies_with_a_reset)
+{
+    limit((struct rate_limits){ .has_ops = true, .ops = { .size = 1, .refill_time_ms = 10 } });
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_OK);
+    offer(0, VIRTIO_BLK_T_IN, 0, SECTOR, 1);
+    kick();
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
+    cr_expect_eq(status_of(0), UNTOUCHED);
+    cr_expect_eq(block.idle_count, block.request_count);
+}

@@ -1,0 +1,185 @@
+/*
+ * A block device over a small file, driven as a guest's driver would: each of its 64 sectors is
+ * filled with its number. Tests run on the Sync and on the Async engine.
+ */
+#pragma once
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include "tests/unit/support/driver.h"
+#include "virtio/block.h"
+
+#define SECTOR       512u
+#define DISK_SECTORS 64u
+#define HEADER       RING_DATA
+#define STATUS       (RING_DATA + 0x1000)
+#define DATA         (RING_DATA + 0x2000)
+#define UNTOUCHED    0xa5u
+#define THIN_SECTORS 8192u
+
+static char path[] = "/tmp/mayfly-block-XXXXXX";
+static struct block_file file;
+static struct block block;
+static struct driver d;
+
+struct options {
+    bool is_read_only, is_async, has_flush, is_thin;
+    struct rate_limits limits;
+};
+
+static inline void make_disk(bool is_thin)
+{
+    uint8_t sector[SECTOR];
+    int fd;
+
+    strcpy(path, "/tmp/mayfly-block-XXXXXX");
+    fd = mkstemp(path);
+    for (unsigned i = 0; i < DISK_SECTORS; i++) {
+        memset(sector, (int)i, sizeof(sector));
+        cr_assert_eq(write(fd, sector, sizeof(sector)), sizeof(sector));
+    }
+    if (is_thin)
+        cr_assert_eq(ftruncate(fd, THIN_SECTORS * SECTOR), 0);
+    close(fd);
+}
+
+static inline void start(struct options o)
+{
+    struct block_host host = {
+        .file = &file, .offer_flush = o.has_flush, .limits = o.limits, .loop = &d.loop
+    };
+    struct error e;
+
+    make_disk(o.is_thin);
+    cr_assert_eq(block_file_open(&file, path, o.is_read_only, &e), 0, "%s", e.msg);
+    if (o.is_async)
+        cr_assert_eq(block_async_new(&host.async, &file, &e), 0, "%s", e.msg);
+    cr_assert_eq(loop_init(&d.loop, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_init(&block, &host, &e), 0, "%s", e.msg);
+    driver_init(&d, &block.dev, 256);
+    driver_start(&d);
+}
+
+static inline void start_sync(void)
+{
+    start((struct options){ .has_flush = true });
+}
+
+static inline void start_async(void)
+{
+    start((struct options){ .has_flush = true, .is_async = true });
+}
+
+static inline void tear_down(void)
+{
+    struct block_async *async = block.host.async;
+
+    driver_fini(&d);
+    block_fini(&block);
+    block_async_free(async);
+    block_file_close(&file);
+    unlink(path);
+}
+
+TestSuite(sync, .init = start_sync, .fini = tear_down);
+TestSuite(async, .init = start_async, .fini = tear_down);
+
+/* A test of both engines, in two suites. */
+#define ENGINES(sync_suite, async_suite, name)                                                     \
+    static void name(void);                                                                        \
+    Test(sync_suite, name)                                                                         \
+    {                                                                                              \
+        name();                                                                                    \
+    }                                                                                              \
+    Test(async_suite, name)                                                                        \
+    {                                                                                              \
+        name();                                                                                    \
+    }                                                                                              \
+    static void name(void)
+#define BOTH(name) ENGINES(sync, async, name)
+
+/* Lets the device work until it has answered all it took; true where it asked for another turn. */
+static inline bool kick(void)
+{
+    bool more = driver_kick(&d);
+
+    while (block.host.async && block.idle_count < block.request_count) {
+        struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
+
+        cr_assert_eq(poll(&results, 1, 10000), 1);
+        block.results.on_ready(&block.results, EPOLLIN);
+        more |= loop_drain(d.transport.kicks[0].source.fd) > 0;
+    }
+    return more;
+}
+
+/* Lays out header, data of `bytes` in `pieces` descriptors, status, from descriptor `first` on. */
+static inline void offer(uint16_t first, uint32_t type, uint64_t sector, uint32_t bytes,
+                         unsigned pieces)
+{
+    struct virtio_blk_outhdr header = { .type = type, .sector = sector };
+    uint16_t flags = type == VIRTIO_BLK_T_OUT ? 0 : VRING_DESC_F_WRITE;
+    uint64_t at = HEADER + 16u * first;
+    uint16_t i = first;
+    uint32_t done = 0;
+
+    cr_assert_eq(gmem_put(&d.ring.mem, gpa(at), &header), 0);
+    ring_desc(&d.ring, i, at, sizeof(header), VRING_DESC_F_NEXT, i + 1);
+    i++;
+    for (unsigned k = 0; k < pieces; k++, i++) {
+        uint32_t n = k + 1 < pieces ? bytes / pieces : bytes - done;
+
+        ring_desc(&d.ring, i, DATA + done, n, flags | VRING_DESC_F_NEXT, i + 1);
+        done += n;
+    }
+    put16(&d.ring, STATUS + first, UNTOUCHED);
+    ring_desc(&d.ring, i, STATUS + first, 1, VRING_DESC_F_WRITE, 0);
+    ring_offer(&d.ring, first);
+}
+
+static inline uint8_t status_of(uint16_t first)
+{
+    return (uint8_t)get16(&d.ring, STATUS + first);
+}
+
+/* One request, carried out; its status. */
+static inline uint8_t request(uint32_t type, uint64_t sector, uint32_t bytes, unsigned pieces)
+{
+    uint16_t before = ring_used_idx(&d.ring);
+
+    offer(0, type, sector, bytes, pieces);
+    kick();
+    cr_assert_eq((uint16_t)(ring_used_idx(&d.ring) - before), 1);
+    return status_of(0);
+}
+
+/* 80 requests of a sector, or flushes, in the ring. */
+static inline void fill_ring(uint32_t type)
+{
+    for (uint16_t i = 0; i < 80; i++)
+        offer((uint16_t)(3 * i), type, i % DISK_SECTORS, type == VIRTIO_BLK_T_FLUSH ? 0 : SECTOR,
+              type != VIRTIO_BLK_T_FLUSH);
+}
+
+/* A file of so many sectors of 0xcc. */
+static char other_path[] = "/tmp/mayfly-block-XXXXXX";
+
+static inline struct block_file other_file(unsigned sectors)
+{
+    uint8_t sector[SECTOR];
+    struct block_file f;
+    struct error e;
+    int fd;
+
+    strcpy(other_path, "/tmp/mayfly-block-XXXXXX");
+    fd = mkstemp(other_path);
+    memset(sector, 0xcc, sizeof(sector));
+    for (unsigned i = 0; i < sectors; i++)
+        cr_assert_eq(write(fd, sector, sizeof(sector)), sizeof(sector));
+    close(fd);
+    cr_assert_eq(block_file_open(&f, other_path, false, &e), 0, "%s", e.msg);
+    return f;
+}
