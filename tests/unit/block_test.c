@@ -219,7 +219,7 @@ static uint64_t dirty_pages(void)
 
 BOTH(flush_leaves_nothing_in_memory_alone)
 {
-    cr_assert_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_OK);
+    cr_assert_eq(fdatasync(file.fd), 0);
     if (dirty_pages() > 0)
         cr_skip_test("a file system in memory");
     cr_assert_eq(request(VIRTIO_BLK_T_OUT, 0, 16 * SECTOR, 1), VIRTIO_BLK_S_OK);
