@@ -486,33 +486,36 @@ void block_fini(struct block *b)
     *b = (struct block){ 0 };
 }
 
-int block_swap_file(struct block *b, struct block_file *file, struct error *e)
+/* 0 or -errno, and nothing has changed. */
+static int swap_file(struct block *b, const struct block_file *file)
 {
-    struct block_file old = *b->host.file;
-    int ret = 0;
+    int ret;
 
-    virtio_lock(&b->dev);
     block_drain(&b->dev);
-    if (b->host.async)
+    if (b->host.async) {
         ret = block_async_set_file(b->host.async, file);
-    if (ret == 0) {
-        *b->host.file = *file;
-        b->config.capacity = file->sectors;
-        virtio_config_changed(&b->dev);
+        if (ret < 0)
+            return ret;
     }
-    virtio_unlock(&b->dev);
-    if (ret < 0)
-        return fail_os(e, -ret, "Virtio backend error: io_uring");
-    block_file_close(&old);
+    block_file_close(b->host.file);
+    *b->host.file = *file;
+    b->config.capacity = file->sectors;
+    virtio_config_changed(&b->dev);
     return 0;
 }
 
-int block_set_limits(struct block *b, const struct rate_limits *limits, struct error *e)
+int block_update(struct block *b, const struct block_file *file, const struct rate_limits *limits,
+                 struct error *e)
 {
-    if (rate_limiter_prepare(&b->limiter, limits, e) < 0)
+    int ret = 0;
+
+    if (limits && rate_limiter_prepare(&b->limiter, limits, e) < 0)
         return -1;
     virtio_lock(&b->dev);
-    rate_limiter_update(&b->limiter, limits);
+    if (file)
+        ret = swap_file(b, file);
+    if (limits && ret == 0)
+        rate_limiter_update(&b->limiter, limits);
     virtio_unlock(&b->dev);
-    return 0;
+    return ret < 0 ? fail_os(e, -ret, "Virtio backend error: io_uring") : 0;
 }

@@ -20,7 +20,7 @@
 
 /* What a device works on; all borrowed. */
 struct block_host {
-    struct block_file *file;   /* block_swap_file() puts another one in its place */
+    struct block_file *file;   /* block_update() puts another one in its place */
     struct block_async *async; /* of that file; NULL: the Sync engine */
     bool offer_flush;          /* whether the guest may ask for durability (Writeback) */
     struct rate_limits limits;
@@ -55,14 +55,12 @@ must_check int block_init(struct block *b, const struct block_host *host, struct
 void block_fini(struct block *b);
 
 /*
- * Takes another file, which must have been opened as the old one was, and closes that. What was
- * begun is finished on the old one. The guest is told of a new configuration, even where the
- * capacity is what it was: what is on the disk is not. Loop thread.
+ * Changes what the device works on, with the guest running or not: another file, or NULL; other
+ * limits, as rate_limiter_update() does, or NULL. All or, on failure (-1), nothing.
  *
- * On failure (-1) nothing has changed and the new file is still the caller's.
+ * The file must have been opened as the old one was, which is closed; on failure it is still the
+ * caller's. What was begun is finished on the old one. The guest is told of a new configuration,
+ * even where the capacity is what it was: what is on the disk is not. Loop thread.
  */
-must_check int block_swap_file(struct block *b, struct block_file *file, struct error *e);
-
-/* Changes limits as rate_limiter_update() does. -1: no timer, and nothing has changed. Loop
- * thread. */
-must_check int block_set_limits(struct block *b, const struct rate_limits *limits, struct error *e);
+must_check int block_update(struct block *b, const struct block_file *file,
+                            const struct rate_limits *limits, struct error *e);

@@ -203,42 +203,34 @@ static int put_drive(struct vm *vm, struct drive_config *d, struct error *e)
     return 0;
 }
 
-static int swap_file(struct drive *d, struct block *b, char **path, struct error *e)
-{
-    struct block_file file;
-
-    if (block_file_open(&file, *path, d->config.is_read_only, e) < 0)
-        return -1;
-    if (block_swap_file(b, &file, e) < 0) {
-        block_file_close(&file);
-        return -1;
-    }
-    free(d->config.path_on_host);
-    d->config.path_on_host = *path;
-    *path = NULL;
-    return 0;
-}
-
-/* The file first: limits that come with a file that can't be had are not applied. */
+/* All of a patch or nothing. */
 static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
 {
+    const struct rate_limits *limits = p->has_rate_limits ? &p->rate_limits : NULL;
     unsigned at = find_drive(vm, p->drive_id);
-    struct drive *d = &vm->drives[at];
-    struct block *b = &vm->machine->blocks[at];
+    struct block_file file = { .fd = -1 };
+    struct drive_config *config;
 
     if (at == vm->drive_count)
         return fail(e, ERR_INVALID, "Failed perform action on device: Device not found");
-    if (!p->path_on_host && !p->has_rate_limits)
+    config = &vm->drives[at].config;
+    if (!p->path_on_host && !limits)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
-    if (p->path_on_host && swap_file(d, b, &p->path_on_host, e) < 0)
+    if (p->path_on_host && block_file_open(&file, p->path_on_host, config->is_read_only, e) < 0)
         return fail_within(e, "Block");
-    if (!p->has_rate_limits)
-        return 0;
-    if (block_set_limits(b, &p->rate_limits, e) < 0)
+    if (block_update(&vm->machine->blocks[at], p->path_on_host ? &file : NULL, limits, e) < 0) {
+        block_file_close(&file);
         return fail_within(e, "Block");
-    rate_limits_update(&d->config.rate_limits, &p->rate_limits);
-    d->config.has_rate_limits =
-        d->config.rate_limits.has_bandwidth || d->config.rate_limits.has_ops;
+    }
+    if (p->path_on_host) {
+        free(config->path_on_host);
+        config->path_on_host = p->path_on_host;
+        p->path_on_host = NULL;
+    }
+    if (limits) {
+        rate_limits_update(&config->rate_limits, limits);
+        config->has_rate_limits = config->rate_limits.has_bandwidth || config->rate_limits.has_ops;
+    }
     return 0;
 }
 

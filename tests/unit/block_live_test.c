@@ -57,7 +57,7 @@ BOTH(swap_gives_the_guest_another_disk_and_tells_it)
     fill_ring(VIRTIO_BLK_T_OUT);
     driver_kick(&d);
     reg_write(&d, VIRTIO_MMIO_INTERRUPT_ACK, UINT32_MAX);
-    cr_assert_eq(block_swap_file(&block, &other, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
     cr_expect_eq(ring_used_idx(&d.ring), 80, "nothing is lost");
     cr_expect_neq(reg_read(&d, VIRTIO_MMIO_CONFIG_GENERATION), generation);
     cr_expect(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
@@ -78,12 +78,25 @@ BOTH(swap_before_the_driver_is_there_interrupts_nobody)
 
     reg_write(&d, VIRTIO_MMIO_STATUS, 0);
     driver_interrupts(&d);
-    cr_assert_eq(block_swap_file(&block, &other, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
     cr_expect_eq(driver_interrupts(&d), 0);
     driver_start(&d);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), 9);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 8, SECTOR, 1), VIRTIO_BLK_S_OK);
     cr_expect_eq(unlink(other_path), 0);
+}
+
+Test(async, swap_that_can_not_be_done_changes_nothing)
+{
+    struct block_file none = file;
+    struct error e;
+
+    none.fd = -1;
+    none.sectors = 1;
+    close(block_async_fd(block.host.async)); /* the ring is broken */
+    cr_expect_eq(block_update(&block, &none, NULL, &e), -1);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), DISK_SECTORS);
+    cr_expect_neq(file.fd, -1);
 }
 
 /* Limits. */
@@ -101,7 +114,7 @@ static void limit(struct rate_limits limits)
 
     block.limiter.clock = test_clock;
     block.limiter.counted_ns = now;
-    cr_assert_eq(block_set_limits(&block, &limits, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_update(&block, NULL, &limits, &e), 0, "%s", e.msg);
 }
 
 BOTH(requests_over_the_limit_wait_and_none_is_lost)

@@ -130,7 +130,7 @@ THIN(a_thin_disk_that_became_another_keeps_the_other_s_space)
     blkcnt_t before;
     struct error e;
 
-    cr_assert_eq(block_swap_file(&block, &other, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
     before = allocated();
     cr_expect_eq(zero(VIRTIO_BLK_T_DISCARD, 8, 32, 0), VIRTIO_BLK_S_OK);
     cr_expect_eq(word_of(8), 0xcccc);
