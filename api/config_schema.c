@@ -99,20 +99,13 @@ static const struct schema token_bucket_schema = {
     .takes_unknown = true,
 };
 
-#define NS_PER_MS 1000000u
-
-static bool limits_anything(const struct token_bucket *b)
-{
-    return b->size > 0 && b->refill_time_ms > 0 && b->refill_time_ms <= UINT64_MAX / NS_PER_MS;
-}
-
 /* A bucket that limits nothing is no bucket. */
 static void settle_limits(void *object)
 {
     struct rate_limits *l = object;
 
-    l->has_bandwidth = l->has_bandwidth && limits_anything(&l->bandwidth);
-    l->has_ops = l->has_ops && limits_anything(&l->ops);
+    l->has_bandwidth = l->has_bandwidth && token_bucket_limits(&l->bandwidth);
+    l->has_ops = l->has_ops && token_bucket_limits(&l->ops);
 }
 
 #define LIMITS(m) offsetof(struct rate_limits, m)
@@ -130,6 +123,13 @@ static const struct schema rate_limits_schema = {
     .size = sizeof(struct rate_limits),
     FIELDS(rate_limits_fields),
     .settle = settle_limits,
+};
+
+/* A PATCH keeps a bucket that limits nothing: it removes the one there is. */
+static const struct schema rate_limits_patch_schema = {
+    .name = "RateLimiterConfig",
+    .size = sizeof(struct rate_limits),
+    FIELDS(rate_limits_fields),
 };
 
 static const struct schema_variant cache_types[] = {
@@ -172,6 +172,22 @@ const struct schema drive_schema = {
     .size = sizeof(struct drive_config),
     FIELDS(drive_fields),
     .settle = settle_drive,
+};
+
+#define DRIVE_PATCH(m) offsetof(struct drive_patch, m)
+
+static const struct schema_field drive_patch_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE_PATCH(drive_id)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE_PATCH(path_on_host)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE_PATCH(rate_limits),
+                 .has_at = SCHEMA_HAS(struct drive_patch, has_rate_limits),
+                 .object = &rate_limits_patch_schema),
+};
+
+const struct schema drive_patch_schema = {
+    .name = "BlockDeviceUpdateConfig",
+    .size = sizeof(struct drive_patch),
+    FIELDS(drive_patch_fields),
 };
 
 static const struct schema_variant action_types[] = {

@@ -7,6 +7,7 @@ extern const struct schema machine_schema;       /* struct machine_request */
 extern const struct schema machine_patch_schema; /* struct machine_request */
 extern const struct schema boot_source_schema;   /* struct boot_source */
 extern const struct schema drive_schema;         /* struct drive_config */
+extern const struct schema drive_patch_schema;   /* struct drive_patch */
 extern const struct schema action_schema;        /* struct action_body */
 extern const struct schema vm_state_schema;      /* struct vm_state_body */
 

@@ -47,8 +47,9 @@ static int apply(struct api_call *c, struct action *a, struct error *e)
     static const char *const subsystems[ACTIONS] = {
         [ACT_PUT_MACHINE] = "Machine config error",  [ACT_PATCH_MACHINE] = "Machine config error",
         [ACT_PUT_BOOT_SOURCE] = "Boot source error", [ACT_PUT_DRIVE] = "Drive config error",
-        [ACT_START] = "Start microvm error",         [ACT_CTRL_ALT_DEL] = "Internal VMM error",
-        [ACT_PAUSE] = "Internal VMM error",          [ACT_RESUME] = "Internal VMM error",
+        [ACT_PATCH_DRIVE] = "Drive config error",    [ACT_START] = "Start microvm error",
+        [ACT_CTRL_ALT_DEL] = "Internal VMM error",   [ACT_PAUSE] = "Internal VMM error",
+        [ACT_RESUME] = "Internal VMM error",
     };
 
     if (vm_apply(c->vm, a, e) == 0)
@@ -157,12 +158,17 @@ static int fail_hotplug(struct error *e)
     return fail(e, ERR_STATE, "PCI is not enabled");
 }
 
+static int fail_id_mismatch(struct error *e)
+{
+    return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+}
+
 static int apply_drive(struct api_call *c, struct action *a, struct error *e)
 {
     if (decode_body(c, &drive_schema, &a->drive, e) < 0)
         return -1;
     if (strcmp(a->drive.drive_id, c->id) != 0)
-        return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+        return fail_id_mismatch(e);
     if (vm_state(c->vm) != VM_NOT_STARTED)
         return fail_hotplug(e);
     return apply(c, a, e);
@@ -172,6 +178,24 @@ static int put_drive(struct api_call *c, struct error *e)
 {
     struct action a = { .kind = ACT_PUT_DRIVE };
     int ret = apply_drive(c, &a, e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static int apply_drive_patch(struct api_call *c, struct action *a, struct error *e)
+{
+    if (decode_body(c, &drive_patch_schema, &a->drive_patch, e) < 0)
+        return -1;
+    if (strcmp(a->drive_patch.drive_id, c->id) != 0)
+        return fail_id_mismatch(e);
+    return apply(c, a, e);
+}
+
+static int patch_drive(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PATCH_DRIVE };
+    int ret = apply_drive_patch(c, &a, e);
 
     action_fini(&a);
     return ret;
@@ -230,6 +254,7 @@ static const struct route {
     { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine },
     { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source },
     { HTTP_VERB_PUT, "drives", NULL, true, put_drive },
+    { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive },
     { HTTP_VERB_DELETE, "drives", NULL, true, delete_device },
     { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device },
     { HTTP_VERB_PUT, "actions", NULL, false, put_action },

@@ -1,36 +1,68 @@
 /*
- * The block device (virtio 1.2, section 5.2): read, write, flush and get-id on a block_file.
+ * The block device (virtio 1.2, section 5.2): read, write, flush, get-id, discard and write-zeroes
+ * on a block_file.
  *
- * Requests are carried out one after another on the event loop, straight between guest pages and
- * the file; a turn moves a bounded number of bytes, and a request larger than that is continued on
- * the next turn.
+ * A kick takes requests from the ring as the rate limiter allows and carries them out straight
+ * between guest pages and the file. With the Sync engine one after another on the event loop; a
+ * turn moves a bounded number of bytes, and a request larger than that is continued on the next.
+ * With the Async engine they are all handed to the kernel in one system call, and the guest is
+ * interrupted once for as many as were complete.
  */
 #pragma once
 
+#include <linux/virtio_blk.h>
 #include <stdbool.h>
 
+#include "virtio/block_async.h"
 #include "virtio/block_file.h"
 #include "virtio/device.h"
+#include "virtio/rate_limiter.h"
 
-struct block_config {  /* section 5.2.4; little-endian, as x86 is */
-    uint64_t capacity; /* sectors */
-    uint32_t size_max; /* not offered */
-    uint32_t seg_max;  /* data descriptors a request */
+/* What a device works on; all borrowed. */
+struct block_host {
+    struct block_file *file;   /* block_swap_file() puts another one in its place */
+    struct block_async *async; /* of that file; NULL: the Sync engine */
+    bool offer_flush;          /* whether the guest may ask for durability (Writeback) */
+    struct rate_limits limits;
+    struct loop *loop;
+};
+
+struct block_request {
+    uint32_t type;
+    uint8_t status;
+    int mode;        /* of fallocate, for discard and write-zeroes */
+    uint64_t offset; /* of the next byte in the file */
+    uint32_t left;   /* bytes still to move or to zero */
+    struct chain chain;
 };
 
 struct block {
     struct virtio_device dev;
-    const struct block_file *file;
-    struct block_config config;
-    struct block_request { /* the one being carried out */
-        bool busy;
-        uint32_t type;
-        uint8_t status;
-        uint64_t offset; /* of the next byte in the file */
-        uint32_t left;   /* bytes still to move */
-    } request;
-    struct chain chain; /* its buffers */
+    struct block_host host;
+    struct virtio_blk_config config; /* section 5.2.4; little-endian, as x86 is */
+    struct rate_limiter limiter;
+    struct loop_source results;     /* the Async engine's */
+    struct block_request *requests; /* one for Sync; untouched memory costs nothing */
+    uint16_t idle[VIRTQ_SIZE_MAX];  /* those not in use: the last one given back first */
+    unsigned idle_count, request_count;
+    struct block_request *current; /* Sync: begun in an earlier turn */
 };
 
-/* Borrows the open file. offer_flush: whether the guest may ask for durability (Writeback). */
-void block_init(struct block *b, const struct block_file *file, bool offer_flush);
+/* What fails is for want of descriptors or such on the host; then block_fini() all the same. */
+must_check int block_init(struct block *b, const struct block_host *host, struct error *e);
+
+/* Lets go of what it borrowed; only for a device whose VM never ran. Works on a zeroed object. */
+void block_fini(struct block *b);
+
+/*
+ * Takes another file, which must have been opened as the old one was, and closes that. What was
+ * begun is finished on the old one. The guest is told of a new configuration, even where the
+ * capacity is what it was: what is on the disk is not. Loop thread.
+ *
+ * On failure (-1) nothing has changed and the new file is still the caller's.
+ */
+must_check int block_swap_file(struct block *b, struct block_file *file, struct error *e);
+
+/* Changes limits as rate_limiter_update() does. -1: no timer, and nothing has changed. Loop
+ * thread. */
+must_check int block_set_limits(struct block *b, const struct rate_limits *limits, struct error *e);

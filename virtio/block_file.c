@@ -15,6 +15,19 @@ static int refuse(struct error *e, int os_errno, const char *path)
                 strerror(os_errno), os_errno, path);
 }
 
+/* The unit of st_blocks, whatever the file system's own is. */
+#define STAT_BLOCK_BYTES 512u
+
+/* A page, unless the file system has a better one. Some network file systems name megabytes. */
+static uint32_t unit_of(const struct stat *st)
+{
+    uint64_t unit = (uint64_t)st->st_blksize;
+
+    if (unit < BLOCK_SECTOR_BYTES || unit > 65536 || (unit & (unit - 1)))
+        return 4096;
+    return (uint32_t)unit;
+}
+
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
     /* Non-blocking, so that a FIFO does not wait for a peer; it means nothing for files. */
@@ -31,11 +44,17 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
         return refuse(e, errno, path);
     if (S_ISDIR(st.st_mode))
         return refuse(e, EISDIR, path);
+    /* io_uring would fail what it can't do at once. */
+    if (fcntl(fd, F_SETFL, 0) < 0)
+        return refuse(e, errno, path);
     if (bytes % BLOCK_SECTOR_BYTES)
         log_warn("Disk %s: %lld bytes are not whole sectors of %u; the guest can't reach the rest",
                  path, (long long)bytes, BLOCK_SECTOR_BYTES);
     *f = (struct block_file){
         .is_read_only = is_read_only,
+        .is_thin =
+            S_ISREG(st.st_mode) && (uint64_t)st.st_blocks * STAT_BLOCK_BYTES < (uint64_t)st.st_size,
+        .unit_bytes = unit_of(&st),
         .sectors = (uint64_t)bytes / BLOCK_SECTOR_BYTES,
     };
     snprintf(id, sizeof(id), "%llu%llu%llu", (unsigned long long)st.st_dev,
@@ -54,4 +73,20 @@ void block_file_close(struct block_file *f)
 int block_file_sync(const struct block_file *f)
 {
     return fdatasync(f->fd) < 0 ? -errno : 0;
+}
+
+int block_file_zero_mode(const struct block_file *f, bool may_deallocate)
+{
+    return FALLOC_FL_KEEP_SIZE |
+           (f->is_thin && may_deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+}
+
+int block_file_fallocate(const struct block_file *f, int mode, uint64_t offset, uint64_t bytes)
+{
+    int ret;
+
+    do
+        ret = fallocate(f->fd, mode, (off_t)offset, (off_t)bytes);
+    while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
 }

@@ -14,6 +14,8 @@
 struct block_file {
     int fd; /* -1: none */
     bool is_read_only;
+    bool is_thin;            /* a file with holes: space that is given back was never promised */
+    uint32_t unit_bytes;     /* what the file system reads and writes at once; a power of two */
     uint64_t sectors;        /* a trailing partial sector is out of reach */
     char id[BLOCK_ID_BYTES]; /* device and inode numbers: tells two disks apart; zero-padded */
 };
@@ -26,3 +28,11 @@ void block_file_close(struct block_file *f);
 
 /* Makes what was written durable. 0 or -errno. */
 must_check int block_file_sync(const struct block_file *f);
+
+/* The mode of fallocate(2) that makes a range read as zeroes, and gives its space back where the
+ * caller allows that and the file is thin. */
+int block_file_zero_mode(const struct block_file *f, bool may_deallocate);
+
+/* fallocate(2) within the disk. 0 or -errno: -EOPNOTSUPP where the file system has no such mode. */
+must_check int block_file_fallocate(const struct block_file *f, int mode, uint64_t offset,
+                                    uint64_t bytes);

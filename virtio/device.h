@@ -26,7 +26,11 @@ struct virtio_ops { /* const, static, one per device type */
     /* The guest kicked a queue. Does a bounded amount of work; true: there is more, call again
      * after others had their turn. Event-loop thread. */
     bool (*kick)(struct virtio_device *d, unsigned queue);
-    /* The guest resets the device: when it returns, no request is in flight. */
+    /* Carries out what was begun, and pushes it: when it returns, no request is in flight and none
+     * of them was lost. At a pause and at the end; no kick comes until the VM goes on. */
+    void (*drain)(struct virtio_device *d);
+    /* The guest resets the device: when it returns, no request is in flight, and what was begun is
+     * forgotten. On any thread. */
     void (*reset)(struct virtio_device *d);
 };
 
@@ -42,6 +46,17 @@ struct virtio_device {
 
 /* Interrupts the guest if it wants that for what was pushed to the queue since the last call. */
 void virtio_signal_used(struct virtio_device *d, unsigned queue);
+
+/* Calls the device's kick() as if the guest had kicked the queue; for what else the device waits
+ * for, such as a completion or a timer. Without the lock; event-loop thread. */
+void virtio_kick(struct virtio_device *d, unsigned queue);
+
+/* The mutex under which the transport calls the device, for what comes from elsewhere (the API). */
+void virtio_lock(struct virtio_device *d);
+void virtio_unlock(struct virtio_device *d);
+
+/* Tells the guest that the configuration space changed (section 2.5). Under the lock. */
+void virtio_config_changed(struct virtio_device *d);
 
 /* The guest broke the rules: nothing is processed any more until it resets the device (section
  * 2.1.2, DEVICE_NEEDS_RESET). Logs `why`, at most once a second a device. */

@@ -35,6 +35,26 @@ void virtio_signal_used(struct virtio_device *d, unsigned queue)
         raise_interrupt(d->transport, VIRTIO_MMIO_INT_VRING);
 }
 
+void virtio_lock(struct virtio_device *d)
+{
+    pthread_mutex_lock(&d->transport->lock);
+}
+
+void virtio_unlock(struct virtio_device *d)
+{
+    pthread_mutex_unlock(&d->transport->lock);
+}
+
+/* A driver that is not there yet reads the new configuration when it comes. */
+void virtio_config_changed(struct virtio_device *d)
+{
+    struct virtio_mmio *t = d->transport;
+
+    t->state.config_generation++;
+    if (t->state.status & STATUS_DRIVER_OK)
+        raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
+}
+
 void virtio_needs_reset(struct virtio_device *d, const char *why)
 {
     struct virtio_mmio *t = d->transport;
@@ -249,22 +269,34 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
 
 static const struct bus_ops mmio_ops = { .read = mmio_read, .write = mmio_write };
 
+static void wake(const struct virtio_mmio *t, unsigned queue)
+{
+    const uint64_t one = 1;
+
+    (void)!write(t->kicks[queue].source.fd, &one, sizeof(one));
+}
+
+void virtio_kick(struct virtio_device *d, unsigned queue)
+{
+    struct virtio_mmio *t = d->transport;
+    bool more = false;
+
+    pthread_mutex_lock(&t->lock);
+    if (is_active(t) && !t->is_paused && d->queues[queue].mem)
+        more = d->ops->kick(d, queue);
+    pthread_mutex_unlock(&t->lock);
+    if (more)
+        wake(t, queue);
+}
+
 /* The source is edge-triggered: each write of the eventfd wakes the loop once, and nobody has to
  * spend a system call to read it. */
 static void on_kick(struct loop_source *src, uint32_t ready)
 {
     struct virtio_kick *kick = owner_of(src, struct virtio_kick, source);
-    struct virtio_mmio *t = kick->transport;
-    const uint64_t one = 1;
-    bool more = false;
 
     (void)ready;
-    pthread_mutex_lock(&t->lock);
-    if (is_active(t) && t->device->queues[kick->queue].mem)
-        more = t->device->ops->kick(t->device, kick->queue);
-    pthread_mutex_unlock(&t->lock);
-    if (more)
-        (void)!write(src->fd, &one, sizeof(one));
+    virtio_kick(kick->transport->device, kick->queue);
 }
 
 int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
@@ -326,12 +358,18 @@ void virtio_mmio_fini(struct virtio_mmio *t)
 
 void virtio_mmio_pause(struct virtio_mmio *t)
 {
-    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
-        loop_want(t->loop, &t->kicks[i].source, EPOLLET);
+    pthread_mutex_lock(&t->lock);
+    t->is_paused = true;
+    if (is_active(t))
+        t->device->ops->drain(t->device);
+    pthread_mutex_unlock(&t->lock);
 }
 
 void virtio_mmio_resume(struct virtio_mmio *t)
 {
+    pthread_mutex_lock(&t->lock);
+    t->is_paused = false;
+    pthread_mutex_unlock(&t->lock);
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
-        loop_want(t->loop, &t->kicks[i].source, KICK_EVENTS);
+        wake(t, i);
 }

@@ -32,6 +32,7 @@ struct virtio_mmio {
     struct loop *loop;
     pthread_mutex_t lock;
     struct virtio_mmio_state state;
+    bool is_paused;
     atomic_uint interrupt_status;
     int irq_fd;
     struct virtio_kick {
@@ -55,6 +56,6 @@ must_check int virtio_mmio_connect(const struct virtio_mmio *t, const struct kvm
  * zeroed object. */
 void virtio_mmio_fini(struct virtio_mmio *t);
 
-/* Stops and resumes serving kicks; those that come in between are served on resume. Loop thread. */
+/* Drains the device and stops serving it; resumes, serving what came in between. Loop thread. */
 void virtio_mmio_pause(struct virtio_mmio *t);
 void virtio_mmio_resume(struct virtio_mmio *t);

@@ -92,6 +92,7 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
     c->head = index;
     c->readable = c->writable = c->written = 0;
     c->read_at = c->write_at = c->count = 0;
+    c->clipped = NULL;
     for (unsigned hops = 0; hops < st->size; hops++) {
         struct vring_desc d;
 
@@ -107,6 +108,11 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
         index = d.next;
     }
     return POP_BROKEN; /* longer than the queue: a loop */
+}
+
+void virtq_unpop(struct virtq *q)
+{
+    q->state.next_avail--;
 }
 
 void virtq_push(struct virtq *q, const struct chain *c)
@@ -215,58 +221,59 @@ void chain_skip_writable(struct chain *c, uint32_t n)
     advance(c, &c->write_at, n);
 }
 
-/* How many buffers from iov[at] on hold n bytes; *excess is by how much they hold more. */
-static unsigned window(const struct chain *c, unsigned at, size_t n, size_t *excess)
+const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n, unsigned *count)
 {
-    unsigned buffers = 0;
+    struct iovec *first = &c->iov[is_writable ? c->write_at : c->read_at];
+    struct iovec *last = first;
     size_t bytes = 0;
 
     while (bytes < n)
-        bytes += c->iov[at + buffers++].iov_len;
-    *excess = bytes - n;
-    return buffers;
+        bytes += last++->iov_len;
+    *count = (unsigned)(last - first);
+    c->clipped = n > 0 ? last - 1 : NULL;
+    c->clipped_bytes = bytes - n;
+    if (c->clipped)
+        c->clipped->iov_len -= c->clipped_bytes;
+    return first;
 }
 
-typedef ssize_t vectored_fn(int fd, const struct iovec *iov, int count, off_t offset);
-
-static ssize_t move(struct chain *c, unsigned *at, vectored_fn *transfer, int fd, uint64_t offset,
-                    uint32_t n)
+void chain_return_(struct chain *c, bool is_writable, uint32_t moved)
 {
-    size_t excess;
-    unsigned buffers = window(c, *at, n, &excess);
-    struct iovec *last;
-    ssize_t moved;
-
-    if (n == 0)
-        return 0;
-    last = &c->iov[*at + buffers - 1];
-    last->iov_len -= excess;
-    do
-        moved = transfer(fd, &c->iov[*at], (int)buffers, (off_t)offset);
-    while (moved < 0 && errno == EINTR);
-    last->iov_len += excess;
-    if (moved < 0)
-        return -errno;
-    advance(c, at, (size_t)moved);
-    return moved;
+    if (c->clipped)
+        c->clipped->iov_len += c->clipped_bytes;
+    c->clipped = NULL;
+    if (is_writable) {
+        advance(c, &c->write_at, moved);
+        c->writable -= moved;
+        c->written += moved;
+    } else {
+        advance(c, &c->read_at, moved);
+        c->readable -= moved;
+    }
 }
 
 ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
 {
-    ssize_t moved = move(c, &c->write_at, preadv, fd, offset, n);
+    unsigned count;
+    const struct iovec *iov = chain_lend_(c, true, n, &count);
+    ssize_t moved;
 
-    if (moved > 0) {
-        c->writable -= (uint32_t)moved;
-        c->written += (uint32_t)moved;
-    }
-    return moved;
+    do
+        moved = preadv(fd, iov, (int)count, (off_t)offset);
+    while (moved < 0 && errno == EINTR);
+    chain_return_(c, true, moved > 0 ? (uint32_t)moved : 0);
+    return moved < 0 ? -errno : moved;
 }
 
 ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
 {
-    ssize_t moved = move(c, &c->read_at, pwritev, fd, offset, n);
+    unsigned count;
+    const struct iovec *iov = chain_lend_(c, false, n, &count);
+    ssize_t moved;
 
-    if (moved > 0)
-        c->readable -= (uint32_t)moved;
-    return moved;
+    do
+        moved = pwritev(fd, iov, (int)count, (off_t)offset);
+    while (moved < 0 && errno == EINTR);
+    chain_return_(c, false, moved > 0 ? (uint32_t)moved : 0);
+    return moved < 0 ? -errno : moved;
 }

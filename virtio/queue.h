@@ -41,6 +41,8 @@ struct chain {
     uint32_t readable, writable;       /* bytes left */
     uint32_t written;                  /* bytes the guest is told of */
     unsigned read_at, write_at, count; /* iov[read_at..) readable, iov[write_at..count) writable */
+    struct iovec *clipped;             /* the last buffer that is lent, NULL when none is */
+    size_t clipped_bytes;              /* by how much it is shorter meanwhile */
     struct iovec iov[VIRTQ_SIZE_MAX];
 };
 
@@ -57,6 +59,9 @@ void virtq_stop(struct virtq *q);
  * address out of range, a loop, wrong order, more bytes than 32 bits count); it can't be trusted
  * any more and the device needs a reset. */
 must_check enum pop virtq_pop(struct virtq *q, struct chain *c);
+
+/* Undoes the last virtq_pop(), which was POP_OK: the chain is popped again, and judged anew. */
+void virtq_unpop(struct virtq *q);
 
 /* Gives a chain back with its `written` count. Each popped chain is pushed exactly once. */
 void virtq_push(struct virtq *q, const struct chain *c);
@@ -83,3 +88,12 @@ void chain_skip_writable(struct chain *c, uint32_t n);
  * end of the file, or -errno. */
 must_check ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n);
 must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n);
+
+/*
+ * For an I/O engine that moves payload by itself, and for no device: lends it the buffers of the
+ * next n writable (or readable) bytes, n at most what is left, until chain_return_() says how many
+ * of them were moved. The chain must not be used in between.
+ */
+must_check const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n,
+                                           unsigned *count);
+void chain_return_(struct chain *c, bool is_writable, uint32_t moved);

@@ -114,10 +114,16 @@ static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, st
 static int add_drives(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
     for (unsigned i = 0; i < plan->drive_count; i++) {
-        const struct drive *d = &plan->drives[i];
+        struct drive *d = &plan->drives[i];
+        const struct block_host host = {
+            .file = &d->file,
+            .async = d->async,
+            .offer_flush = d->config.cache_type == CACHE_WRITEBACK,
+            .limits = d->config.rate_limits,
+            .loop = m->loop,
+        };
 
-        block_init(&m->blocks[i], &d->file, d->config.cache_type == CACHE_WRITEBACK);
-        if (add_virtio(m, i, &m->blocks[i].dev, e) < 0)
+        if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, i, &m->blocks[i].dev, e) < 0)
             return -1;
     }
     return 0;
@@ -182,8 +188,10 @@ int machine_build(struct machine **out, const struct machine_plan *plan, struct 
 
 void machine_free(struct machine *m)
 {
-    for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++)
+    for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++) {
         virtio_mmio_fini(&m->transports[i]);
+        block_fini(&m->blocks[i]);
+    }
     close_fdp(&m->i8042_irq_fd);
     close_fdp(&m->serial_irq_fd);
     close_fdp(&m->end.event_fd);

@@ -20,10 +20,11 @@ struct machine_plan {
     const char *boot_args; /* NULL: the default */
     bool boot_timer;
     unsigned drive_count;
-    const struct drive {
+    struct drive {
         struct drive_config config;
         struct block_file file;
-    } * drives; /* in attach order */
+        struct block_async *async; /* NULL: the Sync engine */
+    } * drives;                    /* in attach order */
 };
 
 struct machine {

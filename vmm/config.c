@@ -9,6 +9,27 @@ const struct machine_config machine_config_default = {
     .huge_pages = HUGE_PAGES_NONE,
 };
 
+#define NS_PER_MS 1000000u
+
+bool token_bucket_limits(const struct token_bucket *b)
+{
+    return b->size > 0 && b->refill_time_ms > 0 && b->refill_time_ms <= UINT64_MAX / NS_PER_MS;
+}
+
+static void bucket_update(bool *has, struct token_bucket *b, const struct token_bucket *patch)
+{
+    *has = token_bucket_limits(patch);
+    *b = *patch;
+}
+
+void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch)
+{
+    if (patch->has_bandwidth)
+        bucket_update(&l->has_bandwidth, &l->bandwidth, &patch->bandwidth);
+    if (patch->has_ops)
+        bucket_update(&l->has_ops, &l->ops, &patch->ops);
+}
+
 void boot_source_fini(struct boot_source *b)
 {
     free(b->kernel_image_path);
@@ -24,4 +45,11 @@ void drive_config_fini(struct drive_config *d)
     free(d->partuuid);
     free(d->socket);
     *d = (struct drive_config){ 0 };
+}
+
+void drive_patch_fini(struct drive_patch *p)
+{
+    free(p->drive_id);
+    free(p->path_on_host);
+    *p = (struct drive_patch){ 0 };
 }

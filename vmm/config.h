@@ -48,6 +48,14 @@ struct rate_limits {
     struct token_bucket bandwidth, ops;
 };
 
+/* False for a bucket that is no limit: of no size, or refilled at once, or in more time than 64
+ * bits of nanoseconds hold. */
+bool token_bucket_limits(const struct token_bucket *b);
+
+/* What a PATCH does: a bucket that `patch` has replaces the one in *l, or removes it when it limits
+ * nothing; the others stay. */
+void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch);
+
 enum cache_type { CACHE_UNSAFE, CACHE_WRITEBACK };
 enum io_engine { IO_ENGINE_SYNC, IO_ENGINE_ASYNC };
 
@@ -64,5 +72,14 @@ struct drive_config {
     struct rate_limits rate_limits;
 };
 
+/* What PATCH /drives changes of a drive. */
+struct drive_patch {
+    char *drive_id;
+    char *path_on_host; /* NULL: unchanged */
+    bool has_rate_limits;
+    struct rate_limits rate_limits; /* see rate_limits_update() */
+};
+
 void boot_source_fini(struct boot_source *b);
 void drive_config_fini(struct drive_config *d);
+void drive_patch_fini(struct drive_patch *p);

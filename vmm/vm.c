@@ -28,13 +28,10 @@ struct vm {
 
 /* The states in which each action is allowed. */
 static const unsigned allowed_in[ACTIONS] = {
-    [ACT_PUT_MACHINE] = BEFORE_START,
-    [ACT_PATCH_MACHINE] = BEFORE_START,
-    [ACT_PUT_BOOT_SOURCE] = BEFORE_START,
-    [ACT_PUT_DRIVE] = BEFORE_START,
-    [ACT_START] = BEFORE_START,
-    [ACT_CTRL_ALT_DEL] = AFTER_START,
-    [ACT_PAUSE] = AFTER_START,
+    [ACT_PUT_MACHINE] = BEFORE_START,     [ACT_PATCH_MACHINE] = BEFORE_START,
+    [ACT_PUT_BOOT_SOURCE] = BEFORE_START, [ACT_PUT_DRIVE] = BEFORE_START,
+    [ACT_PATCH_DRIVE] = AFTER_START,      [ACT_START] = BEFORE_START,
+    [ACT_CTRL_ALT_DEL] = AFTER_START,     [ACT_PAUSE] = AFTER_START,
     [ACT_RESUME] = AFTER_START,
 };
 
@@ -147,14 +144,6 @@ static int check_drive(const struct vm *vm, const struct drive_config *d, struct
         return fail(e, ERR_INVALID,
                     "Unable to create the virtio block device: vhost-user sockets "
                     "are not supported.");
-    if (d->io_engine == IO_ENGINE_ASYNC)
-        return fail(e, ERR_INVALID,
-                    "Unable to create the virtio block device: the Async io_engine "
-                    "is not supported by this version; use Sync.");
-    if (d->has_rate_limits && (d->rate_limits.has_bandwidth || d->rate_limits.has_ops))
-        return fail(e, ERR_INVALID,
-                    "Unable to create the virtio block device: rate limiters are "
-                    "not supported by this version.");
     if (d->is_root_device && first && first->is_root_device &&
         strcmp(first->drive_id, d->drive_id) != 0)
         return fail(e, ERR_INVALID, "A root block device already exists!");
@@ -169,31 +158,99 @@ static void swap_drives(struct drive *a, struct drive *b)
     *b = t;
 }
 
+/* Opens what a drive of that configuration needs; the configuration stays the caller's. */
+static int open_drive(struct drive *out, const struct drive_config *d, struct error *e)
+{
+    *out = (struct drive){ .file = { .fd = -1 } };
+    if (block_file_open(&out->file, d->path_on_host, d->is_read_only, e) < 0)
+        return fail_within(e, "Unable to create the virtio block device");
+    if (d->io_engine == IO_ENGINE_ASYNC && block_async_new(&out->async, &out->file, e) < 0) {
+        block_file_close(&out->file);
+        return fail_within(e, "Unable to create the virtio block device");
+    }
+    return 0;
+}
+
+static void close_drive(struct drive *d)
+{
+    block_async_free(d->async);
+    block_file_close(&d->file);
+    drive_config_fini(&d->config);
+}
+
 static int put_drive(struct vm *vm, struct drive_config *d, struct error *e)
 {
     unsigned at = find_drive(vm, d->drive_id);
     bool is_new = at == vm->drive_count;
-    struct block_file file;
+    struct drive drive;
 
-    if (check_drive(vm, d, e) < 0)
+    if (check_drive(vm, d, e) < 0 || open_drive(&drive, d, e) < 0)
         return -1;
-    if (block_file_open(&file, d->path_on_host, d->is_read_only, e) < 0)
-        return fail_within(e, "Unable to create the virtio block device");
+    drive.config = *d;
+    *d = (struct drive_config){ 0 };
     if (is_new) {
         vm->drives = reallocarray(vm->drives, ++vm->drive_count, sizeof(*vm->drives));
         BUG_ON(!vm->drives);
     } else {
-        block_file_close(&vm->drives[at].file);
-        drive_config_fini(&vm->drives[at].config);
+        close_drive(&vm->drives[at]);
     }
-    vm->drives[at] = (struct drive){ .config = *d, .file = file };
-    *d = (struct drive_config){ 0 };
+    vm->drives[at] = drive;
     /* The root drive is attached first. A new one moves the others back, one that was there already
      * changes places with the first. */
     if (vm->drives[at].config.is_root_device)
         for (; at > 0; at = is_new ? at - 1 : 0)
             swap_drives(&vm->drives[at], &vm->drives[is_new ? at - 1 : 0]);
     return 0;
+}
+
+static int swap_file(struct drive *d, struct block *b, char **path, struct error *e)
+{
+    struct block_file file;
+
+    if (block_file_open(&file, *path, d->config.is_read_only, e) < 0)
+        return -1;
+    if (block_swap_file(b, &file, e) < 0) {
+        block_file_close(&file);
+        return -1;
+    }
+    free(d->config.path_on_host);
+    d->config.path_on_host = *path;
+    *path = NULL;
+    return 0;
+}
+
+/* The file first: limits that come with a file that can't be had are not applied. */
+static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
+{
+    unsigned at = find_drive(vm, p->drive_id);
+    struct drive *d = &vm->drives[at];
+    struct block *b = &vm->machine->blocks[at];
+
+    if (at == vm->drive_count)
+        return fail(e, ERR_INVALID, "Failed perform action on device: Device not found");
+    if (!p->path_on_host && !p->has_rate_limits)
+        return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
+    if (p->path_on_host && swap_file(d, b, &p->path_on_host, e) < 0)
+        return fail_within(e, "Block");
+    if (!p->has_rate_limits)
+        return 0;
+    if (block_set_limits(b, &p->rate_limits, e) < 0)
+        return fail_within(e, "Block");
+    rate_limits_update(&d->config.rate_limits, &p->rate_limits);
+    d->config.has_rate_limits =
+        d->config.rate_limits.has_bandwidth || d->config.rate_limits.has_ops;
+    return 0;
+}
+
+static int patch_drive(struct vm *vm, struct drive_patch *p, struct error *e)
+{
+    struct error why;
+
+    if (change_drive(vm, p, &why) == 0)
+        return 0;
+    return fail(e, why.kind,
+                "Unable to patch the block device: %.900s Please verify the request arguments.",
+                why.msg);
 }
 
 static void on_guest_end(struct loop_source *src, uint32_t ready)
@@ -274,6 +331,7 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
     case ACT_PATCH_MACHINE: return apply_machine(vm, &a->machine, &vm->machine_config, e);
     case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
     case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
+    case ACT_PATCH_DRIVE: return patch_drive(vm, &a->drive_patch, e);
     case ACT_START: return start(vm, e);
     case ACT_CTRL_ALT_DEL: return i8042_ctrl_alt_del(&vm->machine->i8042, e);
     case ACT_PAUSE: pause_vm(vm); return 0;
@@ -297,6 +355,8 @@ void action_fini(struct action *a)
         boot_source_fini(&a->boot_source);
     else if (a->kind == ACT_PUT_DRIVE)
         drive_config_fini(&a->drive);
+    else if (a->kind == ACT_PATCH_DRIVE)
+        drive_patch_fini(&a->drive_patch);
 }
 
 void vm_stop(struct vm *vm)
@@ -305,6 +365,8 @@ void vm_stop(struct vm *vm)
     if (!vm->machine)
         return;
     vcpus_pause(&vm->machine->vcpus);
+    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
+        virtio_mmio_pause(&vm->machine->transports[i]);
     for (unsigned i = 0; i < vm->drive_count; i++) {
         const struct drive *d = &vm->drives[i];
         int ret = d->config.cache_type == CACHE_WRITEBACK ? block_file_sync(&d->file) : 0;

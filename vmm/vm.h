@@ -22,6 +22,7 @@ enum action_kind {
     ACT_PATCH_MACHINE,
     ACT_PUT_BOOT_SOURCE,
     ACT_PUT_DRIVE,
+    ACT_PATCH_DRIVE,
     ACT_START,
     ACT_CTRL_ALT_DEL,
     ACT_PAUSE,
@@ -52,6 +53,7 @@ struct action {
         struct machine_request machine; /* ACT_PUT_MACHINE, ACT_PATCH_MACHINE */
         struct boot_source boot_source; /* ACT_PUT_BOOT_SOURCE */
         struct drive_config drive;      /* ACT_PUT_DRIVE */
+        struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
     };
 };
 

@@ -7,7 +7,7 @@
 /* A device that counts what the transport asks of it. */
 static struct probe {
     struct virtio_device dev;
-    unsigned activations, kicks, resets;
+    unsigned activations, kicks, resets, drains;
     bool wants_more, breaks;
 } probe;
 
@@ -29,6 +29,12 @@ static bool probe_kick(struct virtio_device *dev, unsigned queue)
     return probe.wants_more;
 }
 
+static void probe_drain(struct virtio_device *dev)
+{
+    (void)dev;
+    probe.drains++;
+}
+
 static void probe_reset(struct virtio_device *dev)
 {
     (void)dev;
@@ -41,6 +47,7 @@ static const struct virtio_ops probe_ops = {
     .queue_count = 1,
     .activate = probe_activate,
     .kick = probe_kick,
+    .drain = probe_drain,
     .reset = probe_reset,
 };
 
@@ -300,6 +307,7 @@ Test(kick, waits_while_paused)
     cr_assert_eq(write(d.transport.kicks[0].source.fd, &one, sizeof(one)), sizeof(one));
     run_loop();
     cr_expect_eq(probe.kicks, 0);
+    cr_expect_eq(probe.drains, 1);
     virtio_mmio_resume(&d.transport);
     run_loop();
     cr_expect_eq(probe.kicks, 1);

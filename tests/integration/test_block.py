@@ -1,0 +1,210 @@
+"""Drives as client, guest and host see them together; the test guest is tests/guests/block_model.
+
+MAYFLY_REQUESTS sets how many random requests a guest makes (2000: half a second; millions take
+their time), MAYFLY_SEED which.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+import subprocess
+
+import pytest
+
+import mayfly
+from test_guests import Machine, drive, make_disk, pytestmark, run  # noqa: F401
+
+REQUESTS = int(os.environ.get("MAYFLY_REQUESTS", "2000"))
+SEED = int(os.environ.get("MAYFLY_SEED", "1"))
+SECTORS = 4096
+ENGINES = ["Sync", "Async"]
+CACHES = ["Unsafe", "Writeback"]
+NOT_FOUND = "Error manipulating the backing file: No such file or directory (os error 2)"
+LIMITS = {"bandwidth": {"size": 1 << 20, "one_time_burst": 5, "refill_time": 100},
+          "ops": {"size": 100, "one_time_burst": None, "refill_time": 10}}
+
+
+def empty_disk(path, sectors=SECTORS):
+    """All allocated: a disk with holes would be offered discard."""
+    path.write_bytes(bytes(sectors * 512))
+    return path
+
+
+def sparse_disk(path, sectors=SECTORS):
+    with open(path, "wb") as disk:
+        disk.truncate(sectors * 512)
+    return path
+
+
+def model(disk, requests=REQUESTS, **members):
+    return Machine("block_model", f"requests={requests} seed={SEED}",
+                   drives=[drive(disk, **members)])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", [empty_disk, sparse_disk])
+def test_random_requests_find_what_the_model_says(tmp_path, make, engine, cache):
+    with model(make(tmp_path / "disk"), io_engine=engine, cache_type=cache) as machine:
+        machine.boot().finish(timeout=60 + REQUESTS / 50)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_limits_delay_requests_and_lose_none(tmp_path, engine):
+    limits = {"ops": {"size": 200, "refill_time": 20},
+              "bandwidth": {"size": 1 << 20, "refill_time": 20}}
+    with model(empty_disk(tmp_path / "disk"), 500, io_engine=engine,
+               rate_limiter=limits) as machine:
+        machine.boot().finish()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_patches_and_pauses_under_load_lose_no_request(tmp_path, engine):
+    """The same file each time: whatever the model wrote must still be there."""
+    disk = empty_disk(tmp_path / "disk")
+    with model(disk, io_engine=engine) as machine:
+        machine.boot()
+        patches = 0
+        while machine.process.poll() is None:
+            with contextlib.suppress(OSError, AssertionError):  # the guest ends meanwhile
+                machine.ok("PATCH", "/drives/disk", {"drive_id": "disk", "path_on_host": str(disk)})
+                patches += 1
+                machine.ok("PATCH", "/drives/disk", {"drive_id": "disk", "rate_limiter": {
+                    "ops": {"size": patches % 3 * 50, "refill_time": 5}}})
+                for state in ("Paused", "Resumed"):
+                    machine.ok("PATCH", "/vm", {"state": state})
+        machine.finish()
+        assert patches > 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_full_host_file_system_is_an_io_error(tmp_path, engine):
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount],
+                      stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("A FULL HOST DISK WAS NOT TESTED: mounting takes root")
+    try:
+        disk = sparse_disk(mount / "disk")
+        with Machine("block_model", "full", drives=[drive(disk, io_engine=engine)]) as machine:
+            machine.boot().finish()
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_flushed_survives_a_kill(tmp_path, engine):
+    disk = empty_disk(tmp_path / "disk")
+    with Machine("block_model", "flushes",
+                 drives=[drive(disk, io_engine=engine, cache_type="Writeback")]) as machine:
+        machine.boot().wait_for_output("flushed", 60)
+        machine.process.send_signal(signal.SIGKILL)
+        machine.wait()
+        words = [int(line.split()[1]) for line in machine.output().splitlines(True)
+                 if line.startswith("flushed ") and line.endswith("\n")]
+        first = struct.unpack("<Q", disk.read_bytes()[:8])[0]
+        factor = 0x9e3779b97f4a7c15
+        assert words == [(i + 1) * factor % 2**64 for i in range(len(words))]
+        assert first in (words[-1], *((len(words) + 1 + n) * factor % 2**64 for n in range(3)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_driver_finds_each_engine_the_same(tmp_path, engine):
+    disk = make_disk(tmp_path / "disk", 32768)
+    run("block", "sectors=32768 writeback",
+        drives=[drive(disk, io_engine=engine, cache_type="Writeback")])
+
+
+def test_sixteen_disks_work(tmp_path):
+    disk = make_disk(tmp_path / "disk", 32768)
+    drives = [drive(make_disk(tmp_path / f"d{i}", 8), f"d{i}", io_engine=ENGINES[i % 2])
+              for i in range(16)]
+    run("block", "sectors=32768", drives=[drive(disk), *drives])
+
+
+# The API.
+
+class Halted(Machine):
+    """A guest that does nothing with its disk."""
+
+    def __init__(self, tmp_path, **members):
+        super().__init__("exit", drives=[drive(empty_disk(tmp_path / "disk"), **members)])
+
+    def shown(self):
+        return self.ok("GET", "/vm/config")["drives"][0]
+
+    def patch(self, **members):
+        return self.ok("PATCH", "/drives/disk", {"drive_id": "disk", **members})
+
+    def refused(self, drive_id="disk", **members):
+        before = self.ok("GET", "/vm/config")
+        status, _, answer = self.request("PATCH", f"/drives/{drive_id}",
+                                         {"drive_id": drive_id, **members})
+        assert status == 400 and self.ok("GET", "/vm/config") == before
+        return answer["fault_message"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_patch_changes_file_and_limits(tmp_path, engine):
+    other = str(empty_disk(tmp_path / "other", 8))
+    with Halted(tmp_path, io_engine=engine) as vm:
+        vm.boot()
+        vm.patch(path_on_host=other)
+        assert vm.shown()["path_on_host"] == other and vm.shown()["io_engine"] == engine
+        vm.patch(rate_limiter=LIMITS)
+        assert vm.shown()["rate_limiter"] == LIMITS
+        vm.patch(rate_limiter={"ops": {"size": 0, "refill_time": 0}})
+        assert vm.shown()["rate_limiter"] == {**LIMITS, "ops": None}
+        vm.patch(path_on_host=other, rate_limiter={"bandwidth": {"size": 0, "refill_time": 0}})
+        assert vm.shown()["rate_limiter"] is None
+        vm.ok("PATCH", "/vm", {"state": "Paused"})
+        vm.patch(path_on_host=str(tmp_path / "disk"))
+        vm.ok("PATCH", "/vm", {"state": "Resumed"})
+
+
+def test_a_patch_that_can_not_be_done_changes_nothing(tmp_path):
+    refusal = "Drive config error: Unable to patch the block device: "
+    end = " Please verify the request arguments."
+    with Halted(tmp_path) as vm:
+        assert vm.request("PATCH", "/drives/disk", {"drive_id": "disk"})[2]["fault_message"] == (
+            "The requested operation is not supported before starting the microVM.")
+        vm.boot()
+        assert vm.refused() == (
+            f"{refusal}Block: Running method expected different backend.{end}")
+        assert vm.refused(path_on_host="/nowhere", rate_limiter=LIMITS) == (
+            f"{refusal}Block: Virtio backend error: {NOT_FOUND} /nowhere{end}")
+        assert vm.refused("other", path_on_host="/dev/null") == (
+            f"{refusal}Failed perform action on device: Device not found{end}")
+        for member in ("is_read_only", "io_engine", "is_root_device"):
+            assert f"unknown field `{member}`" in vm.refused(**{member: None})
+
+
+def without_io_uring():
+    """Makes io_uring_setup(2) fail with ENOSYS in this process, as on a host that has none."""
+    def statement(code, jump_true, jump_false, value):
+        return struct.pack("<HBBI", code, jump_true, jump_false, value)
+    io_uring_setup, enosys = 425, 38
+    program = b"".join([statement(0x20, 0, 0, 0), statement(0x15, 0, 1, io_uring_setup),
+                        statement(0x06, 0, 0, 0x00050000 | enosys),
+                        statement(0x06, 0, 0, 0x7fff0000)])
+    buffer = ctypes.create_string_buffer(program)
+    filter_program = ctypes.create_string_buffer(
+        struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter_program, 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def test_a_host_without_io_uring_refuses_the_async_engine_at_once(tmp_path, monkeypatch):
+    start = subprocess.Popen
+    monkeypatch.setattr(mayfly.subprocess, "Popen", lambda *args, **more: start(
+        *args, preexec_fn=without_io_uring, **more))
+    body = drive(empty_disk(tmp_path / "disk"))
+    with mayfly.Mayfly() as vm:
+        status, _, answer = vm.request("PUT", "/drives/disk", {**body, "io_engine": "Async"})
+        assert status == 400 and "io_uring" in answer["fault_message"], answer
+        assert "Function not implemented (os error 38)" in answer["fault_message"]
+        assert vm.ok("GET", "/vm/config")["drives"] == []
+        vm.ok("PUT", "/drives/disk", {**body, "io_engine": "Sync"})

@@ -1,0 +1,157 @@
+#include "virtio/block_async.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <string.h>
+
+/* The place of the disk in the ring's table of registered files, which spares each operation the
+ * look-up of a descriptor. */
+#define THE_FILE 0
+
+struct block_async {
+    struct io_uring ring;
+};
+
+static int refuse(struct error *e, int os_errno)
+{
+    return fail(e, ERR_HOST,
+                "Virtio backend error: The Async io_engine needs io_uring, which this host does "
+                "not provide: %s (os error %d). Use Sync",
+                strerror(os_errno), os_errno);
+}
+
+int block_async_new(struct block_async **out, const struct block_file *f, struct error *e)
+{
+    struct block_async *a = calloc(1, sizeof(*a));
+    int ret;
+
+    BUG_ON(!a);
+    /* Completions wait for our next system call instead of interrupting this thread (since 5.19).
+     * The kernel opens the ring close-on-exec. */
+    ret = io_uring_queue_init(VIRTQ_SIZE_MAX, &a->ring, IORING_SETUP_COOP_TASKRUN);
+    if (ret == -EINVAL)
+        ret = io_uring_queue_init(VIRTQ_SIZE_MAX, &a->ring, 0);
+    if (ret < 0) {
+        free(a);
+        return refuse(e, -ret);
+    }
+    ret = io_uring_register_files(&a->ring, &f->fd, 1);
+    if (ret < 0) {
+        block_async_free(a);
+        return refuse(e, -ret);
+    }
+    *out = a;
+    return 0;
+}
+
+void block_async_free(struct block_async *a)
+{
+    if (!a)
+        return;
+    io_uring_queue_exit(&a->ring);
+    free(a);
+}
+
+int block_async_set_file(struct block_async *a, const struct block_file *f)
+{
+    int ret = io_uring_register_files_update(&a->ring, THE_FILE, &f->fd, 1);
+
+    return ret < 0 ? ret : 0;
+}
+
+int block_async_fd(const struct block_async *a)
+{
+    return a->ring.ring_fd;
+}
+
+static struct io_uring_sqe *next_entry(struct block_async *a)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&a->ring);
+
+    BUG_ON(!sqe); /* as many entries as there may be operations */
+    return sqe;
+}
+
+static void complete_entry(struct io_uring_sqe *sqe, void *tag)
+{
+    io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data(sqe, tag);
+}
+
+/* The kernel copies the list of buffers when the operation is submitted (since 5.5). */
+void block_async_read(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
+                      void *tag)
+{
+    struct io_uring_sqe *sqe = next_entry(a);
+    unsigned count;
+    const struct iovec *iov = chain_lend_(c, true, n, &count);
+
+    io_uring_prep_readv(sqe, THE_FILE, iov, count, offset);
+    complete_entry(sqe, tag);
+}
+
+void block_async_write(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
+                       void *tag)
+{
+    struct io_uring_sqe *sqe = next_entry(a);
+    unsigned count;
+    const struct iovec *iov = chain_lend_(c, false, n, &count);
+
+    io_uring_prep_writev(sqe, THE_FILE, iov, count, offset);
+    complete_entry(sqe, tag);
+}
+
+/* No ordering flag: a write with a result is in the page cache, which is all that fdatasync needs,
+ * and the guest is promised nothing about writes that were still under way. */
+void block_async_sync(struct block_async *a, void *tag)
+{
+    struct io_uring_sqe *sqe = next_entry(a);
+
+    io_uring_prep_fsync(sqe, THE_FILE, IORING_FSYNC_DATASYNC);
+    complete_entry(sqe, tag);
+}
+
+void block_async_fallocate(struct block_async *a, int mode, uint64_t offset, uint64_t bytes,
+                           void *tag)
+{
+    struct io_uring_sqe *sqe = next_entry(a);
+
+    io_uring_prep_fallocate(sqe, THE_FILE, mode, (off_t)offset, (off_t)bytes);
+    complete_entry(sqe, tag);
+}
+
+static bool is_transient(int ret)
+{
+    return ret == -EAGAIN || ret == -EBUSY || ret == -EINTR || ret == -ENOMEM;
+}
+
+bool block_async_submit(struct block_async *a)
+{
+    while (io_uring_sq_ready(&a->ring) > 0) {
+        int ret = io_uring_submit(&a->ring);
+
+        BUG_ON(ret < 0 && !is_transient(ret));
+        if (ret <= 0 && ret != -EINTR)
+            return false;
+    }
+    return true;
+}
+
+bool block_async_take(struct block_async *a, void **tag, int *result)
+{
+    struct io_uring_cqe *cqe;
+
+    if (io_uring_peek_cqe(&a->ring, &cqe) < 0)
+        return false;
+    *tag = io_uring_cqe_get_data(cqe);
+    *result = cqe->res;
+    io_uring_cqe_seen(&a->ring, cqe);
+    return true;
+}
+
+void block_async_wait(struct block_async *a)
+{
+    int ret = io_uring_submit_and_wait(&a->ring, 1);
+
+    BUG_ON(ret < 0 && !is_transient(ret));
+}

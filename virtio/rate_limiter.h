@@ -1,0 +1,61 @@
+/*
+ * Rate limiter: two token buckets, bytes and operations, that a device asks before each request.
+ *
+ * A bucket holds `size` tokens and is filled from empty to full in its refill time, steadily; it
+ * starts full, with a one-time burst beside it that is spent first and never comes back. A request
+ * larger than the bucket passes when the bucket is full, and leaves a debt that is paid off at the
+ * same pace. The arithmetic is exact: over any time no token is lost or won by rounding.
+ *
+ * A request that has to wait arms a timer; nothing runs until it fires. Functions take no lock: the
+ * owner calls all of them under the one that guards its queues, but the timer fires without it.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/config.h"
+#include "vmm/loop.h"
+
+struct rate_limiter;
+typedef uint64_t clock_fn(void); /* nanoseconds that never go back */
+typedef void refilled_fn(struct rate_limiter *l);
+
+struct rate_limiter {
+    struct bucket {
+        uint64_t size;      /* tokens; 0: unlimited */
+        uint64_t refill_ns; /* from empty to full */
+        uint64_t burst;     /* what is left of it */
+        /* How far from full: tokens times refill_ns. A nanosecond makes it smaller by `size`. More
+         * than size * refill_ns is a debt. */
+        unsigned __int128 missing;
+    } bandwidth, ops;
+    uint64_t counted_ns; /* when `missing` was right */
+    bool is_blocked;     /* the timer is running */
+    clock_fn *clock;
+    struct loop *loop;
+    struct loop_source timer;
+    refilled_fn *on_refilled;
+};
+
+/* The host's CLOCK_MONOTONIC. */
+uint64_t monotonic_ns(void);
+
+/* No limits. on_refilled is called on the loop's thread when it is worth asking again. */
+void rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
+                       refilled_fn *on_refilled);
+
+/* Works on a zeroed object. */
+void rate_limiter_fini(struct rate_limiter *l);
+
+/* Makes sure that limits can be enforced: there is a timer. -1 where the host has none to give. */
+must_check int rate_limiter_prepare(struct rate_limiter *l, const struct rate_limits *limits,
+                                    struct error *e);
+
+/* Replaces the buckets that `limits` has by new, full ones, and removes those of them that limit
+ * nothing; the others stay as they are. Whoever waits may ask again. After
+ * rate_limiter_prepare(). */
+void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limits);
+
+/* Takes one operation of so many bytes. False: not now, and on_refilled follows. */
+must_check bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes);
