@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 
 #include "vmm/log.h"
+#include "vmm/metrics.h"
 
 #define MAGIC   0x74726976u /* "virt" */
 #define VERSION 2u
@@ -26,6 +27,7 @@ static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
     const uint64_t one = 1;
 
     atomic_fetch_or(&t->interrupt_status, bit);
+    metric_inc(&metrics.interrupts.triggers);
     (void)!write(t->irq_fd, &one, sizeof(one));
 }
 
