@@ -7,7 +7,7 @@ import argparse, http.client, json, os, socket, subprocess, sys, tempfile, time
 
 
 class Client(http.client.HTTPConnection):
-    """One connection to a microVM's API. Errors are raised as RuntimeError, in the server's words."""
+    """One connection to a microVM's API. Errors are RuntimeErrors in the server's words."""
 
     def __init__(self, path):
         super().__init__("localhost")

@@ -151,8 +151,8 @@ def plain(schema):
 
 
 def spoiled(schema, value):
-    """Values that differ from this one in one place that does not fit the schema. An object in place
-    of which an array is given is none: that is allowed (see Bodies)."""
+    """Values that differ from this one in one place that does not fit the schema. Not among them:
+    an array in an object's place, which is allowed (see Bodies)."""
     schema, nullable = plain(schema)
     of_type = [True, 1, 1.5, "~", {"zz": 1}, None, ["~", 1.5]]
     for wrong in of_type:
@@ -190,7 +190,7 @@ def spoiled_members(schema, value):
 
 
 def extremes(schema, value):
-    """Values that just fit: one member null, at a limit, or each of its list, and the fewest members."""
+    """Values that just fit: one member null, at a limit, or any of its list; the least members."""
     schema, nullable = plain(schema)
     if nullable:
         yield None
@@ -283,8 +283,9 @@ def test_the_file_is_of_this_version():
 def test_the_file_has_the_servers_routes():
     rows = re.findall(r'{ HTTP_VERB_(\w+), "([^"]*)", (NULL|"[^"]*"), (true|false),',
                       read("api", "routes.c"))
-    routes = {(verb, "/" + first + ("/" + second.strip('"') if second.strip('"') not in ("", "NULL") else "") +
-               ("/{}" if takes_id == "true" else "")) for verb, first, second, takes_id in rows}
+    rows = [(verb, first, second.strip('"').replace("NULL", ""), "{}" * (takes_id == "true"))
+            for verb, first, second, takes_id in rows]
+    routes = {(verb, "/" + "/".join(filter(None, path))) for verb, *path in rows}
     assert len(routes) == read("api", "routes.c").count("{ HTTP_VERB_") > 10
     assert {(operation.method, re.sub(r"{\w+}", "{}", operation.path))
             for operation in OPERATIONS} == routes
