@@ -130,8 +130,7 @@ Test(log, waits_for_no_reader_of_a_fifo_and_counts_what_is_lost)
 Test(log, keeps_its_sink_when_another_cannot_be_opened)
 {
     cr_expect_eq(log_open("/nowhere/log", &e), -1);
-    cr_expect_str_eq(e.msg,
-                     "Failed to open target file: No such file or directory (os error 2)");
+    cr_expect_str_eq(e.msg, "Failed to open target file: No such file or directory (os error 2)");
     log_info("still here");
     cr_expect(strstr(logged(), "still here"));
 }
@@ -147,4 +146,29 @@ Test(log_level_parse, knows_each_name_in_any_case)
     cr_expect_eq(log_level_parse("trace"), LOG_TRACE);
     cr_expect_eq(log_level_parse(""), -1);
     cr_expect_eq(log_level_parse("infos"), -1);
+}
+
+Test(log, leaves_out_what_is_of_another_module)
+{
+    log_set_options((struct log_options){ .level = LOG_INFO, .module = "nowhere/" });
+    log_info("quiet");
+    cr_expect_str_eq(logged(), "");
+    log_set_options((struct log_options){ .level = LOG_INFO, .module = "" });
+    log_info("loud");
+    cr_expect(strstr(logged(), "loud"));
+}
+
+/* The same clock, told without the C library's calendar. */
+Test(log_signal, has_the_form_of_the_other_lines, .init = set_up, .fini = tear_down)
+{
+    char first[32];
+
+    log_info("x");
+    memcpy(first, logged(), 13); /* date and hour */
+    log_signal(11, -6);
+    cr_expect(matches(strchr(logged(), '\n') + 1,
+                      TIME "\\[anonymous-instance:main\\] Shutting down VM after intercepting "
+                           "signal 11, code -6\\.\n$"),
+              "%s", text);
+    cr_expect_eq(memcmp(strchr(text, '\n') + 1, first, 13), 0, "%s", text);
 }
