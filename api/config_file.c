@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -12,8 +13,11 @@
 struct config_file {
     struct schema_list drives; /* of struct drive_config */
     struct boot_source boot_source;
+    char *cpu_config; /* the JSON of a template, or of a string: a file that has it */
+    struct logger_config logger;
     struct machine_request machine;
-    bool has_machine;
+    struct metrics_config metrics;
+    bool has_machine, has_logger, has_metrics;
 };
 
 #define CONFIG(m) offsetof(struct config_file, m)
@@ -24,11 +28,13 @@ static const struct schema_field config_fields[] = {
     SCHEMA_FIELD("drives", LIST, SCHEMA_REQUIRED, CONFIG(drives), .object = &drive_schema),
     SCHEMA_FIELD("boot-source", OBJECT, SCHEMA_REQUIRED, CONFIG(boot_source),
                  .object = &boot_source_schema),
-    SCHEMA_FIELD("cpu-config", ABSENT, SCHEMA_NULLABLE, 0),
-    SCHEMA_FIELD("logger", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("cpu-config", TEXT, SCHEMA_NULLABLE, CONFIG(cpu_config)),
+    SCHEMA_FIELD("logger", OBJECT, SCHEMA_NULLABLE, CONFIG(logger),
+                 .has_at = SCHEMA_HAS(struct config_file, has_logger), .object = &logger_schema),
     SCHEMA_FIELD("machine-config", OBJECT, SCHEMA_NULLABLE, CONFIG(machine),
                  .has_at = SCHEMA_HAS(struct config_file, has_machine), .object = &machine_schema),
-    SCHEMA_FIELD("metrics", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("metrics", OBJECT, SCHEMA_NULLABLE, CONFIG(metrics),
+                 .has_at = SCHEMA_HAS(struct config_file, has_metrics), .object = &metrics_schema),
     SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("network-interfaces", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("vsock", ABSENT, SCHEMA_NULLABLE, 0),
@@ -53,6 +59,9 @@ static void config_fini(struct config_file *c)
         drive_config_fini(&drives[i]);
     free(drives);
     boot_source_fini(&c->boot_source);
+    free(c->cpu_config);
+    logger_config_fini(&c->logger);
+    metrics_config_fini(&c->metrics);
 }
 
 static int fail_read(struct error *e, const char *path, int os_errno)
@@ -137,19 +146,78 @@ static int apply_drives(struct vm *vm, struct config_file *c, struct error *e)
     return 0;
 }
 
-/* In Firecracker's order: machine, boot source, drives. */
-static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
+static int apply_logger(struct vm *vm, struct config_file *c, struct error *e)
 {
-    struct action machine = { .kind = ACT_PUT_MACHINE, .machine = c->machine };
-    struct action boot = { .kind = ACT_PUT_BOOT_SOURCE, .boot_source = c->boot_source };
+    struct action a = { .kind = ACT_PUT_LOGGER, .logger = c->logger };
     int ret;
 
-    if (c->has_machine && apply(vm, &machine, "VM config error", e) < 0)
-        return -1;
+    c->logger = (struct logger_config){ 0 };
+    ret = apply(vm, &a, "Logger error", e);
+    action_fini(&a);
+    return ret;
+}
+
+/* A string is a path, decoded by the same means. */
+static int read_cpu_config(const struct config_file *c, struct cpu_config *out, struct error *e)
+{
+    static const struct schema_field path_fields[] = {
+        SCHEMA_FIELD("", PATH, SCHEMA_REQUIRED, 0),
+    };
+    static const struct schema path_schema = {
+        .name = "CpuConfig", .size = sizeof(char *), .fields = path_fields, .count = 1
+    };
+    const char *text = c->cpu_config;
+    autofree char *path = NULL, *file = NULL, *list = NULL;
+    size_t size = strlen(text);
+
+    if (*text == '"') {
+        if (asprintf(&list, "[%s]", text) < 0)
+            BUG_ON(true);
+        if (schema_decode(&path_schema, &path, list, strlen(list), e) < 0)
+            return -1;
+        text = file = read_file(path, &size, e);
+        if (!text)
+            return -1;
+    }
+    return schema_decode(&cpu_config_schema, out, text, size, e);
+}
+
+static int apply_cpu_config(struct vm *vm, const struct config_file *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_CPU_CONFIG };
+    int ret = read_cpu_config(c, &a.cpu, e);
+
+    if (ret < 0)
+        fail_within(e, "CPU config error");
+    else
+        ret = apply(vm, &a, "CPU config error", e);
+    action_fini(&a);
+    return ret;
+}
+
+static int apply_boot_source(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_BOOT_SOURCE, .boot_source = c->boot_source };
+    int ret;
+
     c->boot_source = (struct boot_source){ 0 };
-    ret = apply(vm, &boot, "Boot source error", e);
-    action_fini(&boot);
-    return ret < 0 ? -1 : apply_drives(vm, c, e);
+    ret = apply(vm, &a, "Boot source error", e);
+    action_fini(&a);
+    return ret;
+}
+
+/* In Firecracker's order. */
+static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct action metrics = { .kind = ACT_PUT_METRICS, .metrics = c->metrics };
+    struct action machine = { .kind = ACT_PUT_MACHINE, .machine = c->machine };
+
+    if ((c->has_logger && apply_logger(vm, c, e) < 0) ||
+        (c->has_metrics && apply(vm, &metrics, "Metrics error", e) < 0) ||
+        (c->has_machine && apply(vm, &machine, "VM config error", e) < 0) ||
+        (c->cpu_config && apply_cpu_config(vm, c, e) < 0))
+        return -1;
+    return apply_boot_source(vm, c, e) < 0 ? -1 : apply_drives(vm, c, e);
 }
 
 static int configure(struct vm *vm, const char *text, size_t size, struct error *e)

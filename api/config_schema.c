@@ -1,6 +1,7 @@
 #include "api/config_schema.h"
 
 #include "vmm/config.h"
+#include "vmm/log.h"
 #include "vmm/vm.h"
 
 #define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
@@ -188,6 +189,73 @@ const struct schema drive_patch_schema = {
     .name = "BlockDeviceUpdateConfig",
     .size = sizeof(struct drive_patch),
     FIELDS(drive_patch_fields),
+};
+
+static int parse_level(const char *text, void *member, struct error *e)
+{
+    int level = log_level_parse(text);
+
+    if (level < 0)
+        return fail(e, ERR_INVALID, "Invalid LevelFilter");
+    *(unsigned *)member = (unsigned)level;
+    return 0;
+}
+
+#define LOGGER(m) offsetof(struct logger_config, m)
+
+static const struct schema_field logger_fields[] = {
+    SCHEMA_FIELD("log_path", PATH, SCHEMA_NULLABLE, LOGGER(log_path)),
+    SCHEMA_FIELD("level", PARSED, SCHEMA_NULLABLE, LOGGER(level),
+                 .has_at = SCHEMA_HAS(struct logger_config, has_level), .parse = parse_level),
+    SCHEMA_FIELD("show_level", BOOL, SCHEMA_NULLABLE, LOGGER(show_level),
+                 .has_at = SCHEMA_HAS(struct logger_config, has_show_level)),
+    SCHEMA_FIELD("show_log_origin", BOOL, SCHEMA_NULLABLE, LOGGER(show_origin),
+                 .has_at = SCHEMA_HAS(struct logger_config, has_show_origin)),
+    SCHEMA_FIELD("module", STRING, SCHEMA_NULLABLE, LOGGER(module)),
+};
+
+const struct schema logger_schema = {
+    .name = "LoggerConfig",
+    .size = sizeof(struct logger_config),
+    FIELDS(logger_fields),
+};
+
+#define METRICS(m) offsetof(struct metrics_config, m)
+
+static const struct schema_field metrics_fields[] = {
+    SCHEMA_FIELD("metrics_path", PATH, SCHEMA_REQUIRED, METRICS(metrics_path)),
+    SCHEMA_FIELD("emit_id", BOOL, SCHEMA_DEFAULT, METRICS(emit_id)),
+    SCHEMA_FIELD("properties", TEXT, SCHEMA_DEFAULT | SCHEMA_MAP, METRICS(properties)),
+};
+
+const struct schema metrics_schema = {
+    .name = "MetricsConfig",
+    .size = sizeof(struct metrics_config),
+    FIELDS(metrics_fields),
+    .takes_unknown = true,
+};
+
+static void settle_serial(void *object)
+{
+    struct serial_config *s = object;
+
+    s->has_limit = s->has_limit && token_bucket_limits(&s->limit);
+}
+
+#define SERIAL(m) offsetof(struct serial_config, m)
+
+static const struct schema_field serial_fields[] = {
+    SCHEMA_FIELD("serial_out_path", PATH, SCHEMA_NULLABLE, SERIAL(serial_out_path)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, SERIAL(limit),
+                 .has_at = SCHEMA_HAS(struct serial_config, has_limit),
+                 .object = &token_bucket_schema),
+};
+
+const struct schema serial_schema = {
+    .name = "SerialConfig",
+    .size = sizeof(struct serial_config),
+    FIELDS(serial_fields),
+    .settle = settle_serial,
 };
 
 static const struct schema_variant action_types[] = {

@@ -401,9 +401,9 @@ size_t http_answer_head(char buffer[HTTP_HEAD_MAX], const struct http_answer *a)
 
     if (a->body)
         n += snprintf(buffer + n, HTTP_HEAD_MAX - (size_t)n,
-                      "Content-Type: application/json\r\n"
+                      "Content-Type: %s\r\n"
                       "Content-Length: %zu\r\n",
-                      a->body_length);
+                      a->type ? a->type : "application/json", a->body_length);
     n += snprintf(buffer + n, HTTP_HEAD_MAX - (size_t)n, "\r\n");
     return (size_t)n;
 }

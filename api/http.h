@@ -81,6 +81,7 @@ bool http_reader_has_more(const struct http_reader *r);
 struct http_answer {
     unsigned status;  /* 100, 200, 204, 400 */
     bool deprecated;  /* the request used what will go away */
+    const char *type; /* of the body; NULL: JSON */
     const char *body; /* NULL: none */
     size_t body_length;
 };

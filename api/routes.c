@@ -1,13 +1,14 @@
 #include "api/routes.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "api/config_schema.h"
+#include "api/observe.h"
 #include "api/quote.h"
 #include "api/schema.h"
 #include "api/utf8.h"
 #include "vmm/log.h"
+#include "vmm/metrics.h"
 #include "vmm/version.h"
 
 /* How much of a body a log line repeats. */
@@ -49,7 +50,9 @@ static int apply(struct api_call *c, struct action *a, struct error *e)
         [ACT_PUT_BOOT_SOURCE] = "Boot source error", [ACT_PUT_DRIVE] = "Drive config error",
         [ACT_PATCH_DRIVE] = "Drive config error",    [ACT_START] = "Start microvm error",
         [ACT_CTRL_ALT_DEL] = "Internal VMM error",   [ACT_PAUSE] = "Internal VMM error",
-        [ACT_RESUME] = "Internal VMM error",
+        [ACT_RESUME] = "Internal VMM error",         [ACT_FLUSH_METRICS] = "Internal VMM error",
+        [ACT_PUT_LOGGER] = "Logger error",           [ACT_PUT_METRICS] = "Metrics error",
+        [ACT_PUT_SERIAL] = "Serial error",           [ACT_PUT_CPU_CONFIG] = "Configure CPU error",
     };
 
     if (vm_apply(c->vm, a, e) == 0)
@@ -141,15 +144,57 @@ static int patch_machine(struct api_call *c, struct error *e)
     return apply_machine(c, ACT_PATCH_MACHINE, &machine_patch_schema, e);
 }
 
-static int put_boot_source(struct api_call *c, struct error *e)
+static int get_metrics(struct api_call *c, struct error *e)
 {
-    struct action a = { .kind = ACT_PUT_BOOT_SOURCE };
-    int ret = decode_body(c, &boot_source_schema, &a.boot_source, e);
+    (void)e;
+    c->answer->type = OPENMETRICS_TYPE;
+    observe_metrics(&c->answer->body);
+    return 0;
+}
+
+static int get_boot_timeline(struct api_call *c, struct error *e)
+{
+    (void)e;
+    observe_boot_timeline(&c->answer->body);
+    return 0;
+}
+
+/* A body that is decoded and applied as it is. */
+static int put_plain(struct api_call *c, enum action_kind kind, const struct schema *s,
+                     struct error *e)
+{
+    struct action a = { .kind = kind };
+    int ret = decode_body(c, s, &a.logger, e); /* all members of the union begin there */
 
     if (ret == 0)
         ret = apply(c, &a, e);
     action_fini(&a);
     return ret;
+}
+
+static int put_logger(struct api_call *c, struct error *e)
+{
+    return put_plain(c, ACT_PUT_LOGGER, &logger_schema, e);
+}
+
+static int put_metrics(struct api_call *c, struct error *e)
+{
+    return put_plain(c, ACT_PUT_METRICS, &metrics_schema, e);
+}
+
+static int put_serial(struct api_call *c, struct error *e)
+{
+    return put_plain(c, ACT_PUT_SERIAL, &serial_schema, e);
+}
+
+static int put_cpu_config(struct api_call *c, struct error *e)
+{
+    return put_plain(c, ACT_PUT_CPU_CONFIG, &cpu_config_schema, e);
+}
+
+static int put_boot_source(struct api_call *c, struct error *e)
+{
+    return put_plain(c, ACT_PUT_BOOT_SOURCE, &boot_source_schema, e);
 }
 
 /* Devices come and go on a bus that can tell the guest so, which virtio-mmio is not. */
@@ -219,25 +264,38 @@ static int put_action(struct api_call *c, struct error *e)
     switch (body.type) {
     case ACTION_INSTANCE_START: a.kind = ACT_START; break;
     case ACTION_CTRL_ALT_DEL: a.kind = ACT_CTRL_ALT_DEL; break;
-    case ACTION_FLUSH_METRICS:
-        if (vm_state(c->vm) == VM_NOT_STARTED)
-            return fail(e, ERR_STATE,
-                        "The requested operation is not supported before starting the microVM.");
-        return fail(e, ERR_INVALID, "FlushMetrics: this version has no metrics.");
+    case ACTION_FLUSH_METRICS: a.kind = ACT_FLUSH_METRICS; break;
     }
     return apply(c, &a, e);
 }
 
 static int patch_vm(struct api_call *c, struct error *e)
 {
+    uint64_t us, start_us = metrics_now_us();
     struct vm_state_body body = { 0 };
     struct action a = { 0 };
+    bool is_pause;
 
     if (decode_body(c, &vm_state_schema, &body, e) < 0)
         return -1;
-    a.kind = body.state == TARGET_PAUSED ? ACT_PAUSE : ACT_RESUME;
-    return apply(c, &a, e);
+    is_pause = body.state == TARGET_PAUSED;
+    a.kind = is_pause ? ACT_PAUSE : ACT_RESUME;
+    if (apply(c, &a, e) < 0)
+        return -1;
+    us = metrics_now_us() - start_us;
+    metric_set(is_pause ? &metrics.latencies_us.pause_vm : &metrics.latencies_us.resume_vm, us);
+    log_info("'%s vm' API request took %llu us.", is_pause ? "pause" : "resume",
+             (unsigned long long)us);
+    return 0;
 }
+
+#define UNCOUNTED  .count = NULL
+#define GETS(what) .count = &metrics.get_api_requests.what##_count
+#define PUTS(what)                                                                                 \
+    .count = &metrics.put_api_requests.what##_count, .fails = &metrics.put_api_requests.what##_fails
+#define PATCHES(what)                                                                              \
+    .count = &metrics.patch_api_requests.what##_count,                                             \
+    .fails = &metrics.patch_api_requests.what##_fails
 
 /* Further tokens of a path mean nothing, as in Firecracker. */
 static const struct route {
@@ -245,21 +303,40 @@ static const struct route {
     const char *first, *second; /* the path's tokens; second NULL: any, or an id */
     bool takes_id;
     route_fn *serve;
+    metric *count, *fails; /* NULL: not counted */
 } routes[] = {
-    { HTTP_VERB_GET, "", NULL, false, get_instance },
-    { HTTP_VERB_GET, "version", NULL, false, get_version },
-    { HTTP_VERB_GET, "vm", "config", false, get_vm_config },
-    { HTTP_VERB_GET, "machine-config", NULL, false, get_machine_config },
-    { HTTP_VERB_PUT, "machine-config", NULL, false, put_machine },
-    { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine },
-    { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source },
-    { HTTP_VERB_PUT, "drives", NULL, true, put_drive },
-    { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive },
-    { HTTP_VERB_DELETE, "drives", NULL, true, delete_device },
-    { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device },
-    { HTTP_VERB_PUT, "actions", NULL, false, put_action },
-    { HTTP_VERB_PATCH, "vm", NULL, false, patch_vm },
+    { HTTP_VERB_GET, "", NULL, false, get_instance, GETS(instance_info) },
+    { HTTP_VERB_GET, "version", NULL, false, get_version, GETS(vmm_version) },
+    { HTTP_VERB_GET, "vm", "config", false, get_vm_config, UNCOUNTED },
+    { HTTP_VERB_GET, "machine-config", NULL, false, get_machine_config, GETS(machine_cfg) },
+    { HTTP_VERB_GET, "metrics", "", false, get_metrics, UNCOUNTED },
+    { HTTP_VERB_GET, "boot-timeline", "", false, get_boot_timeline, UNCOUNTED },
+    { HTTP_VERB_PUT, "machine-config", NULL, false, put_machine, PUTS(machine_cfg) },
+    { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine, PATCHES(machine_cfg) },
+    { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source, PUTS(boot_source) },
+    { HTTP_VERB_PUT, "cpu-config", NULL, false, put_cpu_config, PUTS(cpu_cfg) },
+    { HTTP_VERB_PUT, "drives", NULL, true, put_drive, PUTS(drive) },
+    { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive, PATCHES(drive) },
+    { HTTP_VERB_DELETE, "drives", NULL, true, delete_device, UNCOUNTED },
+    { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device, UNCOUNTED },
+    { HTTP_VERB_PUT, "logger", NULL, false, put_logger, PUTS(logger) },
+    { HTTP_VERB_PUT, "metrics", NULL, false, put_metrics, PUTS(metrics) },
+    { HTTP_VERB_PUT, "serial", NULL, false, put_serial, PUTS(serial) },
+    { HTTP_VERB_PUT, "actions", NULL, false, put_action, PUTS(actions) },
+    { HTTP_VERB_PATCH, "vm", NULL, false, patch_vm, UNCOUNTED },
 };
+
+/* Serves what the table has, counting it. */
+static int serve(const struct route *r, struct api_call *c, struct error *e)
+{
+    if (r->count)
+        metric_inc(r->count);
+    if (r->serve(c, e) == 0)
+        return 0;
+    if (r->fails)
+        metric_inc(r->fails);
+    return -1;
+}
 
 static bool token_is(struct token t, const char *name)
 {
@@ -333,6 +410,17 @@ static int check_body(const struct api_request *r, struct error *e)
     return -1;
 }
 
+/* What Firecracker has under a name of its own and this version does not. */
+static bool is_absent(struct token first)
+{
+    static const char *const names[] = { "balloon", "entropy", "pmem", "hotplug", "snapshot" };
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (token_is(first, names[i]))
+            return true;
+    return false;
+}
+
 static int dispatch(struct api_call *c, struct error *e)
 {
     const char *path = c->request->path + strspn(c->request->path, "/");
@@ -346,12 +434,13 @@ static int dispatch(struct api_call *c, struct error *e)
         char name[HTTP_LINE_MAX];
 
         plain(name, sizeof(name) - 128, first.at, first.length);
-        return fail(e, ERR_INVALID, "Invalid request method and/or path: %s %s.",
-                    http_verb_names[c->request->verb], name);
+        return fail(e, ERR_INVALID, "Invalid request method and/or path: %s %s.%s",
+                    http_verb_names[c->request->verb], name,
+                    is_absent(first) ? " This version does not have it." : "");
     }
     if (r->takes_id && take_id(c->id, second, e) < 0)
         return -1;
-    return r->serve(c, e);
+    return serve(r, c, e);
 }
 
 static void log_request(const struct api_request *r)
@@ -383,24 +472,17 @@ static void fail_answer(struct api_answer *a, const struct error *e)
 {
     log_failure(e->msg);
     a->status = 400;
+    a->type = NULL;
     json_writer_fini(&a->body);
     json_put(&a->body, "{\"fault_message\":");
     json_put_string(&a->body, e->msg);
     json_put(&a->body, "}");
 }
 
-static int64_t now_us(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
-
 void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
 {
     struct api_call call = { .vm = vm, .request = request, .answer = answer };
-    int64_t start = now_us();
+    uint64_t start_us = metrics_now_us();
     struct error e;
 
     *answer = (struct api_answer){ 0 };
@@ -412,5 +494,8 @@ void api_serve(struct vm *vm, const struct api_request *request, struct api_answ
         log_info("The request was executed successfully. Status code: %s.",
                  answer->status == 200 ? "200 OK" : "204 No Content");
     }
-    log_debug("Total previous API call duration: %lld us.", (long long)(now_us() - start));
+    if (answer->deprecated)
+        metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);
+    log_debug("Total previous API call duration: %llu us.",
+              (unsigned long long)(metrics_now_us() - start_us));
 }

@@ -22,6 +22,7 @@ struct api_request {
 struct api_answer {
     unsigned status;
     bool deprecated;         /* the request used what will go away */
+    const char *type;        /* of the body; NULL: JSON */
     struct json_writer body; /* empty for a 204; the caller frees it */
 };
 

@@ -144,7 +144,7 @@ static int decode_string(struct json_reader *r, const struct schema_field *f, ch
     int ret = 0;
 
     if (json_peek(r) != '"')
-        return json_fail_type(r, "a string", e);
+        return json_fail_type(r, f->type == SCHEMA_PATH ? "path string" : "a string", e);
     if (json_take(r, &value, e) < 0)
         return -1;
     if (strlen(json_object_get_string(value)) == (size_t)json_object_get_string_len(value)) {
@@ -155,6 +155,67 @@ static int decode_string(struct json_reader *r, const struct schema_field *f, ch
     }
     json_object_put(value);
     return ret;
+}
+
+/* serde gives an error of a string's content its place only where the object or array around it
+ * goes on. */
+static int decode_parsed(struct json_reader *r, const struct schema_field *f, void *member,
+                         struct error *e)
+{
+    autofree char *text = NULL;
+    char why[sizeof(e->msg)];
+
+    if (decode_string(r, f, &text, e) < 0)
+        return -1;
+    if (f->parse(text, member, e) == 0)
+        return 0;
+    memcpy(why, e->msg, sizeof(why));
+    json_close(r, json_peek(r) == ']' ? ']' : '}');
+    return json_fail(r, e, r->at, "%.900s", why);
+}
+
+static int decode_text(struct json_reader *r, const struct schema_field *f, char **out,
+                       struct error *e)
+{
+    int c = json_peek(r);
+    size_t begin = r->at;
+
+    if (f->flags & SCHEMA_MAP && c != '{')
+        return json_fail_type(r, "a map", e);
+    if (json_skip(r, e) < 0)
+        return -1;
+    *out = strndup(r->text + begin, r->at - begin);
+    BUG_ON(!*out);
+    /* Blanks: a string can't hold these bytes. */
+    for (char *at = *out; (at = strpbrk(at, "\n\r\t")); at++)
+        *at = ' ';
+    return 0;
+}
+
+static int decode_value(struct json_reader *r, const struct schema_field *f, void *member,
+                        struct error *e);
+
+/* Nested as deep as the tables are. */
+static int decode_items(struct json_reader *r, const struct schema_field *f,
+                        struct schema_list *out, struct error *e)
+{
+    bool first = true;
+    int step;
+
+    if (json_peek(r) != '[')
+        return json_fail_type(r, "a sequence", e);
+    r->at++;
+    while ((step = json_next_element(r, &first, e)) > 0) {
+        char *item;
+
+        out->items = reallocarray(out->items, out->count + 1, f->item_size);
+        BUG_ON(!out->items);
+        item = (char *)out->items + f->item_size * out->count++;
+        memset(item, 0, f->item_size);
+        if (decode_value(r, f->item, item, e) < 0)
+            return -1;
+    }
+    return step < 0 ? -1 : json_end_array(r, e);
 }
 
 static int decode_list(struct json_reader *r, const struct schema *s, struct schema_list *out,
@@ -201,12 +262,21 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
             return -1;
         *(uint8_t *)member = (uint8_t)number;
         return 0;
+    case SCHEMA_U32:
+        if (decode_unsigned(r, UINT32_MAX, "u32", &number, e) < 0)
+            return -1;
+        *(uint32_t *)member = (uint32_t)number;
+        return 0;
     case SCHEMA_U64: return decode_unsigned(r, UINT64_MAX, "u64", member, e);
     case SCHEMA_USIZE: return decode_unsigned(r, UINT64_MAX, "usize", member, e);
-    case SCHEMA_STRING: return decode_string(r, f, member, e);
+    case SCHEMA_STRING:
+    case SCHEMA_PATH: return decode_string(r, f, member, e);
+    case SCHEMA_PARSED: return decode_parsed(r, f, member, e);
+    case SCHEMA_TEXT: return decode_text(r, f, member, e);
     case SCHEMA_ENUM: return decode_enum(r, f, member, e);
     case SCHEMA_OBJECT: return decode_object(r, f->object, member, e);
     case SCHEMA_LIST: return decode_list(r, f->object, member, e);
+    case SCHEMA_ITEMS: return decode_items(r, f, member, e);
     case SCHEMA_ABSENT: return decode_absent(r, f, e);
     }
     BUG_ON(true);
@@ -386,15 +456,20 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     switch (f->type) {
     case SCHEMA_BOOL: json_put(w, *(const bool *)member ? "true" : "false"); return;
     case SCHEMA_U8: encode_number(f, *(const uint8_t *)member, w); return;
+    case SCHEMA_U32: encode_number(f, *(const uint32_t *)member, w); return;
     case SCHEMA_U64:
     case SCHEMA_USIZE: encode_number(f, *(const uint64_t *)member, w); return;
-    case SCHEMA_STRING: encode_string(f, *(char *const *)member, w); return;
+    case SCHEMA_STRING:
+    case SCHEMA_PATH: encode_string(f, *(char *const *)member, w); return;
     case SCHEMA_ENUM:
         json_put_string(w, name_of_variant(f->variants, *(const unsigned *)member));
         return;
     case SCHEMA_OBJECT: schema_encode(f->object, member, w); return;
     case SCHEMA_LIST: encode_list(f->object, member, w); return;
     case SCHEMA_ABSENT: json_put(w, "null"); return;
+    case SCHEMA_PARSED: /* nothing of these is ever shown */
+    case SCHEMA_TEXT:
+    case SCHEMA_ITEMS: break;
     }
     BUG_ON(true);
 }

@@ -20,12 +20,17 @@
 enum schema_type {
     SCHEMA_BOOL,   /* bool */
     SCHEMA_U8,     /* uint8_t */
+    SCHEMA_U32,    /* uint32_t */
     SCHEMA_U64,    /* uint64_t */
     SCHEMA_USIZE,  /* uint64_t, called usize in errors */
     SCHEMA_STRING, /* char *, a heap block; NULL: not given */
+    SCHEMA_PATH,   /* the same, called a path string in errors */
+    SCHEMA_PARSED, /* a string that `parse` turns into what the member is */
+    SCHEMA_TEXT,   /* char *: any value, as the text of JSON on one line; NULL: not given */
     SCHEMA_ENUM,   /* an enum of unsigned's size */
     SCHEMA_OBJECT, /* a struct inside, described by `object` */
     SCHEMA_LIST,   /* struct schema_list of structs described by `object` */
+    SCHEMA_ITEMS,  /* struct schema_list of values described by `item` */
     SCHEMA_ABSENT, /* only null or an empty array: not supported by this version */
 };
 
@@ -35,6 +40,7 @@ enum schema_flag {
     SCHEMA_DEFAULT = 1 << 2,      /* may be left out of an array, too */
     SCHEMA_ZERO_IS_NULL = 1 << 3, /* a number that is shown as null when it is 0 */
     SCHEMA_HIDDEN = 1 << 4,       /* an enum that is not shown when it has the value `hidden` */
+    SCHEMA_MAP = 1 << 5,          /* a SCHEMA_TEXT that must be an object */
 };
 
 struct schema_variant {
@@ -42,10 +48,14 @@ struct schema_variant {
     unsigned value;
 };
 
+/* Stands for any `T *items; size_t count;` in a struct. */
 struct schema_list {
-    void *items; /* a heap block of structs, owned; NULL when count is 0 */
+    void *items; /* a heap block, owned; NULL when count is 0 */
     size_t count;
 };
+
+/* Turns a string into *member; -1 with the text of the error. */
+typedef int schema_parse(const char *text, void *member, struct error *e);
 
 struct schema_field {
     const char *name;
@@ -58,6 +68,9 @@ struct schema_field {
     const struct schema_variant *variants; /* SCHEMA_ENUM */
     unsigned hidden;                       /* SCHEMA_HIDDEN */
     const struct schema *object;           /* SCHEMA_OBJECT, SCHEMA_LIST */
+    const struct schema_field *item;       /* SCHEMA_ITEMS; its `at` is 0 */
+    size_t item_size;
+    schema_parse *parse; /* SCHEMA_PARSED */
 };
 
 #define SCHEMA_HAS(T, m) (offsetof(T, m) + 1)

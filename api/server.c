@@ -11,6 +11,7 @@
 #include "api/quote.h"
 #include "api/routes.h"
 #include "vmm/log.h"
+#include "vmm/timeline.h"
 
 #define BACKLOG 32
 
@@ -65,7 +66,8 @@ static int flush(struct connection *c)
 
     if (unsent(c) == 0)
         return 0;
-    n = sendmsg(c->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    /* A client that is gone raises SIGPIPE, which is counted (vmm/signals.h). */
+    n = sendmsg(c->source.fd, &message, MSG_DONTWAIT);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;
     c->sent += (size_t)n;
@@ -76,11 +78,12 @@ static int flush(struct connection *c)
     return 0;
 }
 
-static void answer(struct connection *c, unsigned status, bool deprecated)
+static void answer(struct connection *c, unsigned status, bool deprecated, const char *type)
 {
     struct http_answer a = {
         .status = status,
         .deprecated = deprecated,
+        .type = type,
         .body = c->body.text,
         .body_length = c->body.length,
     };
@@ -97,7 +100,7 @@ static void serve(struct connection *c)
 
     api_serve(c->api->vm, &request, &result);
     c->body = result.body;
-    answer(c, result.status, result.deprecated);
+    answer(c, result.status, result.deprecated, result.type);
 }
 
 /* Goes on with the bytes at hand until there is something to answer. */
@@ -108,12 +111,12 @@ static void go_on(struct connection *c)
     switch (http_reader_next(&c->reader)) {
     case HTTP_NEED_MORE: return;
     case HTTP_HAVE_REQUEST: serve(c); return;
-    case HTTP_WANTS_CONTINUE: answer(c, 100, false); return;
+    case HTTP_WANTS_CONTINUE: answer(c, 100, false, NULL); return;
     case HTTP_REFUSED:
         log_error("The API server refused a request: %s",
                   quote(shown, sizeof(shown), c->reader.refusal, strlen(c->reader.refusal)));
         json_put(&c->body, c->reader.refusal);
-        answer(c, 400, false);
+        answer(c, 400, false, NULL);
         return;
     }
 }
@@ -165,7 +168,7 @@ static void on_connection(struct loop_source *src, uint32_t ready)
 
 static void refuse_connection(int fd)
 {
-    if (send(fd, http_busy_answer, strlen(http_busy_answer), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+    if (send(fd, http_busy_answer, strlen(http_busy_answer), MSG_DONTWAIT) < 0)
         log_debug("The API server could not answer a connection too many: %s", strerror(errno));
     log_warn("The API server refused a connection: %d are open.", API_CONNECTIONS_MAX);
 }
@@ -269,6 +272,7 @@ struct api *api_open(struct loop *loop, struct vm *vm, const char *path, size_t 
         return NULL;
     }
     log_info("Listening on API socket (\"%s\").", path);
+    timeline_mark(PHASE_API_READY);
     log_info("API server started.");
     return api;
 }

@@ -71,7 +71,7 @@ static uint8_t begin_transfer(struct block *b, struct block_request *r, uint64_t
     if (!is_in_range(b, sector, bytes) || (is_write && b->host.file->is_read_only))
         return VIRTIO_BLK_S_IOERR;
     r->offset = sector * BLOCK_SECTOR_BYTES; /* in range, so it can't wrap */
-    r->left = bytes;
+    r->left = r->bytes = bytes;
     return VIRTIO_BLK_S_OK;
 }
 
@@ -82,6 +82,7 @@ static void begin(struct block *b, struct block_request *r)
     struct virtio_blk_outhdr header;
 
     r->left = 0;
+    r->begun_us = metrics_now_us();
     r->type = UINT32_MAX; /* of no request */
     r->status = VIRTIO_BLK_S_IOERR;
     if (chain_get(&r->chain, &header) < 0)
@@ -165,12 +166,34 @@ static void give_back(struct block *b, const struct block_request *r)
     b->idle[b->idle_count++] = (uint16_t)(r - b->requests);
 }
 
+static void count(struct block *b, const struct block_request *r)
+{
+    struct block_metrics *m = &b->metrics;
+
+    if (r->type == UINT32_MAX || r->status == VIRTIO_BLK_S_UNSUPP) {
+        metric_inc(&m->invalid_reqs_count);
+    } else if (r->status != VIRTIO_BLK_S_OK) {
+        metric_inc(&m->execute_fails);
+    } else if (r->type == VIRTIO_BLK_T_FLUSH) {
+        metric_inc(&m->flush_count);
+    } else if (r->type == VIRTIO_BLK_T_IN) {
+        metric_inc(&m->read_count);
+        metric_add(&m->read_bytes, r->bytes);
+        latency_record(&m->read_agg, r->begun_us);
+    } else if (r->type == VIRTIO_BLK_T_OUT) {
+        metric_inc(&m->write_count);
+        metric_add(&m->write_bytes, r->bytes);
+        latency_record(&m->write_agg, r->begun_us);
+    }
+}
+
 /* The status is the last writable byte, wherever the data ended. Where there is none, nothing can
  * be told. */
 static void finish(struct block *b, struct block_request *r)
 {
     struct chain *c = &r->chain;
 
+    count(b, r);
     if (c->writable > 0) {
         chain_skip_writable(c, c->writable - 1);
         (void)!chain_put(c, &r->status);
@@ -205,6 +228,7 @@ static enum next next(struct block *b, struct block_request **out)
     }
     if (!rate_limiter_take(&b->limiter, is_transfer(r) ? r->left : 0)) {
         virtq_unpop(q);
+        metric_inc(&b->metrics.rate_limiter_throttled_events);
         return NEXT_NONE;
     }
     b->idle_count--;
@@ -309,10 +333,13 @@ static bool serve_async(struct block *b, struct turn *t)
 {
     take_results(b, t);
     take_requests(b, t);
-    if (!block_async_submit(b->host.async))
-        return false;
-    take_results(b, t);
-    return block_async_submit(b->host.async);
+    if (block_async_submit(b->host.async)) {
+        take_results(b, t);
+        if (block_async_submit(b->host.async))
+            return true;
+    }
+    metric_inc(&b->metrics.io_engine_throttled_events);
+    return false;
 }
 
 static bool block_kick(struct virtio_device *dev, unsigned queue)
@@ -321,12 +348,15 @@ static bool block_kick(struct virtio_device *dev, unsigned queue)
     struct turn t = { .bytes = TURN_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     bool more = false;
 
+    metric_inc(&b->metrics.queue_event_count);
     if (b->host.async)
         more = !serve_async(b, &t);
     else
         serve_sync(b, &t);
     if (t.has_pushed)
         virtio_signal_used(dev, queue);
+    if (t.next == NEXT_NONE && t.requests == TURN_REQUESTS && !t.has_pushed)
+        metric_inc(&b->metrics.no_avail_buffer);
     if (t.next == NEXT_BROKEN)
         virtio_needs_reset(dev, "the ring is malformed");
     return more || t.next == NEXT_OK;
@@ -344,6 +374,7 @@ static void on_refilled(struct rate_limiter *l)
 {
     struct block *b = owner_of(l, struct block, limiter);
 
+    metric_inc(&b->metrics.rate_limiter_event_count);
     virtio_kick(&b->dev, QUEUE);
 }
 
@@ -517,5 +548,6 @@ int block_update(struct block *b, const struct block_file *file, const struct ra
     if (limits && ret == 0)
         rate_limiter_update(&b->limiter, limits);
     virtio_unlock(&b->dev);
+    metric_inc(ret < 0 ? &b->metrics.update_fails : &b->metrics.update_count);
     return ret < 0 ? fail_os(e, -ret, "Virtio backend error: io_uring") : 0;
 }

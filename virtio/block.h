@@ -17,6 +17,7 @@
 #include "virtio/block_file.h"
 #include "virtio/device.h"
 #include "virtio/rate_limiter.h"
+#include "vmm/metrics.h"
 
 /* What a device works on; all borrowed. */
 struct block_host {
@@ -33,6 +34,8 @@ struct block_request {
     int mode;        /* of fallocate, for discard and write-zeroes */
     uint64_t offset; /* of the next byte in the file */
     uint32_t left;   /* bytes still to move or to zero */
+    uint32_t bytes;  /* of a transfer, in all */
+    uint64_t begun_us;
     struct chain chain;
 };
 
@@ -46,6 +49,7 @@ struct block {
     uint16_t idle[VIRTQ_SIZE_MAX];  /* those not in use: the last one given back first */
     unsigned idle_count, request_count;
     struct block_request *current; /* Sync: begun in an earlier turn */
+    struct block_metrics metrics;
 };
 
 /* What fails is for want of descriptors or such on the host; then block_fini() all the same. */

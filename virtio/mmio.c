@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 
 #include "vmm/log.h"
+#include "vmm/metrics.h"
 
 #define MAGIC   0x74726976u /* "virt" */
 #define VERSION 2u
@@ -34,6 +35,7 @@ static void show(struct virtio_mmio *t, unsigned offset, uint32_t value)
 static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
 {
     __atomic_fetch_or(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), bit, __ATOMIC_SEQ_CST);
+    metric_inc(&metrics.interrupts.triggers);
     t->pulse(&t->line);
 }
 
@@ -101,6 +103,7 @@ void virtio_config_changed(struct virtio_device *d)
     show_config(t);
     t->state.config_generation++;
     show_registers(t);
+    metric_inc(&metrics.interrupts.config_updates);
     if (t->state.status & STATUS_DRIVER_OK)
         raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
 }

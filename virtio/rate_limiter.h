@@ -1,10 +1,6 @@
 /*
- * Rate limiter: two token buckets, bytes and operations, that a device asks before each request.
- *
- * A bucket holds `size` tokens and is filled from empty to full in its refill time, steadily; it
- * starts full, with a one-time burst beside it that is spent first and never comes back. A request
- * larger than the bucket passes when the bucket is full, and leaves a debt that is paid off at the
- * same pace. The arithmetic is exact: over any time no token is lost or won by rounding.
+ * Rate limiter: two token buckets (vmm/bucket.h), bytes and operations, that a device asks before
+ * each request.
  *
  * A request that has to wait arms a timer; nothing runs until it fires. Functions take no lock: the
  * owner calls all of them under the one that guards its queues, but the timer fires without it.
@@ -14,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/config.h"
+#include "vmm/bucket.h"
 #include "vmm/loop.h"
 
 struct rate_limiter;
@@ -22,14 +18,7 @@ typedef uint64_t clock_fn(void); /* nanoseconds that never go back */
 typedef void refilled_fn(struct rate_limiter *l);
 
 struct rate_limiter {
-    struct bucket {
-        uint64_t size;      /* tokens; 0: unlimited */
-        uint64_t refill_ns; /* from empty to full */
-        uint64_t burst;     /* what is left of it */
-        /* How far from full: tokens times refill_ns. A nanosecond makes it smaller by `size`. More
-         * than size * refill_ns is a debt. */
-        unsigned __int128 missing;
-    } bandwidth, ops;
+    struct bucket bandwidth, ops;
     uint64_t counted_ns; /* when `missing` was right */
     bool is_blocked;     /* the timer is running */
     clock_fn *clock;

@@ -3,6 +3,7 @@
 #include "vmm/boot/layout.h"
 #include "vmm/error.h"
 #include "vmm/log.h"
+#include "vmm/timeline.h"
 
 #define BOOT_TIMER_BYTES 0x1000u
 #define BOOT_DONE_VALUE  123u
@@ -31,6 +32,7 @@ static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_
 
     if (offset != 0 || bytes != 1 || *data != BOOT_DONE_VALUE)
         return;
+    timeline_mark(PHASE_GUEST_MARK);
     wall = microseconds_since(CLOCK_MONOTONIC, &t->start_wall);
     cpu = microseconds_since(CLOCK_PROCESS_CPUTIME_ID, &t->start_cpu);
     log_info("Guest-boot-time = %6ld us %ld ms, %6ld CPU us %ld CPU ms", wall, wall / 1000, cpu,

@@ -1,6 +1,7 @@
 #include "vmm/builder.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
@@ -9,6 +10,7 @@
 #include "vmm/boot/mptable.h"
 #include "vmm/console.h"
 #include "vmm/log.h"
+#include "vmm/timeline.h"
 
 /* Gives each drive its addresses and interrupt line; the guest's view of them is fixed by this. */
 static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
@@ -83,19 +85,37 @@ static int add_irq(const struct machine *m, int *fd, uint32_t gsi, struct error 
     return kvm_add_irqfd(&m->kvm, *fd, gsi, e);
 }
 
-static int add_legacy_devices(struct machine *m, bool boot_timer, struct error *e)
+static int add_serial(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    const struct serial_config *config = plan->serial;
+
+    if (config->serial_out_path) {
+        /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
+        m->serial_out_fd =
+            open(config->serial_out_path,
+                 O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+        if (m->serial_out_fd < 0)
+            return fail_os(e, errno, "Failed to open serial_out_path %s", config->serial_out_path);
+    }
+    serial_init(&m->serial, m->serial_irq_fd,
+                config->serial_out_path ? m->serial_out_fd : console_out());
+    if (config->has_limit)
+        serial_limit(&m->serial, &config->limit);
+    bus_add(&m->pio, &m->serial.bus);
+    return 0;
+}
+
+static int add_legacy_devices(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
     m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->end.event_fd < 0)
         return fail_os(e, errno, "eventfd");
     if (add_irq(m, &m->serial_irq_fd, GSI_SERIAL, e) < 0 ||
-        add_irq(m, &m->i8042_irq_fd, GSI_I8042, e) < 0)
+        add_irq(m, &m->i8042_irq_fd, GSI_I8042, e) < 0 || add_serial(m, plan, e) < 0)
         return -1;
-    serial_init(&m->serial, m->serial_irq_fd, console_out());
-    bus_add(&m->pio, &m->serial.bus);
     i8042_init(&m->i8042, m->i8042_irq_fd, &m->end);
     bus_add(&m->pio, &m->i8042.bus);
-    if (boot_timer)
+    if (plan->boot_timer)
         bus_add(&m->mmio, &m->boot_timer.bus);
     return 0;
 }
@@ -141,19 +161,19 @@ static int add_drives(struct machine *m, const struct machine_plan *plan, struct
             .loop = m->loop,
         };
 
+        metrics_add_source(METRICS_OF_BLOCK, d->config.drive_id, &m->blocks[i].metrics);
         if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, i, &m->blocks[i].dev, e) < 0)
             return -1;
     }
     return 0;
 }
 
-/* The debug lines are the phases that benchmarks/start reports. */
 static int build(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
     const struct machine_config *config = plan->config;
+    const struct cpu_topology topology = { config->vcpu_count, config->smt };
     struct kernel_image kernel;
 
-    log_debug("Building the machine");
     boot_timer_init(&m->boot_timer);
     if (plan_platform(&m->platform, plan, e) < 0)
         return -1;
@@ -161,26 +181,26 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
     if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
         load(m, plan, &kernel, e) < 0)
         return -1;
-    log_debug("Guest memory is filled");
-    if (kvm_open(&m->kvm, e) < 0)
+    timeline_mark(PHASE_GUEST_LOADED);
+    if (kvm_open(&m->kvm, plan->cpu_template, e) < 0)
         return -1;
-    log_debug("KVM has a VM");
+    timeline_mark(PHASE_KVM_VM);
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
     if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0 ||
         add_registers(m, e) < 0)
         return -1;
-    log_debug("The VM has memory");
+    timeline_mark(PHASE_KVM_MEMORY);
     if (kvm_create_irqchip(&m->kvm, e) < 0)
         return -1;
-    log_debug("The VM has interrupt controllers");
-    if (vcpus_init(&m->vcpus, &m->kvm, config->vcpu_count, config->smt, &m->pio, &m->mmio, &m->end,
+    timeline_mark(PHASE_KVM_IRQCHIP);
+    if (vcpus_init(&m->vcpus, &m->kvm, &topology, plan->cpu_template, &m->pio, &m->mmio, &m->end,
                    e) < 0 ||
         vcpus_boot(&m->vcpus, &kernel, e) < 0)
         return -1;
-    log_debug("The VM has vCPUs");
-    if (add_legacy_devices(m, plan->boot_timer, e) < 0 || add_drives(m, plan, e) < 0)
+    timeline_mark(PHASE_KVM_VCPUS);
+    if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0)
         return -1;
-    log_debug("The VM has devices");
+    timeline_mark(PHASE_DEVICES);
     return 0;
 }
 
@@ -196,7 +216,7 @@ int machine_build(struct machine **out, const struct machine_plan *plan, struct 
     m->mmio.idle_byte = 0xff;
     m->pio.idle_byte = 0x00;
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
-    m->end.event_fd = m->serial_irq_fd = m->i8042_irq_fd = -1;
+    m->end.event_fd = m->serial_irq_fd = m->i8042_irq_fd = m->serial_out_fd = -1;
     if (build(m, plan, e) < 0) {
         machine_free(m);
         return -1;
@@ -207,12 +227,14 @@ int machine_build(struct machine **out, const struct machine_plan *plan, struct 
 
 void machine_free(struct machine *m)
 {
+    metrics_forget_sources();
     for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++) {
         virtio_mmio_fini(&m->transports[i]);
         block_fini(&m->blocks[i]);
     }
     close_fdp(&m->i8042_irq_fd);
     close_fdp(&m->serial_irq_fd);
+    close_fdp(&m->serial_out_fd);
     close_fdp(&m->end.event_fd);
     vcpus_fini(&m->vcpus, &m->kvm);
     kvm_close(&m->kvm);

@@ -16,8 +16,10 @@
 struct machine_plan {
     const struct machine_config *config;
     int kernel_fd;
-    int initrd_fd;         /* -1: none */
-    const char *boot_args; /* NULL: the default */
+    int initrd_fd;                         /* -1: none */
+    const char *boot_args;                 /* NULL: the default */
+    const struct cpu_config *cpu_template; /* NULL: none */
+    const struct serial_config *serial;
     bool boot_timer;
     unsigned drive_count;
     struct drive {
@@ -34,6 +36,7 @@ struct machine {
     struct bus pio, mmio;
     struct guest_end end;
     int serial_irq_fd, i8042_irq_fd;
+    int serial_out_fd; /* -1: stdout */
     struct serial serial;
     struct i8042 i8042;
     struct boot_timer boot_timer;

@@ -53,3 +53,33 @@ void drive_patch_fini(struct drive_patch *p)
     free(p->path_on_host);
     *p = (struct drive_patch){ 0 };
 }
+
+void logger_config_fini(struct logger_config *l)
+{
+    free(l->log_path);
+    free(l->module);
+    *l = (struct logger_config){ 0 };
+}
+
+void metrics_config_fini(struct metrics_config *m)
+{
+    free(m->metrics_path);
+    free(m->properties);
+    *m = (struct metrics_config){ 0 };
+}
+
+void serial_config_fini(struct serial_config *s)
+{
+    free(s->serial_out_path);
+    *s = (struct serial_config){ 0 };
+}
+
+void cpu_config_fini(struct cpu_config *c)
+{
+    for (size_t i = 0; i < c->leaf_count; i++)
+        free(c->leaves[i].registers);
+    free(c->capabilities);
+    free(c->leaves);
+    free(c->msrs);
+    *c = (struct cpu_config){ 0 };
+}

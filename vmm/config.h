@@ -6,6 +6,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum huge_pages { HUGE_PAGES_NONE, HUGE_PAGES_TRANSPARENT, HUGE_PAGES_2M };
@@ -80,6 +81,63 @@ struct drive_patch {
     struct rate_limits rate_limits; /* see rate_limits_update() */
 };
 
+/* PUT /logger. What is not given stays as it is, but for the level: that is Info again. */
+struct logger_config {
+    char *log_path;
+    unsigned level; /* enum log_level */
+    bool has_level, has_show_level, has_show_origin;
+    bool show_level, show_origin;
+    char *module;
+};
+
+struct metrics_config {
+    char *metrics_path;
+    bool emit_id;
+    char *properties; /* the text of a JSON object on one line, or NULL */
+};
+
+/* PUT /serial: where the guest's console goes instead of stdout, and how fast. */
+struct serial_config {
+    char *serial_out_path; /* NULL: stdin and stdout */
+    bool has_limit;
+    struct token_bucket limit; /* bytes */
+};
+
+/* A register's new value is (old & ~mask) | value. */
+struct bit_filter {
+    uint64_t mask, value;
+};
+
+enum cpuid_register { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
+
+/* A CPU template: what the guest's processors have otherwise than KVM would give it. Lists are heap
+ * blocks owned by the struct. */
+struct cpu_config {
+    struct kvm_capability {
+        uint32_t number;
+        bool is_dropped; /* not needed, rather than needed */
+    } * capabilities;
+    size_t capability_count;
+    struct cpuid_modifier {
+        uint32_t leaf, subleaf, flags;
+        struct cpuid_register_modifier {
+            enum cpuid_register reg;
+            struct bit_filter bits;
+        } * registers;
+        size_t register_count;
+    } * leaves;
+    size_t leaf_count;
+    struct msr_modifier {
+        uint32_t index;
+        struct bit_filter bits;
+    } * msrs;
+    size_t msr_count;
+};
+
+void logger_config_fini(struct logger_config *l);
+void metrics_config_fini(struct metrics_config *m);
+void serial_config_fini(struct serial_config *s);
+void cpu_config_fini(struct cpu_config *c);
 void boot_source_fini(struct boot_source *b);
 void drive_config_fini(struct drive_config *d);
 void drive_patch_fini(struct drive_patch *p);

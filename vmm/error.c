@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "vmm/log.h"
+#include "vmm/metrics.h"
 
 int fail(struct error *e, enum err_kind kind, const char *fmt, ...)
 {
@@ -47,5 +48,7 @@ int fail_within(struct error *e, const char *prefix)
 void bug(const char *file, int line, const char *what)
 {
     log_error("%s:%d: broken invariant: %s", file, line, what);
+    metric_set(&metrics.vmm.panic_count, 1);
+    metrics_write();
     abort();
 }

@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "vmm/metrics.h"
+
 #define OFFSET_DATA    0u
 #define OFFSET_COMMAND 4u
 
@@ -61,7 +63,8 @@ static bool push(struct i8042 *k, const uint8_t *bytes, unsigned n)
 
 static void answer(struct i8042 *k, uint8_t byte)
 {
-    push(k, &byte, 1); /* a guest that never reads loses the rest */
+    if (!push(k, &byte, 1)) /* a guest that never reads loses the rest */
+        metric_inc(&metrics.i8042.error_count);
 }
 
 static uint8_t read_data(struct i8042 *k)
@@ -132,7 +135,10 @@ static void write_command(struct i8042 *k, uint8_t command)
     case CMD_KEYBOARD_LOOP:
     case CMD_AUX_LOOP:
     case CMD_AUX_WRITE: k->state.pending_command = command; break;
-    case CMD_RESET_CPU: guest_end_signal(k->end, 0); break;
+    case CMD_RESET_CPU:
+        metric_inc(&metrics.i8042.reset_count);
+        guest_end_signal(k->end, 0);
+        break;
     default: break;
     }
 }
@@ -141,8 +147,11 @@ static void i8042_read(struct bus_device *d, uint64_t offset, uint8_t *data, uns
 {
     struct i8042 *k = owner_of(d, struct i8042, bus);
 
-    if (bytes != 1)
+    if (bytes != 1) {
+        metric_inc(&metrics.i8042.missed_read_count);
         return;
+    }
+    metric_inc(&metrics.i8042.read_count);
     pthread_mutex_lock(&k->lock);
     if (offset == OFFSET_DATA)
         *data = read_data(k);
@@ -158,8 +167,11 @@ static void i8042_write(struct bus_device *d, uint64_t offset, const uint8_t *da
 {
     struct i8042 *k = owner_of(d, struct i8042, bus);
 
-    if (bytes != 1)
+    if (bytes != 1) {
+        metric_inc(&metrics.i8042.missed_write_count);
         return;
+    }
+    metric_inc(&metrics.i8042.write_count);
     pthread_mutex_lock(&k->lock);
     if (offset == OFFSET_DATA)
         write_data(k, *data);

@@ -28,7 +28,15 @@ static const struct {
     { KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT" },
 };
 
-static int check(int kvm_fd, struct error *e)
+static bool is_dropped(const struct cpu_config *template, unsigned number)
+{
+    for (size_t i = 0; template && i < template->capability_count; i++)
+        if (template->capabilities[i].number == number && template->capabilities[i].is_dropped)
+            return true;
+    return false;
+}
+
+static int check(int kvm_fd, const struct cpu_config *template, struct error *e)
 {
     int version = ioctl(kvm_fd, KVM_GET_API_VERSION, 0);
 
@@ -38,9 +46,16 @@ static int check(int kvm_fd, struct error *e)
         return fail(e, ERR_HOST, "/dev/kvm speaks API version %d, version %d is needed", version,
                     KVM_API_VERSION);
     for (unsigned i = 0; i < sizeof(needed) / sizeof(*needed); i++)
-        if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, needed[i].number) <= 0)
+        if (!is_dropped(template, needed[i].number) &&
+            ioctl(kvm_fd, KVM_CHECK_EXTENSION, needed[i].number) <= 0)
             return fail(e, ERR_HOST, "KVM on this host lacks the capability %s (%u)",
                         needed[i].name, needed[i].number);
+    for (size_t i = 0; template && i < template->capability_count; i++)
+        if (!template->capabilities[i].is_dropped &&
+            ioctl(kvm_fd, KVM_CHECK_EXTENSION, template->capabilities[i].number) <= 0)
+            return fail(e, ERR_HOST,
+                        "KVM on this host lacks the capability %u that the CPU template needs",
+                        template->capabilities[i].number);
     return 0;
 }
 
@@ -54,7 +69,7 @@ static int create_vm(int kvm_fd)
     return fd;
 }
 
-int kvm_open(struct kvm *k, struct error *e)
+int kvm_open(struct kvm *k, const struct cpu_config *template, struct error *e)
 {
     autofd int kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     autofd int vm_fd = -1;
@@ -66,7 +81,7 @@ int kvm_open(struct kvm *k, struct error *e)
                        errno == ENOENT   ? " (no KVM module is loaded on this host)"
                        : errno == EACCES ? " (the user needs read and write permission)"
                                          : "");
-    if (check(kvm_fd, e) < 0)
+    if (check(kvm_fd, template, e) < 0)
         return -1;
     run_bytes = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (run_bytes < 0)

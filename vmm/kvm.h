@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "vmm/config.h"
 #include "vmm/error.h"
 #include "vmm/guest_mem.h"
 
@@ -20,8 +21,9 @@ struct kvm {
 };
 
 /* Opens /dev/kvm, checks its version and every capability needed (naming the first that lacks),
- * and creates a VM. On failure nothing stays open. */
-must_check int kvm_open(struct kvm *k, struct error *e);
+ * and creates a VM. A CPU template (NULL: none) adds to what is needed, or takes from it. On
+ * failure nothing stays open. */
+must_check int kvm_open(struct kvm *k, const struct cpu_config *template, struct error *e);
 
 /* Closes the descriptors; the VM goes once its vCPUs are closed too. */
 void kvm_close(struct kvm *k);

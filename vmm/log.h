@@ -1,6 +1,7 @@
 /*
  * The log: one line a message, to stdout until log_open() names another sink. Never blocks and
- * never fails: a line that the sink does not take at once is lost and counted. Any thread may log.
+ * never fails: a line that the sink does not take at once is lost and counted
+ * (metrics.logger.missed_log_count). Any thread may log.
  *
  * A line reads `2026-01-31T12:00:00.123456789 [instance-id:thread] message`, in local time, with
  * the level and the source's place added on request; "thread" is main, fc_vcpu N.
@@ -18,12 +19,15 @@ struct log_options {
     enum log_level level;
     bool show_level;
     bool show_origin;
+    const char *module; /* only lines of source files whose path begins so ("api", "vmm/vm");
+                           NULL: all. Borrowed for as long as these options stand */
 };
 
 /* Names the instance in every line from now on. Borrows id for the rest of the process. */
 void log_set_instance(const char *id);
 
 void log_set_options(struct log_options options);
+struct log_options log_get_options(void);
 
 /* Level of a name as --level and the API take it ("Info", "warning", ...), or -1. */
 int log_level_parse(const char *name);
@@ -32,8 +36,8 @@ int log_level_parse(const char *name);
  * reader. On failure the old sink stays. */
 must_check int log_open(const char *path, struct error *e);
 
-/* Lines lost so far. */
-uint64_t log_missed(void);
+/* Logs that a signal ends the process. Async-signal-safe, as nothing else here is. */
+void log_signal(int signal, int code);
 
 void log_line(enum log_level level, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));

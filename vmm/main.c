@@ -1,13 +1,18 @@
 /* The process: from arguments to a running event loop, and to an exit code. */
 
-#include <signal.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "api/config_file.h"
 #include "api/server.h"
 #include "vmm/log.h"
+#include "vmm/metrics.h"
+#include "vmm/signals.h"
+#include "vmm/timeline.h"
 #include "vmm/version.h"
 #include "vmm/vm.h"
 
@@ -20,12 +25,15 @@ enum exit_code {
 
 #define ID_MAX_BYTES 64u
 
-/* http-api-max-payload-size */
-#define API_MAX_PAYLOAD_BYTES 51200u
+#define PAYLOAD_DEFAULT_BYTES 51200u
+#define PAYLOAD_MAX_BYTES     (1u << 30) /* what the JSON parser can count */
 
 struct options {
-    const char *api_sock, *id, *config_file, *level, *log_path;
+    const char *api_sock, *id, *config_file, *level, *log_path, *module, *metrics_path;
+    const char *seccomp_filter, *start_time_us, *start_time_cpu_us, *parent_cpu_time_us;
+    const char *max_payload, *metadata, *mmds_size_limit, *describe_snapshot;
     bool no_api, boot_timer, show_level, show_origin, version, help;
+    bool no_seccomp, enable_pci, snapshot_version;
 };
 
 static const struct option {
@@ -43,16 +51,42 @@ static const struct option {
     { "no-api", NULL, offsetof(struct options, no_api), "serve no API; needs --config-file" },
     { "boot-timer", NULL, offsetof(struct options, boot_timer),
       "log the time from the start to the guest's mark (a write of 123 to 0xc0000000)" },
+    { "http-api-max-payload-size", "BYTES", offsetof(struct options, max_payload),
+      "largest body of a request [51200]" },
     { "log-path", "PATH", offsetof(struct options, log_path), "file or FIFO for the log [stdout]" },
     { "level", "LEVEL", offsetof(struct options, level),
       "Off, Error, Warn, Info, Debug or Trace [Info]" },
     { "show-level", NULL, offsetof(struct options, show_level), "show the level in each log line" },
     { "show-log-origin", NULL, offsetof(struct options, show_origin),
       "show the source file and line in each log line" },
+    { "module", "PREFIX", offsetof(struct options, module),
+      "log only what source files log whose path begins so (api, virtio, vmm/vm)" },
+    { "metrics-path", "PATH", offsetof(struct options, metrics_path),
+      "file or FIFO for the metrics [none]" },
+    { "no-seccomp", NULL, offsetof(struct options, no_seccomp),
+      "accepted: this version installs no filters, they come with the jailer" },
+    { "seccomp-filter", "PATH", offsetof(struct options, seccomp_filter),
+      "accepted if the file can be read, but not installed (as above)" },
+    { "start-time-us", "US", offsetof(struct options, start_time_us),
+      "when the jailer began, on CLOCK_MONOTONIC: for the metrics" },
+    { "start-time-cpu-us", "US", offsetof(struct options, start_time_cpu_us),
+      "the process's CPU time at exec: for the metrics" },
+    { "parent-cpu-time-us", "US", offsetof(struct options, parent_cpu_time_us),
+      "CPU time that the jailer used: for the metrics" },
+    { "enable-pci", NULL, offsetof(struct options, enable_pci),
+      "refused: devices are on virtio-mmio" },
+    { "metadata", "PATH", offsetof(struct options, metadata), "refused: there is no MMDS yet" },
+    { "mmds-size-limit", "BYTES", offsetof(struct options, mmds_size_limit),
+      "refused: there is no MMDS yet" },
+    { "snapshot-version", NULL, offsetof(struct options, snapshot_version),
+      "refused: there are no snapshots yet" },
+    { "describe-snapshot", "PATH", offsetof(struct options, describe_snapshot),
+      "refused: there are no snapshots yet" },
     { "version", NULL, offsetof(struct options, version), "print the version and exit" },
     { "help", NULL, offsetof(struct options, help), "print this text and exit (also -h)" },
 };
 #define OPTIONS (sizeof(options_table) / sizeof(*options_table))
+_Static_assert(OPTIONS <= 32, "parse_option() keeps a bit for each");
 
 static void print_help(void)
 {
@@ -63,9 +97,11 @@ static void print_help(void)
         const struct option *o = &options_table[i];
 
         printf("  --%s%s%-*s %s\n", o->name, o->value ? " " : "",
-               (int)(22 - strlen(o->name) - !!o->value), o->value ? o->value : "", o->help);
+               (int)(32 - strlen(o->name) - !!o->value), o->value ? o->value : "", o->help);
     }
-    printf("\nexit codes: 0 the guest ended; 1 an error; %d bad --level; %d bad arguments\n",
+    printf("\nexit codes: 0 the guest ended; 1 an error; %d bad --level; %d bad arguments;\n"
+           "after a signal: 148 SIGSYS, 149 SIGBUS, 150 SIGSEGV, 151 SIGXFSZ, 154 SIGXCPU,\n"
+           "156 SIGHUP, 157 SIGILL. SIGTERM, SIGINT and SIGQUIT kill the process.\n",
            EXIT_BAD_LEVEL, EXIT_BAD_ARGUMENTS);
 }
 
@@ -126,13 +162,73 @@ static int check_id(const char *id, struct error *e)
                     "Invalid instance ID: Invalid len (%zu);  the length must be between 1 and %u",
                     n, ID_MAX_BYTES);
     for (size_t i = 0; i < n; i++)
-        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-", id[i]))
+        if (!(id[i] & 0x80) && /* beyond ASCII all counts as a letter */
+            !strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-", id[i]))
             return fail(e, ERR_INVALID, "Invalid instance ID: Invalid char (%c) at position %zu",
                         id[i], i);
     return 0;
 }
 
-static int parse(struct options *o, char **argv, struct error *e)
+struct numbers {
+    uint64_t start_time_us, start_time_cpu_us, parent_cpu_time_us, max_payload;
+};
+
+/* Leaves *out alone where the option is not given. */
+static int parse_number(uint64_t *out, const char *name, const char *text, uint64_t max,
+                        struct error *e)
+{
+    uint64_t value = 0;
+
+    if (!text)
+        return 0;
+    for (const char *at = text; *at || at == text; at++) {
+        unsigned digit = (unsigned)(*at - '0');
+
+        if (digit > 9)
+            return fail(e, ERR_INVALID, "The argument '%s' must be a number, not '%s'.", name,
+                        text);
+        if (value > (max - digit) / 10)
+            return fail(e, ERR_INVALID, "The argument '%s' must be at most %llu, not %s.", name,
+                        (unsigned long long)max, text);
+        value = value * 10 + digit;
+    }
+    *out = value;
+    return 0;
+}
+
+static int parse_numbers(const struct options *o, struct numbers *n, struct error *e)
+{
+    if (parse_number(&n->start_time_us, "start-time-us", o->start_time_us, UINT64_MAX, e) < 0 ||
+        parse_number(&n->start_time_cpu_us, "start-time-cpu-us", o->start_time_cpu_us, UINT64_MAX,
+                     e) < 0 ||
+        parse_number(&n->parent_cpu_time_us, "parent-cpu-time-us", o->parent_cpu_time_us,
+                     UINT64_MAX, e) < 0)
+        return -1;
+    return parse_number(&n->max_payload, "http-api-max-payload-size", o->max_payload,
+                        PAYLOAD_MAX_BYTES, e);
+}
+
+/* Options that are right, for what this version does not have. */
+static int refuse_absent(const struct options *o, struct error *e)
+{
+    const struct {
+        bool is_given;
+        const char *what;
+    } absent[] = {
+        { o->enable_pci, "--enable-pci: there is no PCI; devices are on virtio-mmio" },
+        { o->metadata, "--metadata: there is no MMDS" },
+        { o->mmds_size_limit, "--mmds-size-limit: there is no MMDS" },
+        { o->snapshot_version, "--snapshot-version: there are no snapshots" },
+        { o->describe_snapshot, "--describe-snapshot: there are no snapshots" },
+    };
+
+    for (size_t i = 0; i < sizeof(absent) / sizeof(*absent); i++)
+        if (absent[i].is_given)
+            return fail(e, ERR_INVALID, "%s in this version", absent[i].what);
+    return 0;
+}
+
+static int parse(struct options *o, struct numbers *n, char **argv, struct error *e)
 {
     unsigned seen = 0;
     int used;
@@ -143,9 +239,12 @@ static int parse(struct options *o, char **argv, struct error *e)
             return -1;
     }
     if (o->no_api && !o->config_file)
+        return fail(e, ERR_INVALID, "Argument 'config-file' required, but not found.");
+    if (o->no_seccomp && o->seccomp_filter)
         return fail(e, ERR_INVALID,
-                    "The argument 'config-file' is required by 'no-api', but was not provided.");
-    return check_id(o->id, e);
+                    "Argument 'seccomp-filter' cannot be used together with argument "
+                    "'no-seccomp'.");
+    return check_id(o->id, e) < 0 ? -1 : parse_numbers(o, n, e);
 }
 
 static int set_up_log(const struct options *o, struct error *e)
@@ -154,13 +253,11 @@ static int set_up_log(const struct options *o, struct error *e)
 
     if (o->log_path && log_open(o->log_path, e) < 0)
         return -1;
-    if (level < 0)
-        return fail(e, ERR_INVALID, "--level: %s is none of Off, Error, Warn, Info, Debug, Trace",
-                    o->level);
     log_set_options((struct log_options){
         .level = (enum log_level)level,
         .show_level = o->show_level,
         .show_origin = o->show_origin,
+        .module = o->module,
     });
     return 0;
 }
@@ -182,16 +279,55 @@ static int end_with(int code, const char *what, const struct error *e)
     return end(code);
 }
 
-/* A handler, not SIG_IGN: a peer that went away must be noticed by the write that fails. */
-static void on_sigpipe(int signal)
+static uint64_t cpu_us(void)
 {
-    (void)signal;
+    struct timespec used;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000 + (uint64_t)used.tv_nsec / 1000;
 }
 
-static int run(const struct options *o)
+/* From the jailer's start to an answering API; what was not given is not told. */
+static void record_startup(const struct options *o, const struct numbers *n)
+{
+    if (o->start_time_us)
+        metric_set(&metrics.api_server.process_startup_time_us,
+                   metrics_now_us() - n->start_time_us);
+    if (o->start_time_cpu_us)
+        metric_set(&metrics.api_server.process_startup_time_cpu_us,
+                   cpu_us() - n->start_time_cpu_us + n->parent_cpu_time_us);
+}
+
+/* Nothing is done with the file: what the guest's VMM may call is for the jailer to say. */
+static int check_seccomp(const struct options *o, struct error *e)
+{
+    autofd int fd = -1;
+    char byte;
+
+    if (!o->seccomp_filter)
+        return 0;
+    fd = open(o->seccomp_filter, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return fail_os(e, errno, "Filter file open error");
+    if (read(fd, &byte, 1) != 1)
+        return fail(e, ERR_INVALID, "Filter deserialization failed: %s is empty or can't be read",
+                    o->seccomp_filter);
+    log_warn("The seccomp filter %s is not installed: this version has no filters",
+             o->seccomp_filter);
+    return 0;
+}
+
+static int set_up_metrics(const struct options *o, struct error *e)
+{
+    const struct metrics_config config = { .metrics_path = (char *)o->metrics_path };
+
+    return o->metrics_path ? metrics_open(&config, o->id, e) : 0;
+}
+
+static int run(const struct options *o, const struct numbers *n)
 {
     const struct vm_options vm_options = { .id = o->id, .boot_timer = o->boot_timer };
-    const struct sigaction sigpipe = { .sa_handler = on_sigpipe, .sa_flags = SA_RESTART };
+    const char *how = o->no_api ? "RunWithoutApiError error" : "RunWithApiError error";
     static struct loop loop; /* these live as long as the process: nothing is freed at its end */
     static struct vm *vm;
     static struct api *api;
@@ -199,29 +335,37 @@ static int run(const struct options *o)
     int code;
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
-    sigaction(SIGPIPE, &sigpipe, NULL);
+    signals_install();
+    if (check_seccomp(o, &e) < 0)
+        return end_with(EXIT_GENERIC, "Seccomp error", &e);
+    if (set_up_metrics(o, &e) < 0)
+        return end_with(EXIT_GENERIC, "Could not initialize metrics", &e);
     if (loop_init(&loop, &e) < 0)
         return end_with(EXIT_GENERIC, "event loop", &e);
     vm = vm_new(&loop, &vm_options);
     if (!o->no_api) {
-        api = api_open(&loop, vm, o->api_sock, API_MAX_PAYLOAD_BYTES, &e);
+        api = api_open(&loop, vm, o->api_sock, n->max_payload, &e);
         if (!api)
-            return end_with(EXIT_GENERIC, "RunWithApiError error", &e);
+            return end_with(EXIT_GENERIC, how, &e);
+        record_startup(o, n);
     }
     if (o->config_file && config_file_apply(vm, o->config_file, &e) < 0)
-        return end_with(EXIT_GENERIC, "RunWithoutApiError error", &e);
+        return end_with(EXIT_GENERIC, how, &e);
     code = loop_run(&loop);
     log_info("Vmm is stopping.");
     vm_stop(vm);
+    metrics_write();
     return end(code);
 }
 
 int main(int argc, char **argv)
 {
     struct options o = { .api_sock = "/run/firecracker.socket", .id = "anonymous-instance" };
+    struct numbers n = { .max_payload = PAYLOAD_DEFAULT_BYTES };
     struct error e;
 
     (void)argc;
+    timeline_init();
     if (asks_only(&o, argv + 1)) {
         if (o.help)
             print_help();
@@ -230,10 +374,20 @@ int main(int argc, char **argv)
         fflush(stdout);
         return o.help ? EXIT_OK : end(EXIT_OK);
     }
-    if (parse(&o, argv, &e) < 0)
+    if (parse(&o, &n, argv, &e) < 0)
         return end_with(EXIT_BAD_ARGUMENTS, "Arguments parsing error", &e);
+    if (refuse_absent(&o, &e) < 0)
+        return end_with(EXIT_GENERIC, "Not supported", &e);
+    timeline_begin(n.start_time_us);
     log_set_instance(o.id);
+    if (o.level && log_level_parse(o.level) < 0) {
+        fail(&e, ERR_INVALID,
+             "Failed to parse string to level filter: %s.Possible values: [Error, Warning, Info, "
+             "Debug]",
+             o.level);
+        return end_with(EXIT_BAD_LEVEL, "Invalid value for logger level", &e);
+    }
     if (set_up_log(&o, &e) < 0)
-        return end_with(EXIT_BAD_LEVEL, "Logger error", &e);
-    return run(&o);
+        return end_with(EXIT_GENERIC, "Could not initialize logger", &e);
+    return run(&o, &n);
 }

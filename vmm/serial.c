@@ -4,6 +4,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "vmm/metrics.h"
+
 /* Register offsets; the first two are the divisor latch while LCR_DLAB is set. */
 enum { REG_DATA, REG_IER, REG_IIR_FCR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCR };
 
@@ -105,12 +107,29 @@ static uint8_t read_register(struct serial *s, uint64_t offset)
     }
 }
 
+static bool may_send(struct serial *s)
+{
+    uint64_t now;
+
+    if (s->limit.size == 0)
+        return true;
+    now = metrics_now_us();
+    bucket_refill(&s->limit, (now - s->counted_us) * 1000);
+    s->counted_us = now;
+    if (bucket_wait(&s->limit, 1) > 0)
+        return false;
+    bucket_spend(&s->limit, 1);
+    return true;
+}
+
 static void transmit(struct serial *s, uint8_t byte)
 {
     if (s->state.mcr & MCR_LOOP)
         fifo_push(&s->state, byte);
+    else if (!may_send(s))
+        metric_inc(&metrics.uart.rate_limiter_dropped_bytes);
     else if (write(s->out_fd, &byte, 1) != 1)
-        s->missed_writes++;
+        metric_inc(&metrics.uart.error_count);
     s->state.thr_empty_pending = true;
 }
 
@@ -156,11 +175,14 @@ static void serial_read(struct bus_device *d, uint64_t offset, uint8_t *data, un
 {
     struct serial *s = owner_of(d, struct serial, bus);
 
-    if (bytes != 1)
+    if (bytes != 1) {
+        metric_inc(&metrics.uart.missed_read_count);
         return;
+    }
     pthread_mutex_lock(&s->lock);
     *data = read_register(s, offset);
     pthread_mutex_unlock(&s->lock);
+    metric_inc(&metrics.uart.read_count);
 }
 
 static void serial_write(struct bus_device *d, uint64_t offset, const uint8_t *data, unsigned bytes)
@@ -168,13 +190,16 @@ static void serial_write(struct bus_device *d, uint64_t offset, const uint8_t *d
     struct serial *s = owner_of(d, struct serial, bus);
     uint8_t before;
 
-    if (bytes != 1)
+    if (bytes != 1) {
+        metric_inc(&metrics.uart.missed_write_count);
         return;
+    }
     pthread_mutex_lock(&s->lock);
     before = pending(&s->state);
     write_register(s, offset, *data);
     raise_from(s, before);
     pthread_mutex_unlock(&s->lock);
+    metric_inc(&metrics.uart.write_count);
 }
 
 static const struct bus_ops serial_ops = { .read = serial_read, .write = serial_write };
@@ -188,6 +213,12 @@ void serial_init(struct serial *s, int irq_fd, int out_fd)
         .irq_fd = irq_fd,
         .out_fd = out_fd,
     };
+}
+
+void serial_limit(struct serial *s, const struct token_bucket *limit)
+{
+    bucket_init(&s->limit, limit);
+    s->counted_us = metrics_now_us();
 }
 
 /* A source that is not wanted leaves the loop: one whose writer is gone would wake it for ever. */

@@ -1,8 +1,8 @@
 /*
- * A 16550A UART at 0x3f8: the guest's console, on the process's stdin and stdout.
+ * A 16550A UART at 0x3f8: the guest's console, on the process's stdin and stdout or on a file.
  *
  * Registers are touched by vCPU threads, input arrives on the event loop; one mutex guards the
- * state. Output that stdout does not take at once is dropped and counted; input waits in the pipe
+ * state. Output that its file does not take at once is dropped and counted; input waits in the pipe
  * or the terminal while the 64-byte receive FIFO is full. Register rules: National Semiconductor
  * PC16550D data sheet, section 8.
  */
@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/bucket.h"
 #include "vmm/bus.h"
 #include "vmm/loop.h"
 
@@ -32,7 +33,8 @@ struct serial {
     struct serial_state state;
     int irq_fd; /* an irqfd: each write is one edge of the interrupt line */
     int out_fd;
-    uint64_t missed_writes;
+    struct bucket limit; /* of output, in bytes */
+    uint64_t counted_us; /* when the bucket was last filled */
     struct loop *loop;
     bool has_input, is_watching, is_paused;
     struct loop_source input;      /* stdin, while has_input */
@@ -41,6 +43,9 @@ struct serial {
 
 /* Borrows irq_fd and out_fd. */
 void serial_init(struct serial *s, int irq_fd, int out_fd);
+
+/* Output beyond the limit is dropped. Before the guest runs. */
+void serial_limit(struct serial *s, const struct token_bucket *limit);
 
 /* Feeds stdin to the guest from now on. */
 must_check int serial_attach_input(struct serial *s, struct loop *loop, struct error *e);

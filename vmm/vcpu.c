@@ -9,7 +9,9 @@
 #include <sys/mman.h>
 
 #include "vmm/boot/boot_info.h"
+#include "vmm/cpu_template.h"
 #include "vmm/log.h"
+#include "vmm/timeline.h"
 
 #define KICK_SIGNAL SIGRTMIN
 
@@ -58,6 +60,27 @@ static int set_msrs(int fd, struct error *e)
     return 0;
 }
 
+/* One MSR as a template wants it. */
+static int change_msr(int fd, const struct msr_modifier *m, struct error *e)
+{
+    struct { /* struct kvm_msrs with its entry */
+        uint32_t nmsrs, padding;
+        struct kvm_msr_entry entry;
+    } msr = { .nmsrs = 1, .entry = { .index = m->index } };
+
+    if (ioctl(fd, KVM_GET_MSRS, &msr) != 1)
+        return fail(e, ERR_HOST,
+                    "Failed to apply CPU template: Template changes an MSR entry not supported by "
+                    "KVM: Register Address: %x",
+                    m->index);
+    msr.entry.data = (msr.entry.data & ~m->bits.mask) | m->bits.value;
+    if (ioctl(fd, KVM_SET_MSRS, &msr) != 1)
+        return fail(e, ERR_HOST,
+                    "Failed to apply CPU template: KVM refuses to set MSR 0x%x to 0x%llx", m->index,
+                    (unsigned long long)msr.entry.data);
+    return 0;
+}
+
 static void lapic_set_mode(struct kvm_lapic_state *lapic, unsigned reg, uint32_t mode)
 {
     uint32_t lvt;
@@ -83,7 +106,7 @@ static int set_lapic(int fd, struct error *e)
 }
 
 static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cpuid,
-                     struct error *e)
+                     const struct cpu_config *template, struct error *e)
 {
     c->fd = ioctl(k->vm_fd, KVM_CREATE_VCPU, c->index);
     if (c->fd < 0)
@@ -97,14 +120,16 @@ static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cp
         return fail_os(e, errno, "KVM_SET_CPUID2 of vCPU %u", c->index);
     if (set_msrs(c->fd, e) < 0)
         return -1;
+    for (size_t i = 0; template && i < template->msr_count; i++)
+        if (change_msr(c->fd, &template->msrs[i], e) < 0)
+            return -1;
     return set_lapic(c->fd, e);
 }
 
-int vcpus_init(struct vcpus *v, const struct kvm *k, unsigned count, bool smt,
-               const struct bus *pio, const struct bus *mmio, struct guest_end *end,
-               struct error *e)
+int vcpus_init(struct vcpus *v, const struct kvm *k, const struct cpu_topology *topology,
+               const struct cpu_config *template, const struct bus *pio, const struct bus *mmio,
+               struct guest_end *end, struct error *e)
 {
-    const struct cpu_topology topology = { .vcpu_count = count, .smt = smt };
     struct cpuid cpuid;
 
     *v = (struct vcpus){
@@ -116,13 +141,16 @@ int vcpus_init(struct vcpus *v, const struct kvm *k, unsigned count, bool smt,
     };
     if (cpuid_supported(&cpuid, k->kvm_fd, e) < 0)
         return -1;
-    cpuid_normalise(&cpuid, &topology);
-    while (v->count < count) {
+    /* The template first: what makes a VM of these vCPUs has the last word. */
+    if (template && cpu_template_apply(template, &cpuid, e) < 0)
+        return -1;
+    cpuid_normalise(&cpuid, topology);
+    while (v->count < topology->vcpu_count) {
         struct vcpu *c = &v->each[v->count];
 
         *c = (struct vcpu){ .all = v, .index = v->count++, .fd = -1 };
-        cpuid_set_vcpu(&cpuid, c->index, &topology);
-        if (vcpu_init(c, k, &cpuid, e) < 0)
+        cpuid_set_vcpu(&cpuid, c->index, topology);
+        if (vcpu_init(c, k, &cpuid, template, e) < 0)
             return -1;
     }
     return 0;
@@ -201,7 +229,8 @@ static void comply(struct vcpu *c)
     pthread_mutex_lock(&v->lock);
     if (v->pause) {
         /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
-        (void)!ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0);
+        if (ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
+            metric_inc(&c->metrics.kvmclock_ctrl_fails);
         v->paused++;
         pthread_cond_broadcast(&v->changed);
         while (v->pause)
@@ -212,30 +241,39 @@ static void comply(struct vcpu *c)
     pthread_mutex_unlock(&v->lock);
 }
 
-static void on_pio(const struct vcpu *c)
+static void on_pio(struct vcpu *c)
 {
     const struct kvm_run *run = c->run;
+    bool is_in = run->io.direction == KVM_EXIT_IO_IN;
+    uint64_t start = metrics_now_us();
     uint8_t *data = (uint8_t *)c->run + run->io.data_offset;
 
     /* A string instruction comes as one exit with `count` items for the same port. */
     for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size) {
-        if (run->io.direction == KVM_EXIT_IO_IN)
+        if (is_in)
             bus_read(c->all->pio, run->io.port, data, run->io.size);
         else
             bus_write(c->all->pio, run->io.port, data, run->io.size);
     }
+    metric_inc(is_in ? &c->metrics.exit_io_in : &c->metrics.exit_io_out);
+    latency_record(is_in ? &c->metrics.exit_io_in_agg : &c->metrics.exit_io_out_agg, start);
 }
 
-static void on_mmio(const struct vcpu *c)
+static void on_mmio(struct vcpu *c)
 {
     struct kvm_run *run = c->run;
+    bool is_write = run->mmio.is_write;
+    uint64_t start = metrics_now_us();
 
     if (run->mmio.len > sizeof(run->mmio.data))
         return;
-    if (run->mmio.is_write)
+    if (is_write)
         bus_write(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
     else
         bus_read(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+    metric_inc(is_write ? &c->metrics.exit_mmio_write : &c->metrics.exit_mmio_read);
+    latency_record(is_write ? &c->metrics.exit_mmio_write_agg : &c->metrics.exit_mmio_read_agg,
+                   start);
 }
 
 static void on_system_event(const struct vcpu *c)
@@ -247,13 +285,14 @@ static void on_system_event(const struct vcpu *c)
                      type == KVM_SYSTEM_EVENT_RESET || type == KVM_SYSTEM_EVENT_SHUTDOWN ? 0 : 1);
 }
 
-static void fail_vcpu(const struct vcpu *c, const char *why, uint64_t detail)
+static void fail_vcpu(struct vcpu *c, const char *why, uint64_t detail)
 {
+    metric_inc(&c->metrics.failures);
     log_error("vCPU %u: %s (%llu)", c->index, why, (unsigned long long)detail);
     guest_end_signal(c->all->end, 1);
 }
 
-static void on_exit_reason(const struct vcpu *c)
+static void on_exit_reason(struct vcpu *c)
 {
     const struct kvm_run *run = c->run;
 
@@ -291,6 +330,7 @@ static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
 
+    timeline_mark(PHASE_GUEST_ENTRY);
     for (;;) {
         int ret;
 
@@ -332,6 +372,8 @@ int vcpus_start(struct vcpus *v, struct error *e)
     pthread_attr_t attr;
     int ret = 0;
 
+    for (unsigned i = 0; i < v->count; i++)
+        metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
     sigaction(KICK_SIGNAL, &kick, NULL);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);

@@ -16,6 +16,7 @@
 #include "vmm/cpuid.h"
 #include "vmm/guest_end.h"
 #include "vmm/kvm.h"
+#include "vmm/metrics.h"
 
 struct kvm_run;
 
@@ -28,6 +29,7 @@ struct vcpus {
         int fd;
         struct kvm_run *run; /* shared with the kernel */
         pthread_t thread;
+        struct vcpu_metrics metrics;
     } each[PLATFORM_VCPUS_MAX];
     const struct bus *pio, *mmio;
     struct guest_end *end;
@@ -38,12 +40,12 @@ struct vcpus {
     unsigned paused; /* threads that have complied */
 };
 
-/* Creates the vCPUs, without running them, with the CPUID of a VM of `count` of them and LAPICs in
- * virtual wire mode. Borrows the buses and end. On failure the caller drops all with vcpus_fini().
- */
-must_check int vcpus_init(struct vcpus *v, const struct kvm *k, unsigned count, bool smt,
-                          const struct bus *pio, const struct bus *mmio, struct guest_end *end,
-                          struct error *e);
+/* Creates the vCPUs, without running them, with the CPUID of a VM of that topology, changed by a
+ * CPU template (NULL: none), and LAPICs in virtual wire mode. Borrows the buses and end. On failure
+ * the caller drops all with vcpus_fini(). */
+must_check int vcpus_init(struct vcpus *v, const struct kvm *k, const struct cpu_topology *topology,
+                          const struct cpu_config *template, const struct bus *pio,
+                          const struct bus *mmio, struct guest_end *end, struct error *e);
 
 /* Closes vCPUs that were never started. Works on a zeroed object. */
 void vcpus_fini(struct vcpus *v, const struct kvm *k);

@@ -7,7 +7,10 @@
 #include "vmm/boot/cmdline.h"
 #include "vmm/builder.h"
 #include "vmm/console.h"
+#include "vmm/cpu_template.h"
 #include "vmm/log.h"
+#include "vmm/metrics.h"
+#include "vmm/timeline.h"
 
 struct vm {
     struct loop *loop;
@@ -18,6 +21,10 @@ struct vm {
     int kernel_fd, initrd_fd; /* of boot_source; -1: none */
     struct drive *drives;     /* in attach order: the root drive first */
     unsigned drive_count;
+    struct serial_config serial;
+    struct cpu_config cpu_config; /* of PUT /cpu-config */
+    bool has_cpu_config;          /* it is later than machine_config.cpu_template */
+    char *log_module;             /* NULL: none, or not from here */
     struct machine *machine;      /* NULL until started */
     struct loop_source guest_end; /* machine->end.event_fd */
 };
@@ -32,7 +39,9 @@ static const unsigned allowed_in[ACTIONS] = {
     [ACT_PUT_BOOT_SOURCE] = BEFORE_START, [ACT_PUT_DRIVE] = BEFORE_START,
     [ACT_PATCH_DRIVE] = AFTER_START,      [ACT_START] = BEFORE_START,
     [ACT_CTRL_ALT_DEL] = AFTER_START,     [ACT_PAUSE] = AFTER_START,
-    [ACT_RESUME] = AFTER_START,
+    [ACT_RESUME] = AFTER_START,           [ACT_FLUSH_METRICS] = AFTER_START,
+    [ACT_PUT_LOGGER] = BEFORE_START,      [ACT_PUT_METRICS] = BEFORE_START,
+    [ACT_PUT_SERIAL] = BEFORE_START,      [ACT_PUT_CPU_CONFIG] = BEFORE_START,
 };
 
 struct vm *vm_new(struct loop *loop, const struct vm_options *options)
@@ -75,6 +84,8 @@ static int apply_machine(struct vm *vm, const struct machine_request *r,
                     "The memory size (MiB) is either 0, or not a multiple of the configured page "
                     "size.");
     vm->machine_config = c;
+    if (r->given & MACHINE_CPU_TEMPLATE) /* of the two kinds of template the later one counts */
+        vm->has_cpu_config = false;
     return 0;
 }
 
@@ -245,6 +256,44 @@ static int patch_drive(struct vm *vm, struct drive_patch *p, struct error *e)
                 why.msg);
 }
 
+static int put_logger(struct vm *vm, struct logger_config *c, struct error *e)
+{
+    struct log_options o = log_get_options();
+
+    if (c->log_path && log_open(c->log_path, e) < 0)
+        return -1;
+    o.level = c->has_level ? (enum log_level)c->level : LOG_INFO;
+    if (c->has_show_level)
+        o.show_level = c->show_level;
+    if (c->has_show_origin)
+        o.show_origin = c->show_origin;
+    if (c->module)
+        o.module = c->module;
+    log_set_options(o);
+    if (c->module) {
+        free(vm->log_module);
+        vm->log_module = c->module;
+        c->module = NULL;
+    }
+    return 0;
+}
+
+static void put_serial(struct vm *vm, struct serial_config *c)
+{
+    serial_config_fini(&vm->serial);
+    vm->serial = *c;
+    *c = (struct serial_config){ 0 };
+}
+
+static void put_cpu_config(struct vm *vm, struct cpu_config *c)
+{
+    cpu_config_fini(&vm->cpu_config);
+    vm->cpu_config = *c;
+    *c = (struct cpu_config){ 0 };
+    vm->has_cpu_config = true;
+    vm->machine_config.cpu_template = CPU_TEMPLATE_NONE;
+}
+
 static void on_guest_end(struct loop_source *src, uint32_t ready)
 {
     struct vm *vm = owner_of(src, struct vm, guest_end);
@@ -261,29 +310,32 @@ static int set_off(struct vm *vm, struct error *e)
 
     vm->guest_end = (struct loop_source){ m->end.event_fd, EPOLLIN, on_guest_end };
     BUG_ON(loop_add(vm->loop, &vm->guest_end) < 0);
-    if (console_has_input() && serial_attach_input(&m->serial, vm->loop, e) == 0)
+    if (!vm->serial.serial_out_path && console_has_input() &&
+        serial_attach_input(&m->serial, vm->loop, e) == 0)
         console_raw();
     return vcpus_start(&m->vcpus, e);
 }
 
 static int start(struct vm *vm, struct error *e)
 {
-    const struct machine_plan plan = {
+    struct machine_plan plan = {
         .config = &vm->machine_config,
         .kernel_fd = vm->kernel_fd,
         .initrd_fd = vm->initrd_fd,
         .boot_args = vm->boot_source.boot_args,
+        .cpu_template = &vm->cpu_config,
+        .serial = &vm->serial,
         .boot_timer = vm->options.boot_timer,
         .drive_count = vm->drive_count,
         .drives = vm->drives,
     };
 
+    timeline_mark(PHASE_INSTANCE_START);
     if (vm->kernel_fd < 0)
         return fail(e, ERR_INVALID, "Cannot start microvm without kernel configuration.");
-    if (vm->machine_config.cpu_template != CPU_TEMPLATE_NONE)
-        return fail(e, ERR_INVALID,
-                    "Failed to get CPU template: static CPU templates are not "
-                    "supported by this version.");
+    if (!vm->has_cpu_config &&
+        cpu_template_find(&plan.cpu_template, vm->machine_config.cpu_template, e) < 0)
+        return -1;
     if (machine_build(&vm->machine, &plan, vm->loop, e) < 0)
         return -1;
     if (set_off(vm, e) < 0) {
@@ -291,29 +343,47 @@ static int start(struct vm *vm, struct error *e)
         return -1;
     }
     vm->state = VM_RUNNING;
+    timeline_mark(PHASE_STARTED);
+    metrics_start(vm->loop);
     return 0;
+}
+
+static void log_duration(const char *what, metric *latency, uint64_t start_us)
+{
+    uint64_t us = metrics_now_us() - start_us;
+
+    metric_set(latency, us);
+    log_info("'%s' VMM action took %llu us.", what, (unsigned long long)us);
 }
 
 static void pause_vm(struct vm *vm)
 {
-    if (vm->state == VM_PAUSED)
-        return;
-    vcpus_pause(&vm->machine->vcpus);
-    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
-        virtio_mmio_pause(&vm->machine->transports[i]);
-    serial_pause(&vm->machine->serial);
-    vm->state = VM_PAUSED;
+    uint64_t start_us = metrics_now_us();
+
+    if (vm->state == VM_RUNNING) {
+        vcpus_pause(&vm->machine->vcpus);
+        for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
+            virtio_mmio_pause(&vm->machine->transports[i]);
+        serial_pause(&vm->machine->serial);
+        metrics_pause();
+        vm->state = VM_PAUSED;
+    }
+    log_duration("pause vm", &metrics.latencies_us.vmm_pause_vm, start_us);
 }
 
 static void resume_vm(struct vm *vm)
 {
-    if (vm->state == VM_RUNNING)
-        return;
-    serial_resume(&vm->machine->serial);
-    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
-        virtio_mmio_resume(&vm->machine->transports[i]);
-    vcpus_resume(&vm->machine->vcpus);
-    vm->state = VM_RUNNING;
+    uint64_t start_us = metrics_now_us();
+
+    if (vm->state == VM_PAUSED) {
+        metrics_resume();
+        serial_resume(&vm->machine->serial);
+        for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
+            virtio_mmio_resume(&vm->machine->transports[i]);
+        vcpus_resume(&vm->machine->vcpus);
+        vm->state = VM_RUNNING;
+    }
+    log_duration("resume vm", &metrics.latencies_us.vmm_resume_vm, start_us);
 }
 
 static int carry_out(struct vm *vm, struct action *a, struct error *e)
@@ -324,8 +394,13 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
     case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
     case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
     case ACT_PATCH_DRIVE: return patch_drive(vm, &a->drive_patch, e);
+    case ACT_PUT_LOGGER: return put_logger(vm, &a->logger, e);
+    case ACT_PUT_METRICS: return metrics_open(&a->metrics, vm->options.id, e);
+    case ACT_PUT_SERIAL: put_serial(vm, &a->serial); return 0;
+    case ACT_PUT_CPU_CONFIG: put_cpu_config(vm, &a->cpu); return 0;
     case ACT_START: return start(vm, e);
     case ACT_CTRL_ALT_DEL: return i8042_ctrl_alt_del(&vm->machine->i8042, e);
+    case ACT_FLUSH_METRICS: metrics_write(); return 0;
     case ACT_PAUSE: pause_vm(vm); return 0;
     case ACT_RESUME: resume_vm(vm); return 0;
     case ACTIONS: break;
@@ -343,12 +418,16 @@ int vm_apply(struct vm *vm, struct action *a, struct error *e)
 
 void action_fini(struct action *a)
 {
-    if (a->kind == ACT_PUT_BOOT_SOURCE)
-        boot_source_fini(&a->boot_source);
-    else if (a->kind == ACT_PUT_DRIVE)
-        drive_config_fini(&a->drive);
-    else if (a->kind == ACT_PATCH_DRIVE)
-        drive_patch_fini(&a->drive_patch);
+    switch (a->kind) {
+    case ACT_PUT_BOOT_SOURCE: boot_source_fini(&a->boot_source); break;
+    case ACT_PUT_DRIVE: drive_config_fini(&a->drive); break;
+    case ACT_PATCH_DRIVE: drive_patch_fini(&a->drive_patch); break;
+    case ACT_PUT_LOGGER: logger_config_fini(&a->logger); break;
+    case ACT_PUT_METRICS: metrics_config_fini(&a->metrics); break;
+    case ACT_PUT_SERIAL: serial_config_fini(&a->serial); break;
+    case ACT_PUT_CPU_CONFIG: cpu_config_fini(&a->cpu); break;
+    default: break;
+    }
 }
 
 void vm_stop(struct vm *vm)

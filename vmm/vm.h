@@ -23,8 +23,13 @@ enum action_kind {
     ACT_PUT_BOOT_SOURCE,
     ACT_PUT_DRIVE,
     ACT_PATCH_DRIVE,
+    ACT_PUT_LOGGER,
+    ACT_PUT_METRICS,
+    ACT_PUT_SERIAL,
+    ACT_PUT_CPU_CONFIG,
     ACT_START,
     ACT_CTRL_ALT_DEL,
+    ACT_FLUSH_METRICS,
     ACT_PAUSE,
     ACT_RESUME,
     ACTIONS
@@ -54,6 +59,10 @@ struct action {
         struct boot_source boot_source; /* ACT_PUT_BOOT_SOURCE */
         struct drive_config drive;      /* ACT_PUT_DRIVE */
         struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
+        struct logger_config logger;
+        struct metrics_config metrics;
+        struct serial_config serial;
+        struct cpu_config cpu;
     };
 };
 

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/observe.h"
+
 #define MAX_PAYLOAD 100
 
 static struct http_reader reader;
@@ -390,7 +392,7 @@ Test(http_answer, without_a_body_has_no_length)
 Test(http_answer, has_its_headers_in_firecrackers_order)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = { 400, true, "{}", 2 };
+    const struct http_answer a = { 400, true, NULL, "{}", 2 };
 
     http_answer_head(head, &a);
     cr_expect_str_eq(head, "HTTP/1.1 400 \r\nServer: Firecracker API\r\n"
@@ -401,7 +403,7 @@ Test(http_answer, has_its_headers_in_firecrackers_order)
 Test(http_answer, fits_its_buffer_at_its_longest)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = { 400, true, "{}", SIZE_MAX };
+    const struct http_answer a = { 400, true, OPENMETRICS_TYPE, "{}", SIZE_MAX };
 
     cr_expect_lt(http_answer_head(head, &a), sizeof(head));
 }

@@ -9,6 +9,8 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+#include "vmm/metrics.h"
+
 static char path[] = "/tmp/mayfly-log-XXXXXX";
 static char text[8192];
 static struct error e;
@@ -62,7 +64,7 @@ Test(log, has_the_documented_form)
 
 Test(log, shows_level_and_origin_on_request)
 {
-    log_set_options((struct log_options){ LOG_DEBUG, true, true });
+    log_set_options((struct log_options){ LOG_DEBUG, true, true, NULL });
     log_warn("x");
     log_debug("y");
     cr_expect(matches(logged(), "\\[[^]]*:main:WARN:[^]]*log_test.c:[0-9]+\\] x\n"), "%s", text);
@@ -114,22 +116,21 @@ Test(log, cuts_a_line_that_is_too_long)
 Test(log, waits_for_no_reader_of_a_fifo_and_counts_what_is_lost)
 {
     char fifo[64];
-    uint64_t before = log_missed();
+    uint64_t before = metric_get(&metrics.logger.missed_log_count);
 
     snprintf(fifo, sizeof(fifo), "%s.fifo", path);
     cr_assert_eq(mkfifo(fifo, 0600), 0);
     cr_assert_eq(log_open(fifo, &e), 0, "%s", e.msg);
     for (unsigned i = 0; i < 3000; i++)
         log_info("a line of some length, so that the pipe is full at some time");
-    cr_expect_gt(log_missed(), before);
+    cr_expect_gt(metric_get(&metrics.logger.missed_log_count), before);
     unlink(fifo);
 }
 
 Test(log, keeps_its_sink_when_another_cannot_be_opened)
 {
     cr_expect_eq(log_open("/nowhere/log", &e), -1);
-    cr_expect_str_eq(e.msg,
-                     "cannot open the log /nowhere/log: No such file or directory (os error 2)");
+    cr_expect_str_eq(e.msg, "Failed to open target file: No such file or directory (os error 2)");
     log_info("still here");
     cr_expect(strstr(logged(), "still here"));
 }
@@ -145,4 +146,29 @@ Test(log_level_parse, knows_each_name_in_any_case)
     cr_expect_eq(log_level_parse("trace"), LOG_TRACE);
     cr_expect_eq(log_level_parse(""), -1);
     cr_expect_eq(log_level_parse("infos"), -1);
+}
+
+Test(log, leaves_out_what_is_of_another_module)
+{
+    log_set_options((struct log_options){ .level = LOG_INFO, .module = "nowhere/" });
+    log_info("quiet");
+    cr_expect_str_eq(logged(), "");
+    log_set_options((struct log_options){ .level = LOG_INFO, .module = "" });
+    log_info("loud");
+    cr_expect(strstr(logged(), "loud"));
+}
+
+/* The same clock, told without the C library's calendar. */
+Test(log_signal, has_the_form_of_the_other_lines, .init = set_up, .fini = tear_down)
+{
+    char first[32];
+
+    log_info("x");
+    memcpy(first, logged(), 13); /* date and hour */
+    log_signal(11, -6);
+    cr_expect(matches(strchr(logged(), '\n') + 1,
+                      TIME "\\[anonymous-instance:main\\] Shutting down VM after intercepting "
+                           "signal 11, code -6\\.\n$"),
+              "%s", text);
+    cr_expect_eq(memcmp(strchr(text, '\n') + 1, first, 13), 0, "%s", text);
 }

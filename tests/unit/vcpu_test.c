@@ -18,11 +18,13 @@ static void make(unsigned count)
 {
     if (access("/dev/kvm", R_OK | W_OK) < 0)
         cr_skip_test("no usable /dev/kvm on this host");
-    cr_assert_eq(kvm_open(&k, &e), 0, "%s", e.msg);
+    cr_assert_eq(kvm_open(&k, NULL, &e), 0, "%s", e.msg);
     cr_assert_eq(gmem_init(&m, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
     cr_assert_eq(kvm_add_memory(&k, &m, false, &e), 0, "%s", e.msg);
     cr_assert_eq(kvm_create_irqchip(&k, &e), 0, "%s", e.msg);
-    cr_assert_eq(vcpus_init(&v, &k, count, false, &pio, &mmio, &end, &e), 0, "%s", e.msg);
+    cr_assert_eq(
+        vcpus_init(&v, &k, &(struct cpu_topology){ count, false }, NULL, &pio, &mmio, &end, &e), 0,
+        "%s", e.msg);
 }
 
 static uint64_t msr(unsigned vcpu, uint32_t index)
@@ -141,7 +143,7 @@ static void hide_dev(void)
 Test(kvm_open, says_that_the_device_is_missing)
 {
     hide_dev();
-    cr_expect_eq(kvm_open(&k, &e), -1);
+    cr_expect_eq(kvm_open(&k, NULL, &e), -1);
     cr_expect_str_eq(e.msg, "cannot open /dev/kvm (no KVM module is loaded on this host): No such "
                             "file or directory (os error 2)");
 }
@@ -151,7 +153,7 @@ Test(kvm_open, says_that_the_device_is_forbidden)
     hide_dev();
     close(creat("/dev/kvm", 0));
     cr_assert_eq(setresuid(65534, 65534, 65534), 0);
-    cr_expect_eq(kvm_open(&k, &e), -1);
+    cr_expect_eq(kvm_open(&k, NULL, &e), -1);
     cr_expect_str_eq(e.msg, "cannot open /dev/kvm (the user needs read and write permission): "
                             "Permission denied (os error 13)");
 }
@@ -160,7 +162,7 @@ Test(kvm_open, says_that_the_device_is_something_else)
 {
     hide_dev();
     close(creat("/dev/kvm", 0600));
-    cr_expect_eq(kvm_open(&k, &e), -1);
+    cr_expect_eq(kvm_open(&k, NULL, &e), -1);
     cr_expect_str_eq(e.msg,
                      "/dev/kvm is not a KVM device: Inappropriate ioctl for device (os error "
                      "25)");

@@ -1,0 +1,248 @@
+"""The files in examples/ do what they say, with test guests on the real /dev/kvm."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import mayfly
+from test_guests import GUESTS, pytestmark  # noqa: F401
+
+EXAMPLES = os.path.join(mayfly.ROOT, "examples")
+FILES = "/srv/vm"
+DEADLINE_S = 60
+needs_curl = pytest.mark.skipif(not shutil.which("curl"),
+                                reason="THE EXAMPLE WAS NOT RUN: curl is missing")
+
+
+def example(name):
+    return os.path.join(EXAMPLES, name)
+
+
+def text_of(name):
+    with open(example(name), encoding="utf-8") as file:
+        return file.read()
+
+
+def guest(name):
+    return os.path.join(GUESTS, name)
+
+
+@pytest.fixture(name="disk")
+def a_disk(tmp_path):
+    path = tmp_path / "root.ext4"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def run(*command, **more):
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S,
+                          stdin=subprocess.DEVNULL, check=False, **more)
+
+
+def here(text, tmp_path, kernel, boot_args=None):
+    """An example's configuration with the files of a test."""
+    shutil.copy(guest(kernel), tmp_path / "vmlinux")
+    config = json.loads(text.replace(FILES, str(tmp_path)))
+    if boot_args:
+        config["boot-source"]["boot_args"] = boot_args
+    path = tmp_path / "vm.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def check_boot(done):
+    """The guest `boot` ran with the root drive and ended well."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^command line: .*root=/dev/vda", done.stdout, re.M), done.stdout
+    assert done.stdout.splitlines().count("done") == 1
+    assert "not ok" not in done.stdout
+
+
+def options(text):
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def offered():
+    return options(run(mayfly.BINARY, "--help").stdout)
+
+
+def test_the_configuration_file_boots_to_a_console(tmp_path, disk):
+    config = here(text_of("vm.json"), tmp_path, "boot")
+    check_boot(run(mayfly.BINARY, "--no-api", "--config-file", str(config)))
+
+
+@needs_curl
+def test_the_walk_through_with_curl_is_walked_to_its_end(disk):
+    done = run(example("curl.sh"), mayfly.BINARY, guest("keyboard"), str(disk), "keys")
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = re.findall(r"^> (.*?) *$", done.stdout, re.M)
+    assert len(asked) >= 14
+    assert "ok ctrl_alt_del_interrupts" in done.stdout
+    assert '"state":"Running"' in done.stdout
+    assert re.search(r"^\d+ lines of metrics$", done.stdout, re.M)
+
+
+@needs_curl
+def test_the_walk_through_with_curl_ends_at_an_error(tmp_path):
+    done = run(example("curl.sh"), mayfly.BINARY, guest("boot"), str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert "Error manipulating the backing file" in done.stdout
+
+
+def test_the_python_client_boots_a_guest(disk):
+    check_boot(run(sys.executable, example("mayfly_client.py"), "--mayfly", mayfly.BINARY,
+                   "--vcpus", "2", guest("boot"), str(disk)))
+
+
+def test_the_python_client_says_why_a_request_was_refused(tmp_path):
+    done = run(sys.executable, example("mayfly_client.py"), "--mayfly", mayfly.BINARY,
+               str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert "PUT /boot-source: Boot source error: The kernel file cannot be opened" in done.stderr
+
+
+def test_the_python_client_stays_short():
+    assert len(text_of("mayfly_client.py").splitlines()) <= 72
+
+
+# The systemd unit
+
+
+def unit_command(name, tmp_path, **more):
+    """A command of the unit, as systemd would run it for the instance vm1."""
+    line = re.search(rf"^{name}=(.*)$", text_of("mayfly@.service"), re.M).group(1)
+    for old, new in {"%i": "vm1", "%t/mayfly/vm1": str(tmp_path), "/usr/local/bin/mayfly":
+                     mayfly.BINARY, "/etc/mayfly/vm1.json": f"{tmp_path}/vm.json", **more}.items():
+        line = line.replace(old, new)
+    assert "%" not in line
+    return shlex.split(line)
+
+
+@needs_curl
+def test_the_units_commands_start_and_stop_a_guest(tmp_path, disk):
+    here(text_of("vm.json"), tmp_path, "keyboard", "keys")
+    vm = mayfly.Mayfly()
+    vm.socket_path = str(tmp_path / "api.sock")
+    with open(vm.output_path, "wb") as output:
+        vm.process = subprocess.Popen(unit_command("ExecStart", tmp_path), stdout=output,
+                                      stdin=subprocess.DEVNULL)
+    vm.wait_for_output("ready")
+    assert vm.ok("GET", "/")["id"] == "vm1"
+    stop = subprocess.Popen(
+        unit_command("ExecStop", tmp_path, **{"$MAINPID": str(vm.process.pid)}))
+    assert vm.wait(DEADLINE_S) == 0
+    assert stop.wait(DEADLINE_S) == 0
+    assert "ok ctrl_alt_del_interrupts" in vm.output()
+    shutil.rmtree(vm.directory)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"),
+                    reason="THE UNIT WAS NOT VERIFIED: systemd-analyze is missing")
+def test_systemd_takes_the_unit(tmp_path):
+    """With a binary that is there; the checker wants to find it."""
+    unit = tmp_path / "mayfly@.service"
+    unit.write_text(text_of("mayfly@.service").replace("/usr/local/bin/mayfly", mayfly.BINARY))
+    done = run("systemd-analyze", "verify", "--man=no", str(tmp_path / "mayfly@vm1.service"),
+               env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"})
+    complaints = [line for line in done.stderr.splitlines() if "mayfly@" in line]
+    assert not complaints, done.stderr
+
+
+# The Nomad job
+
+
+def hcl_tokens(text):
+    """Of the part of HCL that the job uses. Here-documents are strings."""
+    pattern = re.compile(r"""\s+|\#[^\n]*|
+        (?P<name>[A-Za-z_][\w-]*)|(?P<number>\d+)|(?P<string>"(?:[^"\\\n]|\\.)*")|
+        <<-?(?P<mark>[A-Z]+)\n(?P<text>.*?)\n\s*(?P=mark)(?=\n)|(?P<sign>[{}\[\],=])""",
+                         re.X | re.S)
+    at = 0
+    while at < len(text):
+        match = pattern.match(text, at)
+        assert match, f"not HCL: {text[at:at + 40]!r}"
+        at = match.end()
+        if match["text"] is not None:
+            yield "string", textwrap.dedent(match["text"])
+        elif match["string"]:
+            yield "string", json.loads(match["string"])
+        elif match["name"] or match["number"] or match["sign"]:
+            yield match.lastgroup, match[match.lastgroup]
+
+
+def hcl_body(tokens):
+    """Attributes by name, blocks by type and labels, up to the end or a closing brace."""
+    body = {}
+    for kind, name in tokens:
+        if (kind, name) == ("sign", "}"):
+            break
+        assert kind == "name", name
+        path = [name]
+        kind, value = next(tokens)
+        while kind == "string":
+            path.append(value)
+            kind, value = next(tokens)
+        assert kind == "sign" and value in "={", value
+        assert ".".join(path) not in body
+        body[".".join(path)] = hcl_body(tokens) if value == "{" else hcl_value(tokens)
+    return body
+
+
+def hcl_value(tokens):
+    kind, value = next(tokens)
+    if (kind, value) != ("sign", "["):
+        assert kind in ("string", "number"), value
+        return value
+    items = []
+    for kind, value in tokens:
+        if (kind, value) == ("sign", "]"):
+            break
+        if kind == "string":
+            items.append(value)
+    return items
+
+
+def nomad_task():
+    job = hcl_body(hcl_tokens(text_of("mayfly.nomad.hcl")))["job.microvm"]
+    return job["group.vm"]["task.guest"]
+
+
+def test_the_nomad_jobs_command_boots_a_guest(tmp_path, disk):
+    task = nomad_task()
+    assert task["driver"] == "raw_exec"
+    config = here(task["template"]["data"], tmp_path, "boot")
+    assert os.path.basename(task["template"]["destination"]) == config.name
+    arguments = [each.replace("${NOMAD_TASK_DIR}", str(tmp_path))
+                 .replace("${NOMAD_ALLOC_ID}", "01234567-89ab-cdef-0123-456789abcdef")
+                 for each in task["config"]["args"]]
+    check_boot(run(mayfly.BINARY, *arguments))
+
+
+def test_the_nomad_job_reserves_the_guests_memory():
+    task = nomad_task()
+    guest_mib = json.loads(task["template"]["data"])["machine-config"]["mem_size_mib"]
+    assert int(task["resources"]["memory"]) > guest_mib
+
+
+@pytest.mark.skipif(not shutil.which("nomad"),
+                    reason="NOMAD DID NOT CHECK THE JOB: nomad is missing")
+def test_nomad_takes_the_job():
+    done = run("nomad", "fmt", "-check", example("mayfly.nomad.hcl"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_options_are_offered():
+    commands = [text_of("README.md"), text_of("mayfly.nomad.hcl"), text_of("mayfly_client.py")]
+    commands[2] = re.search(r"Popen\((.*?)\)", commands[2])[1]
+    commands += re.findall(r'^"\$mayfly".*', text_of("curl.sh"), re.M)
+    commands += re.findall(r"^ExecStart=.*", text_of("mayfly@.service"), re.M)
+    for command in commands:
+        assert options(command), command
+        assert options(command) <= offered()

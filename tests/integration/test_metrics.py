@@ -1,0 +1,285 @@
+"""Metrics as their readers meet them: lines in a file or FIFO, OpenMetrics and the boot timeline."""
+
+import json
+import os
+import re
+import time
+
+import pytest
+
+from mayfly import BINARY, Mayfly, encode
+from test_api import drive, make_files, start
+
+GUESTS = os.environ.get("MAYFLY_GUESTS", os.path.join(os.path.dirname(BINARY), "guests"))
+GROUPS = {
+    "api_server": "process_startup_time_us process_startup_time_cpu_us",
+    "balloon": "activate_fails inflate_count stats_updates_count stats_update_fails deflate_count "
+               "event_fails free_page_report_count free_page_report_freed free_page_report_fails "
+               "free_page_hint_count free_page_hint_freed free_page_hint_fails",
+    "block": "activate_fails cfg_fails no_avail_buffer event_fails execute_fails "
+             "invalid_reqs_count flush_count queue_event_count rate_limiter_event_count "
+             "update_count update_fails read_bytes write_bytes read_count write_count "
+             "rate_limiter_throttled_events io_engine_throttled_events remaining_reqs_count "
+             "read_agg write_agg",
+    "deprecated_api": "deprecated_http_api_calls",
+    "entropy": "activate_fails entropy_event_fails entropy_event_count entropy_bytes "
+               "host_rng_fails entropy_rate_limiter_throttled rate_limiter_event_count",
+    "get_api_requests": "instance_info_count machine_cfg_count mmds_count vmm_version_count "
+                        "hotplug_memory_count",
+    "i8042": "error_count missed_read_count missed_write_count read_count reset_count write_count",
+    "interrupts": "triggers config_updates",
+    "latencies_us": " ".join(
+        prefix + name for prefix in ("", "vmm_")
+        for name in ("full_create_snapshot", "diff_create_snapshot", "load_snapshot", "pause_vm",
+                     "resume_vm")),
+    "logger": "missed_metrics_count metrics_fails missed_log_count rate_limited_log_count",
+    "memory_hotplug": "activate_fails queue_event_fails queue_event_count plug_count plug_bytes "
+                      "plug_fails plug_agg unplug_count unplug_bytes unplug_fails "
+                      "unplug_discard_fails unplug_agg state_count state_fails state_agg "
+                      "unplug_all_count unplug_all_fails unplug_all_agg",
+    "mmds": "rx_accepted rx_accepted_err rx_accepted_unusual rx_bad_eth rx_invalid_token "
+            "rx_no_token rx_count tx_bytes tx_count tx_errors tx_frames connections_created "
+            "connections_destroyed",
+    "net": "activate_fails cfg_fails no_rx_avail_buffer no_tx_avail_buffer event_fails "
+           "rx_queue_event_count rx_event_rate_limiter_count rx_rate_limiter_throttled "
+           "rx_tap_event_count rx_bytes_count rx_packets_count rx_fails rx_count tap_read_fails "
+           "tap_write_fails tap_write_agg tx_bytes_count tx_malformed_frames tx_fails tx_count "
+           "tx_packets_count tx_queue_event_count tx_rate_limiter_event_count "
+           "tx_rate_limiter_throttled tx_spoofed_mac_count tx_remaining_reqs_count",
+    "patch_api_requests": " ".join(
+        f"{name}_count {name}_fails"
+        for name in ("drive", "network", "machine_cfg", "mmds", "hotplug_memory", "pmem")),
+    "pmem": "activate_fails cfg_fails event_fails queue_event_count rate_limiter_throttled_events "
+            "rate_limiter_event_count",
+    "put_api_requests": " ".join(
+        f"{name}_count {name}_fails"
+        for name in ("actions", "boot_source", "drive", "logger", "machine_cfg", "cpu_cfg",
+                     "metrics", "network", "mmds", "vsock", "pmem", "serial", "hotplug_memory")),
+    "seccomp": "num_faults",
+    "signals": "sigbus sigsegv sigxfsz sigxcpu sigpipe sighup sigill",
+    "uart": "error_count flush_count missed_read_count missed_write_count read_count write_count "
+            "rate_limiter_dropped_bytes",
+    "vcpu": "exit_io_in exit_io_out exit_mmio_read exit_mmio_write failures kvmclock_ctrl_fails "
+            "exit_io_in_agg exit_io_out_agg exit_mmio_read_agg exit_mmio_write_agg",
+    "vmm": "panic_count",
+    "vsock": "activate_fails cfg_fails rx_queue_event_fails tx_queue_event_fails "
+             "ev_queue_event_fails muxer_event_fails conn_event_fails rx_queue_event_count "
+             "tx_queue_event_count rx_bytes_count tx_bytes_count rx_packets_count "
+             "tx_packets_count conns_added conns_killed conns_removed killq_resync "
+             "tx_flush_fails tx_write_fails rx_read_fails",
+}
+pytestmark = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK),
+    reason="METRICS WERE NOT TESTED: no /dev/kvm that can be opened here (tests/rig runs them)")
+FLUSH = {"action_type": "FlushMetrics"}
+
+
+def lines(path):
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture
+def vm():
+    with Mayfly("--boot-timer") as process:
+        yield process
+
+
+@pytest.fixture
+def files(vm):
+    return make_files(vm.directory)
+
+
+@pytest.fixture
+def metrics(vm):
+    path = os.path.join(vm.directory, "metrics")
+    vm.ok("PUT", "/metrics", {"metrics_path": path})
+    return path
+
+
+def boot(vm, guest, boot_args=""):
+    """Starts one of the test guests."""
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": f"{GUESTS}/{guest}",
+                                  "boot_args": boot_args})
+    vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+
+
+def test_a_line_has_every_member_of_every_group_and_no_other(vm, files, metrics):
+    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    start(vm, files)
+    line, = lines(metrics)
+    assert set(line) == {"utc_timestamp_ms", "block_d", *GROUPS}
+    for group, names in [*GROUPS.items(), ("block_d", GROUPS["block"])]:
+        assert set(line[group]) == set(names.split()), group
+        for name, value in line[group].items():
+            if name.endswith("_agg"):
+                assert set(value) == {"min_us", "max_us", "sum_us"}
+            else:
+                assert isinstance(value, int), name
+
+
+def test_nothing_is_written_before_the_start_and_one_line_at_it(vm, files, metrics):
+    vm.ok("GET", "/version")
+    assert lines(metrics) == []
+    start(vm, files)
+    assert len(lines(metrics)) == 1
+
+
+def test_one_line_more_comes_with_the_end(vm, metrics):
+    boot(vm, "exit", "reset")
+    assert vm.wait() == 0
+    written = lines(metrics)
+    assert len(written) == 2
+    assert sum(line["i8042"]["reset_count"] for line in written) == 1
+    assert sum(line["vcpu"]["exit_io_out"] for line in written) > 0
+    assert "exit_code=0" in vm.output().splitlines()[-1]
+
+
+def test_flush_writes_a_line_running_or_paused(vm, files, metrics):
+    start(vm, files)
+    vm.ok("PUT", "/actions", FLUSH)
+    vm.ok("PATCH", "/vm", {"state": "Paused"})
+    vm.ok("PUT", "/actions", FLUSH)
+    written = lines(metrics)
+    assert len(written) == 3
+    assert [line["put_api_requests"]["actions_count"] for line in written] == [1, 1, 1]
+    latencies = written[2]["latencies_us"]
+    assert latencies["pause_vm"] >= latencies["vmm_pause_vm"]
+    assert "'pause vm' VMM action took " in vm.output()
+
+
+def test_flush_without_metrics_succeeds(vm, files):
+    start(vm, files)
+    assert vm.request("PUT", "/actions", FLUSH)[0] == 204
+
+
+def test_metrics_are_opened_once(vm, metrics):
+    status, _, answer = vm.request("PUT", "/metrics", {"metrics_path": metrics})
+    assert status == 400
+    assert answer["fault_message"] == (
+        "Metrics error: Cannot initialize the metrics system due to bad user input: "
+        "Reinitialization of metrics not allowed.")
+
+
+def test_the_flag_counts_as_the_first_time(tmp_path):
+    path = str(tmp_path / "m")
+    with Mayfly("--metrics-path", path) as vm:
+        assert vm.request("PUT", "/metrics", {"metrics_path": path})[0] == 400
+        start(vm, make_files(vm.directory))
+        assert len(lines(path)) == 1
+
+
+def test_id_and_properties_are_shown_on_request(vm, files):
+    path = os.path.join(vm.directory, "metrics")
+    body = '{"metrics_path": "%s", "emit_id": true, "properties": {"a": [1,\n "x\\n"], "b": null}}'
+    vm.ok("PUT", "/metrics", body % path)
+    start(vm, files)
+    line, = lines(path)
+    assert line["id"] == "anonymous-instance"
+    assert line["properties"] == {"a": [1, "x\n"], "b": None}
+
+
+def test_requests_are_counted_with_their_failures(vm, files, metrics):
+    vm.request("PUT", "/machine-config", {"vcpu_count": 0, "mem_size_mib": 1})
+    vm.ok("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "None"})
+    vm.ok("GET", "/version")
+    start(vm, files)
+    line, = lines(metrics)
+    assert line["put_api_requests"]["machine_cfg_count"] == 2
+    assert line["put_api_requests"]["machine_cfg_fails"] == 1
+    assert line["put_api_requests"]["metrics_count"] == 1
+    assert line["get_api_requests"]["vmm_version_count"] == 1
+    assert line["deprecated_api"]["deprecated_http_api_calls"] == 1
+
+
+def test_a_fifo_needs_no_reader_and_a_full_one_harms_nobody(vm, files):
+    path = os.path.join(vm.directory, "pipe")
+    os.mkfifo(path)
+    vm.ok("PUT", "/metrics", {"metrics_path": path})
+    start(vm, files)
+    for _ in range(50):
+        vm.ok("PUT", "/actions", FLUSH)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    whole = os.read(reader, 1 << 20).split(b"\n")[:-1]
+    assert 0 < len(whole) < 51
+    vm.ok("PUT", "/actions", FLUSH)
+    fragment, last = os.read(reader, 1 << 20).split(b"\n")[:2]
+    assert fragment == b"" or last
+    final = json.loads(last or fragment)
+    os.close(reader)
+    assert final["logger"]["missed_metrics_count"] == 51 - len(whole)
+    counted = sum(json.loads(line)["put_api_requests"]["actions_count"] for line in whole)
+    assert counted + final["put_api_requests"]["actions_count"] == 52
+
+
+def test_a_log_fifo_needs_no_reader_and_counts_what_it_loses(vm, files, metrics):
+    path = os.path.join(vm.directory, "log")
+    os.mkfifo(path)
+    vm.ok("PUT", "/logger", {"log_path": path})
+    for _ in range(2000):
+        vm.ok("GET", "/version")
+    start(vm, files)
+    assert lines(metrics)[0]["logger"]["missed_log_count"] > 0
+
+
+def test_openmetrics_are_well_formed_and_absolute(vm, files, metrics):
+    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    start(vm, files)
+    vm.ok("PUT", "/actions", FLUSH)
+    status, headers, text = vm.request("GET", "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("application/openmetrics-text")
+    assert text.endswith("# EOF\n")
+    types, values = {}, {}
+    for line in text.splitlines()[:-1]:
+        kind = re.fullmatch(r"# TYPE (\w+) (counter|gauge)", line)
+        if kind:
+            assert kind[1] not in types
+            types[kind[1]] = kind[2]
+            family = kind[1]
+            continue
+        name, label, value = re.fullmatch(r'(\w+)(\{id="[^"]*"\})? (\d+)', line).groups()
+        assert name == family + ("_total" if types[family] == "counter" else "")
+        assert (name, label) not in values
+        values[name, label] = int(value)
+    assert values["mayfly_put_api_requests_actions_count_total", None] == 2
+    assert ("mayfly_block_read_bytes_total", '{id="d"}') in values
+    members = sum(3 if name.endswith("_agg") else 1
+                  for names in GROUPS.values() for name in names.split())
+    assert len(values) == members
+
+
+def test_the_boot_timeline_tells_each_phase_in_order(vm):
+    names = ["exec_us", "main_us", "api_ready_us", "instance_start_us", "guest_loaded_us",
+             "kvm_vm_us", "kvm_memory_us", "kvm_irqchip_us", "kvm_vcpus_us", "devices_us"]
+    before = vm.ok("GET", "/boot-timeline")
+    assert [name for name in before if before[name] is not None] == names[:3]
+    boot(vm, "../benchmarks/mark")
+    vm.wait_for_output("Guest-boot-time")
+    after = vm.ok("GET", "/boot-timeline")
+    assert list(after) == [*names, "guest_entry_us", "started_us", "guest_mark_us"]
+    times = [after[name] for name in names]
+    assert times == sorted(times)
+    assert times[-1] <= after["guest_entry_us"] <= after["guest_mark_us"]
+    assert times[-1] <= after["started_us"]
+
+
+def test_the_start_is_measured_from_the_jailers(tmp_path):
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    path = str(tmp_path / "m")
+    with Mayfly("--metrics-path", path, "--start-time-us", str(now - 5000000),
+                "--start-time-cpu-us", "0", "--parent-cpu-time-us", "7000000") as vm:
+        start(vm, make_files(vm.directory))
+        server = lines(path)[0]["api_server"]
+        assert server["process_startup_time_us"] >= 5000000
+        assert server["process_startup_time_cpu_us"] >= 7000000
+        assert vm.ok("GET", "/boot-timeline")["api_ready_us"] >= 5000000
+
+
+def test_a_client_that_is_gone_is_counted(vm, files, metrics):
+    for _ in range(20):
+        with vm.connect() as client:
+            client.sendall(encode("GET", "/version") * 300)
+    start(vm, files)
+    vm.ok("PUT", "/actions", FLUSH)
+    assert sum(line["signals"]["sigpipe"] for line in lines(metrics)) > 0

@@ -1,0 +1,487 @@
+"""api/openapi.yaml and the server say the same: the file's operations, schemas and examples are
+walked against the running server. Needs python3-yaml."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+import mayfly
+from mayfly import Answers, Mayfly
+from test_api import AFTER, BEFORE, DECODING, write_halting_kernel
+
+yaml = pytest.importorskip(
+    "yaml", reason="THE API'S DESCRIPTION WAS NOT CHECKED: python3-yaml is missing")
+
+METHODS = ("get", "put", "patch", "delete")
+JSON = "application/json"
+FILES = "/srv/vm"
+EXAMPLE_ID = "rootfs"
+needs_kvm = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK),
+    reason="WHAT FOLLOWS THE START WAS NOT CHECKED: no /dev/kvm that can be opened here")
+
+
+def read(*path):
+    with open(os.path.join(mayfly.ROOT, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+SPEC = yaml.safe_load(read("api", "openapi.yaml"))
+
+
+def resolve(node):
+    """What a reference stands for."""
+    while "$ref" in node:
+        target = SPEC
+        for name in node["$ref"].removeprefix("#/").split("/"):
+            target = target[name]
+        node = target
+    return node
+
+
+class Operation:
+    def __init__(self, method, path, node):
+        self.method, self.path, self.node = method.upper(), path, node
+        self.phase = node["x-phase"]
+        body = node.get("requestBody", {}).get("content", {}).get(JSON, {})
+        self.schema, self.examples = body.get("schema"), body.get("examples", {})
+        self.faults = self.answer_examples(400)
+
+    def __repr__(self):
+        return f"{self.method} {self.path}"
+
+    def answer(self, status):
+        return resolve(self.node["responses"].get(str(status), {}))
+
+    def answer_examples(self, status):
+        return self.answer(status).get("content", {}).get(JSON, {}).get("examples", {})
+
+    def example_path(self, example=None):
+        example = example or {}
+        body = example.get("value", {})
+        return example.get("x-path") or re.sub(
+            r"{(\w+)}", lambda parameter: body.get(parameter[1], EXAMPLE_ID), self.path)
+
+    def succeeding(self, phase=None):
+        return [example for name, example in self.examples.items() if name not in self.faults
+                and phase in (None, example.get("x-phase", self.phase))]
+
+    def richest(self):
+        """The example whose members are spoiled one by one."""
+        return max(self.succeeding(), key=lambda example: len(json.dumps(example["value"])))
+
+
+OPERATIONS = [Operation(method, path, node) for path, methods in SPEC["paths"].items()
+              for method, node in methods.items() if method in METHODS]
+WITH_BODY = [operation for operation in OPERATIONS if operation.schema]
+EXAMPLES = [pytest.param(operation, name, id=f"{operation} {name}")
+            for operation in WITH_BODY for name in operation.examples]
+
+
+def named(operations):
+    return [pytest.param(operation, id=str(operation)) for operation in operations]
+
+
+# The part of JSON Schema that the file uses
+
+TYPES = {"null": type(None), "boolean": bool, "string": str, "array": list, "object": dict,
+         "integer": int}
+ANNOTATIONS = {"description", "default", "deprecated", "summary"}
+LIMITS = {
+    "enum": lambda allowed, value: value in allowed,
+    "const": lambda wanted, value: value == wanted,
+    "minimum": lambda limit, value: not is_number(value) or value >= limit,
+    "maximum": lambda limit, value: not is_number(value) or value <= limit,
+    "maxLength": lambda limit, value: not isinstance(value, str) or len(value) <= limit,
+    "maxItems": lambda limit, value: not isinstance(value, list) or len(value) <= limit,
+    "minProperties": lambda limit, value: not isinstance(value, dict) or len(value) >= limit,
+    "pattern": lambda pattern, value: not isinstance(value, str) or
+    re.search(pattern, value),
+}
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def types_of(schema):
+    names = schema.get("type", list(TYPES))
+    return [names] if isinstance(names, str) else names
+
+
+def has_type(schema, value):
+    return any(type(value) is TYPES[name] for name in types_of(schema))
+
+
+def misfits(schema, value, at="body"):
+    """What of the value does not fit the schema, as texts."""
+    schema = resolve(schema)
+    if "anyOf" in schema:
+        return [] if any(not misfits(each, value) for each in schema["anyOf"]) else [
+            f"{at}: {value!r} fits no alternative"]
+    known = {"type", "properties", "required", "additionalProperties", "items"}
+    assert set(schema) <= known | ANNOTATIONS | set(LIMITS), f"not checked: {schema}"
+    found = [] if has_type(schema, value) else [f"{at}: {value!r} is no {schema['type']}"]
+    found += [f"{at}: {value!r} breaks {name} {schema[name]}" for name, holds in LIMITS.items()
+              if name in schema and not holds(schema[name], value)]
+    if isinstance(value, list) and "items" in schema:
+        for i, item in enumerate(value):
+            found += misfits(schema["items"], item, f"{at}[{i}]")
+    if isinstance(value, dict):
+        found += [f"{at}: no {name}" for name in schema.get("required", ()) if name not in value]
+        for name, member in value.items():
+            if name in schema.get("properties", {}):
+                found += misfits(schema["properties"][name], member, f"{at}.{name}")
+            elif schema.get("additionalProperties") is False:
+                found.append(f"{at}: {name} is unknown")
+    return found
+
+
+def plain(schema):
+    """The schema without `or null`, and whether null is allowed."""
+    schema = resolve(schema)
+    if "anyOf" in schema:
+        first, second = map(resolve, schema["anyOf"])
+        assert second == {"type": "null"}
+        return first, True
+    return schema, "null" in types_of(schema)
+
+
+def spoiled(schema, value):
+    """Values that differ from this one in one place that does not fit the schema. Not among them:
+    an array in an object's place, which is allowed (see Bodies)."""
+    schema, nullable = plain(schema)
+    of_type = [True, 1, 1.5, "~", {"zz": 1}, None, ["~", 1.5]]
+    for wrong in of_type:
+        takes_array = isinstance(wrong, list) and "object" in types_of(schema)
+        takes_null = wrong is None and nullable
+        if not has_type(schema, wrong) and not takes_array and not takes_null:
+            yield wrong
+    if "enum" in schema or "pattern" in schema:
+        yield "~"
+    if "minimum" in schema:
+        yield from (schema["minimum"] - 1, schema["maximum"] + 1)
+    if "maxLength" in schema:
+        yield "x" * (schema["maxLength"] + 1)
+    if "minProperties" in schema:
+        yield {}
+    if "items" in schema:
+        assert value, "the richest example has an empty array"
+        for wrong in spoiled(schema["items"], value[0]):
+            yield [wrong, *value[1:]]
+    if "properties" in schema:
+        assert isinstance(value, dict), "the richest example lacks an object"
+        yield from spoiled_members(schema, value)
+
+
+def spoiled_members(schema, value):
+    for name in schema.get("required", ()):
+        yield {key: member for key, member in value.items() if key != name}
+    if schema.get("additionalProperties") is False:
+        yield {**value, "zz": 1}
+    for name, member in schema["properties"].items():
+        if "properties" in plain(member)[0] or "items" in plain(member)[0]:
+            assert name in value, f"the richest example lacks {name}"
+        for wrong in spoiled(member, value.get(name)):
+            yield {**value, name: wrong}
+
+
+def extremes(schema, value):
+    """Values that just fit: one member null, at a limit, or any of its list; the least members."""
+    schema, nullable = plain(schema)
+    if nullable:
+        yield None
+    yield from (schema[limit] for limit in ("minimum", "maximum") if limit in schema)
+    yield from (name for name in schema.get("enum", ()) if name is not None)
+    if "maxLength" in schema:
+        yield "x" * schema["maxLength"]
+    if "items" in schema:
+        yield []
+        yield from ([fits] for fits in extremes(schema["items"], value[0]))
+    if "properties" in schema:
+        if not schema.get("minProperties"):
+            yield {name: value[name] for name in schema.get("required", ())}
+        for name, member in schema["properties"].items():
+            yield from ({**value, name: fits} for fits in extremes(member, value.get(name)))
+
+
+def test_the_checker_finds_what_does_not_fit():
+    schema = SPEC["components"]["schemas"]["MachineConfig"]
+    good = {"vcpu_count": 2, "mem_size_mib": 64, "cpu_template": None}
+    assert not misfits(schema, good)
+    for wrong in spoiled(schema, good):
+        assert misfits(schema, wrong), wrong
+    assert len(list(spoiled(schema, good))) > 30
+
+
+# The server
+
+
+class Served(Mayfly):
+    """A server with the files of the examples in its directory, in any phase."""
+
+    def start(self):
+        for name in ("vmlinux", "initrd", "root.ext4", "data.ext4"):
+            with open(os.path.join(self.directory, name), "wb") as file:
+                file.truncate(1 << 20)
+        write_halting_kernel(os.path.join(self.directory, "vmlinux"))
+        return super().start()
+
+    def here(self, value):
+        """The example's value with this server's paths."""
+        return json.loads(json.dumps(value).replace(FILES, self.directory))
+
+    def ask(self, operation, example=None):
+        """Sends the example, an object like those of the file, or a request without a body."""
+        body = None if example is None else json.dumps(self.here(example["value"]))
+        return self.request(operation.method, operation.example_path(example), body)
+
+    def reach(self, phase):
+        """Brings the microVM into the phase."""
+        if phase in ("always", "before_start"):
+            return self
+        self.ok("PUT", "/boot-source", {"kernel_image_path": f"{self.directory}/vmlinux"})
+        if phase == "after_start":
+            drive = {"drive_id": EXAMPLE_ID, "path_on_host": f"{self.directory}/root.ext4",
+                     "is_root_device": True}
+            self.ok("PUT", f"/drives/{EXAMPLE_ID}", drive)
+            self.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        return self
+
+
+def served(phase):
+    if phase == "after_start" and needs_kvm.args[0]:
+        pytest.skip(needs_kvm.kwargs["reason"])
+    return Served()
+
+
+def check_answer(operation, status, body):
+    """The answer is one that the file documents."""
+    answer = operation.answer(status)
+    assert answer, f"{operation}: {status} is not in the file: {body}"
+    if body is None:
+        assert "content" not in answer
+        return
+    media, = answer["content"].values()
+    assert not misfits(media["schema"], body)
+
+
+# The file itself
+
+
+def test_the_file_is_of_this_version():
+    versions = dict(re.findall(r'#define (\w+_VERSION)\s+"(.+)"', read("vmm", "version.h")))
+    assert SPEC["openapi"].startswith("3.1.")
+    assert SPEC["info"]["version"] == versions["MAYFLY_VERSION"]
+    shown = SPEC["paths"]["/version"]["get"]["responses"]["200"]["content"][JSON]["examples"]
+    assert shown["version"]["value"] == {"firecracker_version": versions["FIRECRACKER_VERSION"]}
+
+
+def test_the_file_has_the_servers_routes():
+    rows = re.findall(r'{ HTTP_VERB_(\w+), "([^"]*)", (NULL|"[^"]*"), (true|false),',
+                      read("api", "routes.c"))
+    rows = [(verb, first, second.strip('"').replace("NULL", ""), "{}" * (takes_id == "true"))
+            for verb, first, second, takes_id in rows]
+    routes = {(verb, "/" + "/".join(filter(None, path))) for verb, *path in rows}
+    assert len(routes) == read("api", "routes.c").count("{ HTTP_VERB_") > 10
+    assert {(operation.method, re.sub(r"{\w+}", "{}", operation.path))
+            for operation in OPERATIONS} == routes
+
+
+def test_operation_ids_are_unique():
+    ids = [operation.node["operationId"] for operation in OPERATIONS]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_examples_fit_their_schemas(operation):
+    assert not operation.schema or operation.succeeding(), "no example that succeeds"
+    for name, example in operation.examples.items():
+        if name not in operation.faults:
+            assert not misfits(operation.schema, example["value"]), name
+    for status in map(int, operation.node["responses"]):
+        for media in operation.answer(status).get("content", {}).values():
+            for name, example in media.get("examples", {}).items():
+                assert not misfits(media["schema"], example["value"]), name
+
+
+# The file and the server
+
+
+@pytest.mark.parametrize("operation, name", EXAMPLES)
+def test_a_request_example_is_answered_as_documented(operation, name):
+    example = operation.examples[name]
+    phase = example.get("x-phase", operation.phase)
+    with served(phase) as server:
+        status, _, body = server.reach(phase).ask(operation, example)
+        check_answer(operation, status, body)
+        if name in operation.faults:
+            assert (status, body) == (400, server.here(operation.faults[name]["value"]))
+        else:
+            assert status == 204, body
+
+
+@pytest.mark.parametrize("phase", ["before_start", "configured", "after_start"])
+@pytest.mark.parametrize("operation", named(op for op in OPERATIONS if op.method == "GET"))
+def test_what_is_read_fits_its_schema(operation, phase):
+    with served(phase) as server:
+        status, headers, body = server.reach(phase).ask(operation)
+        assert status == 200
+        media, = operation.answer(200)["content"]
+        assert headers["content-type"].split(";")[0] == media
+        check_answer(operation, status, body)
+
+
+@needs_kvm
+def test_the_shown_configuration_fits_its_schema_with_all_there_is():
+    operation, = [op for op in OPERATIONS if op.path == "/vm/config"]
+    with Served() as server:
+        for each in WITH_BODY:
+            for example in each.succeeding("before_start"):
+                if each.path != "/cpu-config":  # not shown; this host may not do it
+                    server.ask(each, example)
+        status, _, body = server.ask(operation)
+        assert any(drive["rate_limiter"] for drive in body["drives"])
+        check_answer(operation, status, body)
+        server.ok("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64})
+        server.reach("after_start").ok("PATCH", "/vm", {"state": "Paused"})
+        check_answer(operation, *server.ask(operation)[::2])
+
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_a_request_in_the_wrong_phase_gets_the_documented_fault(operation):
+    requests = [(operation.phase, None)] if not operation.schema else [
+        (example.get("x-phase", operation.phase), example) for example in operation.succeeding()]
+    for phase, example in requests:
+        if phase == "always":
+            continue
+        wrong, text = (("before_start", BEFORE) if phase == "after_start"
+                       else ("after_start", operation.node.get("x-wrong-phase", AFTER)))
+        with served(wrong) as server:
+            status, _, body = server.reach(wrong).ask(operation, example)
+            assert (status, body) == (400, {"fault_message": text})
+
+
+@needs_kvm
+@pytest.mark.parametrize("operation", named(op for op in OPERATIONS if op.method == "DELETE"))
+def test_what_is_always_refused_is_refused_with_the_documented_fault(operation):
+    with Served() as server:
+        answer = server.reach("after_start").ask(operation)[2]
+        assert answer == operation.faults["always"]["value"]
+
+
+@pytest.mark.parametrize("operation", named(WITH_BODY))
+def test_what_does_not_fit_the_schema_is_refused_and_changes_nothing(operation):
+    phase = operation.phase
+    prefixes = (DECODING, operation.node["x-fault"] or DECODING, "The id from the path",
+                "Empty PATCH request.")
+    tried = 0
+    with served(phase) as server:
+        server.reach(phase)
+        before = server.ok("GET", "/vm/config")
+        path = operation.example_path(operation.richest())
+        for wrong in spoiled(operation.schema, operation.richest()["value"]):
+            assert misfits(operation.schema, wrong), wrong
+            status, _, body = server.ask(operation, {"value": wrong, "x-path": path})
+            assert status == 400, wrong
+            check_answer(operation, status, body)
+            assert body["fault_message"].startswith(prefixes), (wrong, body)
+            assert server.ok("GET", "/vm/config") == before, wrong
+            tried += 1
+    assert tried >= 10
+
+
+@pytest.mark.parametrize("operation", named(WITH_BODY))
+def test_what_just_fits_the_schema_is_read(operation):
+    """It may be refused for what it asks for, but not for what it is: `drive` without a path."""
+    path = operation.example_path(operation.richest())
+    for body in extremes(operation.schema, operation.richest()["value"]):
+        assert not misfits(operation.schema, body), body
+        with served(operation.phase) as server:
+            server.reach(operation.phase)
+            answer = server.ask(operation, {"value": body, "x-path": path})[2]
+            fault = (answer or {}).get("fault_message", "")
+            assert not fault.startswith((DECODING, "Empty PATCH request.")), body
+            assert not fault.startswith("Machine config error"), body
+
+
+def test_what_is_left_out_gets_the_documented_default():
+    schemas = SPEC["components"]["schemas"]
+    with Served() as server:
+        server.ok("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64})
+        server.ok("PUT", "/drives/d", {"drive_id": "d", "is_root_device": False,
+                                       "path_on_host": f"{server.directory}/root.ext4"})
+        shown = server.ok("GET", "/vm/config")
+        for schema, value in (("MachineConfig", shown["machine-config"]),
+                              ("Drive", shown["drives"][0])):
+            defaults = {name: resolve(member)["default"] for name, member in
+                        schemas[schema]["properties"].items() if "default" in resolve(member)}
+            assert len(defaults) >= 3
+            for name, default in defaults.items():
+                assert value.get(name, "None") == default, name
+        assert server.ok("GET", "/")["id"] == "anonymous-instance"
+
+
+@pytest.mark.parametrize("path", SPEC["paths"])
+def test_what_is_not_in_the_file_is_not_served(path):
+    """Only the first parts of a path count, so what a shorter one takes is left out."""
+    taken = {(operation.method, operation.path.split("/")[1]) for operation in OPERATIONS}
+    with Served() as server:
+        for method in map(str.upper, METHODS):
+            first = path.split("/")[1]
+            if (method, first) in taken:
+                continue
+            body = "{}" if method in ("PUT", "PATCH") else None
+            status, _, answer = server.request(method, re.sub(r"{\w+}", EXAMPLE_ID, path), body)
+            assert status == 400
+            assert answer["fault_message"].startswith(
+                f"Invalid request method and/or path: {method} {first}."), answer
+
+
+def test_a_request_that_is_none_gets_an_error_of_the_other_family():
+    with Served() as server, server.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\n\r\n")
+        _, body = Answers(client).raw()
+        assert re.fullmatch(rb'{ "error": "[^"]*\n[^"]*" }', body)
+
+
+def test_an_eleventh_connection_gets_the_documented_answer():
+    example, = OPERATIONS[0].answer_examples(503).values()
+    with Served() as server:
+        clients = [server.connect() for _ in range(10)]
+        with server.connect() as extra:
+            assert Answers(extra).next()[::2] == (503, example["value"])
+        for client in clients:
+            client.close()
+
+
+# The command line and the page for those who move from Firecracker
+
+
+def offered():
+    text = subprocess.run([mayfly.BINARY, "--help"], capture_output=True, text=True,
+                          check=True).stdout
+    return set(re.findall(r"^  (--[a-z-]+)", text, re.M))
+
+
+def test_the_readmes_flags_are_offered():
+    others = re.compile(r"curl|devtool|cmake")
+    lines = [line for line in read("README.md").splitlines() if not others.search(line)]
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))
+    assert flags, "the README names no flag"
+    assert flags <= offered()
+
+
+def test_the_page_for_movers_names_every_flag():
+    rows = re.findall(r"^\| `(--[a-z-]+).*?\| (same|differs|new|refused)\b",
+                      read("docs", "firecracker.md"), re.M)
+    assert sorted(flag for flag, _ in rows) == sorted(offered())
+
+
+def test_the_page_for_movers_names_every_operation():
+    rows = re.findall(r"^\| `(GET|PUT|PATCH|DELETE) (/\S*)` ", read("docs", "firecracker.md"), re.M)
+    assert {(operation.method, operation.path) for operation in OPERATIONS} <= set(rows)
+    assert len(set(rows)) == len(rows)

@@ -1,0 +1,291 @@
+#include "vmm/metrics.h"
+
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static char path[64];
+static struct error e;
+static char text[1 << 20];
+
+static void set_up(void)
+{
+    strcpy(path, "/tmp/mayfly-metrics-XXXXXX");
+    close(mkstemp(path));
+}
+
+static void tear_down(void)
+{
+    unlink(path);
+}
+
+TestSuite(metrics, .init = set_up, .fini = tear_down);
+
+static void open_at(const char *where, bool emit_id, const char *properties)
+{
+    const struct metrics_config config = { (char *)where, emit_id, (char *)properties };
+
+    cr_assert_eq(metrics_open(&config, "vm-1", &e), 0, "%s", e.msg);
+}
+
+/* The n-th line that was written, parsed. */
+static struct json_object *line(unsigned n)
+{
+    int fd = open(path, O_RDONLY);
+    ssize_t got = read(fd, text, sizeof(text) - 1);
+    char *at = text;
+    struct json_object *o;
+
+    close(fd);
+    text[got < 0 ? 0 : got] = '\0';
+    for (; n > 0 && at; n--) {
+        at = strchr(at, '\n');
+        at = at ? at + 1 : NULL;
+    }
+    cr_assert(at && strchr(at, '\n'), "no such line");
+    *strchr(at, '\n') = '\0';
+    o = json_tokener_parse(at);
+    cr_assert(o, "%s", at);
+    return o;
+}
+
+static struct json_object *member(struct json_object *o, const char *name)
+{
+    struct json_object *v = json_object_object_get(o, name);
+
+    cr_assert(v, "no %s", name);
+    return v;
+}
+
+static uint64_t number(struct json_object *o, const char *group, const char *name)
+{
+    return json_object_get_uint64(member(member(o, group), name));
+}
+
+Test(metrics, are_lines_with_every_group)
+{
+    static const char *const groups[] = {
+        "api_server",
+        "balloon",
+        "block",
+        "deprecated_api",
+        "entropy",
+        "i8042",
+        "get_api_requests",
+        "interrupts",
+        "latencies_us",
+        "logger",
+        "mmds",
+        "memory_hotplug",
+        "net",
+        "patch_api_requests",
+        "pmem",
+        "seccomp",
+        "put_api_requests",
+        "signals",
+        "uart",
+        "vcpu",
+        "vmm",
+        "vsock",
+    };
+    struct json_object *o;
+
+    open_at(path, false, NULL);
+    metrics_write();
+    o = line(0);
+    for (size_t i = 0; i < sizeof(groups) / sizeof(*groups); i++)
+        member(o, groups[i]);
+    cr_expect_eq(json_object_object_length(o), sizeof(groups) / sizeof(*groups) + 1);
+    cr_expect_gt(json_object_get_uint64(member(o, "utc_timestamp_ms")), 1700000000000);
+}
+
+Test(metrics, show_id_and_properties_on_request)
+{
+    struct json_object *o;
+
+    open_at(path, true, "{\"a\": [1, \"x\"]}");
+    metrics_write();
+    o = line(0);
+    cr_expect_str_eq(json_object_get_string(member(o, "id")), "vm-1");
+    cr_expect_str_eq(json_object_to_json_string_ext(member(o, "properties"), 0),
+                     "{\"a\":[1,\"x\"]}");
+}
+
+Test(metrics, are_differences_but_for_values)
+{
+    open_at(path, false, NULL);
+    metric_add(&metrics.uart.read_count, 3);
+    metric_set(&metrics.latencies_us.pause_vm, 7);
+    metrics_write();
+    metric_add(&metrics.uart.read_count, 2);
+    metrics_write();
+    metrics_write();
+    cr_expect_eq(number(line(0), "uart", "read_count"), 3);
+    cr_expect_eq(number(line(1), "uart", "read_count"), 2);
+    cr_expect_eq(number(line(2), "uart", "read_count"), 0);
+    cr_expect_eq(number(line(0), "latencies_us", "pause_vm"), 7);
+    cr_expect_eq(number(line(2), "latencies_us", "pause_vm"), 7);
+}
+
+Test(metrics, of_a_kind_are_the_sum_of_its_devices)
+{
+    struct block_metrics a = { 0 }, b = { 0 };
+    struct json_object *o;
+
+    metrics_add_source(METRICS_OF_BLOCK, "r", &a);
+    metrics_add_source(METRICS_OF_BLOCK, "d\"1", &b);
+    open_at(path, false, NULL);
+    metric_add(&a.read_bytes, 10);
+    metric_add(&b.read_bytes, 5);
+    metric_set(&a.read_agg.min_us, 9);
+    metric_set(&a.read_agg.max_us, 20);
+    metric_set(&b.read_agg.min_us, 4);
+    metric_set(&b.read_agg.max_us, 6);
+    metric_set(&b.read_agg.sum_us, 10);
+    metrics_write();
+    o = line(0);
+    cr_expect_eq(number(o, "block_r", "read_bytes"), 10);
+    cr_expect_eq(number(o, "block_d\"1", "read_bytes"), 5);
+    cr_expect_eq(number(o, "block", "read_bytes"), 15);
+    o = member(member(o, "block"), "read_agg");
+    cr_expect_eq(json_object_get_uint64(member(o, "min_us")), 4);
+    cr_expect_eq(json_object_get_uint64(member(o, "max_us")), 20);
+    cr_expect_eq(json_object_get_uint64(member(o, "sum_us")), 10);
+}
+
+Test(metrics, of_devices_go_with_them)
+{
+    struct block_metrics a = { .read_bytes = 1 };
+    struct json_object *o;
+
+    open_at(path, false, NULL);
+    metrics_add_source(METRICS_OF_BLOCK, "r", &a);
+    metrics_forget_sources();
+    metrics_write();
+    o = line(0);
+    cr_expect_null(json_object_object_get(o, "block_r"));
+    cr_expect_eq(number(o, "block", "read_bytes"), 0);
+}
+
+Test(metrics, can_not_be_opened_twice)
+{
+    const struct metrics_config again = { .metrics_path = path };
+
+    open_at(path, false, NULL);
+    cr_expect_eq(metrics_open(&again, "vm-1", &e), -1);
+    cr_expect_str_eq(e.msg, "Cannot initialize the metrics system due to bad user input: "
+                            "Reinitialization of metrics not allowed.");
+}
+
+Test(metrics, may_be_opened_after_a_path_that_was_refused)
+{
+    const struct metrics_config bad = { .metrics_path = (char *)"/nowhere/m" };
+
+    cr_expect_eq(metrics_open(&bad, "vm-1", &e), -1);
+    cr_expect_str_eq(e.msg, "Cannot initialize the metrics system due to bad user input: No such "
+                            "file or directory (os error 2)");
+    open_at(path, false, NULL);
+}
+
+/* A pipe that nobody reads fills up; what is counted meanwhile comes with the next line that
+ * fits. */
+Test(metrics, lost_at_a_full_fifo_are_counted_and_not_forgotten)
+{
+    uint64_t missed = 0, sum = 0;
+    char *state = NULL, *at;
+    ssize_t got;
+    int fd;
+
+    unlink(path);
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    open_at(path, false, NULL);
+    fd = open(path, O_RDONLY | O_NONBLOCK);
+    for (unsigned i = 0; i < 100; i++) {
+        metric_inc(&metrics.uart.write_count);
+        metrics_write();
+    }
+    missed = metric_get(&metrics.logger.missed_metrics_count);
+    cr_expect_gt(missed, 0);
+    got = read(fd, text, sizeof(text) - 1);
+    metrics_write();
+    got += read(fd, text + got, sizeof(text) - 1 - (size_t)got);
+    text[got] = '\0';
+    for (at = strtok_r(text, "\n", &state); at; at = strtok_r(NULL, "\n", &state)) {
+        struct json_object *o = json_tokener_parse(at);
+
+        if (o) /* not the fragment of the line that was cut */
+            sum += number(o, "uart", "write_count");
+    }
+    cr_expect_eq(sum, 100);
+}
+
+Test(metrics, without_a_place_are_not_written)
+{
+    metrics_write();
+    cr_expect_eq(metrics.logger.missed_metrics_count, 0);
+}
+
+static void *count_up(void *arg)
+{
+    for (unsigned i = 0; i < 100000; i++)
+        metric_inc(&metrics.vsock.rx_bytes_count);
+    return arg;
+}
+
+Test(metrics, lose_nothing_between_threads)
+{
+    pthread_t threads[4];
+    uint64_t sum = 0;
+
+    open_at(path, false, NULL);
+    for (unsigned i = 0; i < 4; i++)
+        pthread_create(&threads[i], NULL, count_up, NULL);
+    for (unsigned i = 0; i < 20; i++)
+        metrics_write();
+    for (unsigned i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    metrics_write();
+    for (unsigned i = 0; i < 21; i++)
+        sum += number(line(i), "vsock", "rx_bytes_count");
+    cr_expect_eq(sum, 400000);
+}
+
+static unsigned shown;
+
+static void check_sample(void *context, const struct metrics_sample *s)
+{
+    const char *wanted = context;
+
+    if (strcmp(s->group, "block") == 0 && strcmp(s->name, "read_bytes") == 0) {
+        cr_expect_str_eq(s->id, wanted);
+        cr_expect(s->is_counter);
+        cr_expect_eq(s->value, 5);
+        shown++;
+    }
+}
+
+Test(metrics, are_shown_by_device_and_since_the_beginning)
+{
+    struct block_metrics a = { .read_bytes = 5 };
+
+    metrics_add_source(METRICS_OF_BLOCK, "r", &a);
+    open_at(path, false, NULL);
+    metrics_write();
+    metrics_each(check_sample, (void *)(uintptr_t) "r");
+    cr_expect_eq(shown, 1);
+}
+
+Test(latency_record, keeps_the_least_the_most_and_the_sum)
+{
+    struct latency l = { 0 };
+    uint64_t now = metrics_now_us();
+
+    latency_record(&l, now - 1000000);
+    latency_record(&l, now - 5000000);
+    cr_expect(l.min_us >= 1000000 && l.min_us < 5000000);
+    cr_expect_geq(l.max_us, 5000000);
+    cr_expect_geq(l.sum_us, 6000000);
+}
