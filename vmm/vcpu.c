@@ -388,8 +388,7 @@ void vcpus_pause(struct vcpus *v)
     pthread_mutex_lock(&v->lock);
     v->pause = true;
     for (unsigned i = 0; i < v->count; i++) {
-        /* Read by the kernel on entry: closes the gap between the thread's last look and KVM_RUN.
-         */
+        /* Read by the kernel on entry: closes the gap between a thread's last look and KVM_RUN. */
         __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
         pthread_kill(v->each[i].thread, KICK_SIGNAL);
     }

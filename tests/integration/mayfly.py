@@ -12,6 +12,7 @@ The binary is $MAYFLY, or build/release/mayfly of this checkout.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,6 +21,12 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.environ.get("MAYFLY", os.path.join(ROOT, "build", "release", "mayfly"))
 DEADLINE_S = 10
+
+
+def default_signals():
+    """What a shell runs in the background inherits that it ignores these two."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 class Mayfly:
@@ -50,7 +57,7 @@ class Mayfly:
             shutil.chown(self.directory, self.user)
         with open(self.output_path, "wb") as output:
             self.process = subprocess.Popen(
-                [binary, *api, *self.args], user=self.user,
+                [binary, *api, *self.args], user=self.user, preexec_fn=default_signals,
                 stdin=self.stdin, stdout=self.stdout or output, stderr=output)
         if self.api:
             self.connect().close()

@@ -10,16 +10,19 @@
 static char path[64];
 static struct error e;
 static char text[1 << 20];
+static struct json_object *parsed; /* an array of what parse() gave: freed at the end of a test */
 
 static void set_up(void)
 {
     strcpy(path, "/tmp/mayfly-metrics-XXXXXX");
     close(mkstemp(path));
+    parsed = json_object_new_array();
 }
 
 static void tear_down(void)
 {
     unlink(path);
+    json_object_put(parsed);
 }
 
 TestSuite(metrics, .init = set_up, .fini = tear_down);
@@ -31,13 +34,22 @@ static void open_at(const char *where, bool emit_id, const char *properties)
     cr_assert_eq(metrics_open(&config, "vm-1", &e), 0, "%s", e.msg);
 }
 
+static struct json_object *parse(const char *at)
+{
+    struct json_object *o = json_tokener_parse(at);
+
+    if (o)
+        json_object_array_add(parsed, o);
+    return o;
+}
+
 /* The n-th line that was written, parsed. */
 static struct json_object *line(unsigned n)
 {
     int fd = open(path, O_RDONLY);
     ssize_t got = read(fd, text, sizeof(text) - 1);
-    char *at = text;
     struct json_object *o;
+    char *at = text;
 
     close(fd);
     text[got < 0 ? 0 : got] = '\0';
@@ -47,7 +59,7 @@ static struct json_object *line(unsigned n)
     }
     cr_assert(at && strchr(at, '\n'), "no such line");
     *strchr(at, '\n') = '\0';
-    o = json_tokener_parse(at);
+    o = parse(at);
     cr_assert(o, "%s", at);
     return o;
 }
@@ -214,7 +226,7 @@ Test(metrics, lost_at_a_full_fifo_are_counted_and_not_forgotten)
     got += read(fd, text + got, sizeof(text) - 1 - (size_t)got);
     text[got] = '\0';
     for (at = strtok_r(text, "\n", &state); at; at = strtok_r(NULL, "\n", &state)) {
-        struct json_object *o = json_tokener_parse(at);
+        struct json_object *o = parse(at);
 
         if (o) /* not the fragment of the line that was cut */
             sum += number(o, "uart", "write_count");
