@@ -23,18 +23,14 @@ BINARY = os.environ.get("MAYFLY", os.path.join(ROOT, "build", "release", "mayfly
 DEADLINE_S = 10
 
 
-def default_signals():
-    """What a shell runs in the background inherits that it ignores these two."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-
-
 class Mayfly:
     """args are further arguments for the binary; api=False leaves the API out (--no-api). Without a
-    stdout of the caller's, output goes to a file. user: a uid to run as, for root."""
+    stdout of the caller's, output goes to a file. user: a uid to run as, for root.
+    before_exec is called in the new process."""
 
-    def __init__(self, *args, api=True, stdin=subprocess.DEVNULL, stdout=None, user=None):
-        self.args, self.api, self.user = args, api, user
+    def __init__(self, *args, api=True, stdin=subprocess.DEVNULL, stdout=None, user=None,
+                 before_exec=lambda: None):
+        self.args, self.api, self.user, self.before_exec = args, api, user, before_exec
         self.stdin, self.stdout = stdin, stdout
         self.directory = tempfile.mkdtemp(prefix="mayfly-test-")
         self.socket_path = os.path.join(self.directory, "api.sock")
@@ -57,11 +53,17 @@ class Mayfly:
             shutil.chown(self.directory, self.user)
         with open(self.output_path, "wb") as output:
             self.process = subprocess.Popen(
-                [binary, *api, *self.args], user=self.user, preexec_fn=default_signals,
+                [binary, *api, *self.args], user=self.user, preexec_fn=self.prepare,
                 stdin=self.stdin, stdout=self.stdout or output, stderr=output)
         if self.api:
             self.connect().close()
         return self
+
+    def prepare(self):
+        # What a shell runs in the background inherits that it ignores these two.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        self.before_exec()
 
     def connect(self):
         """A new connection to the API, as a socket with a timeout."""

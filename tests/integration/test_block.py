@@ -256,12 +256,9 @@ def without_io_uring():
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def test_a_host_without_io_uring_refuses_the_async_engine_at_once(tmp_path, monkeypatch):
-    start = subprocess.Popen
-    monkeypatch.setattr(mayfly.subprocess, "Popen", lambda *args, **more: start(
-        *args, preexec_fn=without_io_uring, **more))
+def test_a_host_without_io_uring_refuses_the_async_engine_at_once(tmp_path):
     body = drive(empty_disk(tmp_path / "disk"))
-    with mayfly.Mayfly() as vm:
+    with mayfly.Mayfly(before_exec=without_io_uring) as vm:
         status, _, answer = vm.request("PUT", "/drives/disk", {**body, "io_engine": "Async"})
         assert status == 400 and "io_uring" in answer["fault_message"], answer
         assert "Function not implemented (os error 38)" in answer["fault_message"]
