@@ -7,6 +7,7 @@
 #include "api/quote.h"
 #include "api/schema.h"
 #include "api/utf8.h"
+#include "vmm/clock.h"
 #include "vmm/log.h"
 #include "vmm/metrics.h"
 #include "vmm/version.h"
@@ -271,7 +272,7 @@ static int put_action(struct api_call *c, struct error *e)
 
 static int patch_vm(struct api_call *c, struct error *e)
 {
-    uint64_t us, start_us = metrics_now_us();
+    uint64_t us, start_us = monotonic_us();
     struct vm_state_body body = { 0 };
     struct action a = { 0 };
     bool is_pause;
@@ -282,7 +283,7 @@ static int patch_vm(struct api_call *c, struct error *e)
     a.kind = is_pause ? ACT_PAUSE : ACT_RESUME;
     if (apply(c, &a, e) < 0)
         return -1;
-    us = metrics_now_us() - start_us;
+    us = monotonic_us() - start_us;
     metric_set(is_pause ? &metrics.latencies_us.pause_vm : &metrics.latencies_us.resume_vm, us);
     log_info("'%s vm' API request took %llu us.", is_pause ? "pause" : "resume",
              (unsigned long long)us);
@@ -482,7 +483,7 @@ static void fail_answer(struct api_answer *a, const struct error *e)
 void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
 {
     struct api_call call = { .vm = vm, .request = request, .answer = answer };
-    uint64_t start_us = metrics_now_us();
+    uint64_t start_us = monotonic_us();
     struct error e;
 
     *answer = (struct api_answer){ 0 };
@@ -497,5 +498,5 @@ void api_serve(struct vm *vm, const struct api_request *request, struct api_answ
     if (answer->deprecated)
         metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);
     log_debug("Total previous API call duration: %llu us.",
-              (unsigned long long)(metrics_now_us() - start_us));
+              (unsigned long long)(monotonic_us() - start_us));
 }

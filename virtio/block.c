@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "vmm/clock.h"
+
 /* Of a queue of 256 descriptors, header and status need two. */
 #define SEG_MAX (VIRTQ_SIZE_MAX - 2)
 
@@ -82,7 +84,7 @@ static void begin(struct block *b, struct block_request *r)
     struct virtio_blk_outhdr header;
 
     r->left = 0;
-    r->begun_us = metrics_now_us();
+    r->begun_us = monotonic_us();
     r->type = UINT32_MAX; /* of no request */
     r->status = VIRTIO_BLK_S_IOERR;
     if (chain_get(&r->chain, &header) < 0)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "vmm/clock.h"
 #include "vmm/log.h"
 #include "vmm/metrics.h"
 
@@ -111,16 +112,15 @@ void virtio_config_changed(struct virtio_device *d)
 void virtio_needs_reset(struct virtio_device *d, const char *why)
 {
     struct virtio_mmio *t = d->transport;
-    struct timespec now;
+    uint64_t now_s = monotonic_ns() / NS_PER_S;
 
     t->state.status |= STATUS_NEEDS_RESET;
     show_registers(t);
     raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    if (now.tv_sec != t->last_complaint)
+    if (now_s != t->last_complaint_s)
         log_warn("virtio %s at 0x%llx stops until the guest resets it: %s", d->ops->name,
                  (unsigned long long)t->bus.base, why);
-    t->last_complaint = now.tv_sec;
+    t->last_complaint_s = now_s;
 }
 
 static bool is_active(const struct virtio_mmio *t)
@@ -270,13 +270,6 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
 
 static const struct bus_ops mmio_ops = { .read = mmio_read, .write = mmio_write };
 
-static void wake(const struct virtio_mmio *t, unsigned queue)
-{
-    const uint64_t one = 1;
-
-    (void)!write(t->kicks[queue].source.fd, &one, sizeof(one));
-}
-
 void virtio_kick(struct virtio_device *d, unsigned queue)
 {
     struct virtio_mmio *t = d->transport;
@@ -287,7 +280,7 @@ void virtio_kick(struct virtio_device *d, unsigned queue)
         more = d->ops->kick(d, queue);
     pthread_mutex_unlock(&t->lock);
     if (more)
-        wake(t, queue);
+        loop_signal(t->kicks[queue].source.fd);
 }
 
 /* The source is edge-triggered: each write of the eventfd wakes the loop once, and nobody has to
@@ -371,5 +364,5 @@ void virtio_mmio_resume(struct virtio_mmio *t)
     t->is_paused = false;
     pthread_mutex_unlock(&t->lock);
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
-        wake(t, i);
+        loop_signal(t->kicks[i].source.fd);
 }

@@ -43,7 +43,7 @@ struct virtio_mmio {
         struct virtio_mmio *transport;
         unsigned queue;
     } kicks[VIRTIO_QUEUES_MAX];
-    time_t last_complaint; /* CLOCK_MONOTONIC seconds */
+    uint64_t last_complaint_s; /* of the monotonic clock */
 };
 
 /* Makes registers at `base` for a device, with a loop source for each queue. `page` is zeroed, of

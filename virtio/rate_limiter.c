@@ -2,17 +2,8 @@
 
 #include <errno.h>
 #include <sys/timerfd.h>
-#include <time.h>
 
-#define NS_PER_S 1000000000u
-
-uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
+#include "vmm/clock.h"
 
 static void set_timer(const struct rate_limiter *l, uint64_t ns)
 {

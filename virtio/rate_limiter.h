@@ -27,9 +27,6 @@ struct rate_limiter {
     refilled_fn *on_refilled;
 };
 
-/* The host's CLOCK_MONOTONIC. */
-uint64_t monotonic_ns(void);
-
 /* No limits. on_refilled is called on the loop's thread when it is worth asking again. */
 void rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
                        refilled_fn *on_refilled);

@@ -1,20 +1,15 @@
 #include "vmm/boot_timer.h"
 
+#include <inttypes.h>
+
 #include "vmm/boot/layout.h"
+#include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/log.h"
 #include "vmm/timeline.h"
 
 #define BOOT_TIMER_BYTES 0x1000u
 #define BOOT_DONE_VALUE  123u
-
-static long microseconds_since(clockid_t clock, const struct timespec *start)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return (now.tv_sec - start->tv_sec) * 1000000 + (now.tv_nsec - start->tv_nsec) / 1000;
-}
 
 static void boot_timer_read(struct bus_device *d, uint64_t offset, uint8_t *data, unsigned bytes)
 {
@@ -28,15 +23,16 @@ static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_
                              unsigned bytes)
 {
     const struct boot_timer *t = owner_of(d, struct boot_timer, bus);
-    long wall, cpu;
+    uint64_t wall, cpu;
 
     if (offset != 0 || bytes != 1 || *data != BOOT_DONE_VALUE)
         return;
     timeline_mark(PHASE_GUEST_MARK);
-    wall = microseconds_since(CLOCK_MONOTONIC, &t->start_wall);
-    cpu = microseconds_since(CLOCK_PROCESS_CPUTIME_ID, &t->start_cpu);
-    log_info("Guest-boot-time = %6ld us %ld ms, %6ld CPU us %ld CPU ms", wall, wall / 1000, cpu,
-             cpu / 1000);
+    wall = monotonic_us() - t->start_wall_us;
+    cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - t->start_cpu_us;
+    log_info("Guest-boot-time = %6" PRIu64 " us %" PRIu64 " ms, %6" PRIu64 " CPU us %" PRIu64
+             " CPU ms",
+             wall, wall / 1000, cpu, cpu / 1000);
 }
 
 static const struct bus_ops boot_timer_ops = {
@@ -51,6 +47,6 @@ void boot_timer_init(struct boot_timer *t)
         .base = LAYOUT_BOOT_TIMER,
         .bytes = BOOT_TIMER_BYTES,
     };
-    clock_gettime(CLOCK_MONOTONIC, &t->start_wall);
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t->start_cpu);
+    t->start_wall_us = monotonic_us();
+    t->start_cpu_us = clock_us(CLOCK_PROCESS_CPUTIME_ID);
 }

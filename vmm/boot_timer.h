@@ -4,13 +4,11 @@
  */
 #pragma once
 
-#include <time.h>
-
 #include "vmm/bus.h"
 
 struct boot_timer {
     struct bus_device bus;
-    struct timespec start_wall, start_cpu;
+    uint64_t start_wall_us, start_cpu_us;
 };
 
 /* Starts the clock. */

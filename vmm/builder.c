@@ -90,10 +90,7 @@ static int add_serial(struct machine *m, const struct machine_plan *plan, struct
     const struct serial_config *config = plan->serial;
 
     if (config->serial_out_path) {
-        /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
-        m->serial_out_fd =
-            open(config->serial_out_path,
-                 O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+        m->serial_out_fd = open_for_lines(config->serial_out_path);
         if (m->serial_out_fd < 0)
             return fail_os(e, errno, "Failed to open serial_out_path %s", config->serial_out_path);
     }

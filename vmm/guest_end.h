@@ -7,7 +7,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <unistd.h>
+
+#include "vmm/loop.h"
 
 struct guest_end {
     int event_fd;         /* readable once the guest has ended */
@@ -18,11 +19,8 @@ struct guest_end {
 /* Any thread. The first caller's exit code counts. */
 static inline void guest_end_signal(struct guest_end *end, int exit_code)
 {
-    const uint64_t one = 1;
-
     if (atomic_exchange(&end->ended, true))
         return;
     end->exit_code = exit_code;
-    /* Cannot fail: the counter of an eventfd that is written once does not overflow. */
-    (void)!write(end->event_fd, &one, sizeof(one));
+    loop_signal(end->event_fd);
 }

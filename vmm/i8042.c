@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "vmm/loop.h"
 #include "vmm/metrics.h"
 
 #define OFFSET_DATA    0u
@@ -50,14 +51,13 @@ static const uint8_t ctrl_alt_del[] = { 0x14, 0x11, 0xe0, 0x71 };
 static bool push(struct i8042 *k, const uint8_t *bytes, unsigned n)
 {
     struct i8042_state *st = &k->state;
-    const uint64_t one = 1;
 
     if (n > I8042_BUFFER_BYTES - st->count)
         return false;
     for (unsigned i = 0; i < n; i++)
         st->buffer[(st->head + st->count++) % I8042_BUFFER_BYTES] = bytes[i];
     if (st->command_byte & CTL_KEYBOARD_IRQ)
-        (void)!write(k->irq_fd, &one, sizeof(one));
+        loop_signal(k->irq_fd);
     return true;
 }
 
@@ -70,7 +70,6 @@ static void answer(struct i8042 *k, uint8_t byte)
 static uint8_t read_data(struct i8042 *k)
 {
     struct i8042_state *st = &k->state;
-    const uint64_t one = 1;
     uint8_t byte;
 
     if (!st->count)
@@ -80,7 +79,7 @@ static uint8_t read_data(struct i8042 *k)
     st->count--;
     /* One interrupt a byte: the next byte moves into the output buffer now. */
     if (st->count && st->command_byte & CTL_KEYBOARD_IRQ)
-        (void)!write(k->irq_fd, &one, sizeof(one));
+        loop_signal(k->irq_fd);
     return byte;
 }
 

@@ -52,10 +52,15 @@ int log_level_parse(const char *name)
     return -1;
 }
 
-int log_open(const char *path, struct error *e)
+int open_for_lines(const char *path)
 {
     /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
-    int fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0600);
+    return open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+}
+
+int log_open(const char *path, struct error *e)
+{
+    int fd = open_for_lines(path);
 
     if (fd < 0)
         return fail_os(e, errno, "Failed to open target file");

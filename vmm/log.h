@@ -32,8 +32,12 @@ struct log_options log_get_options(void);
 /* Level of a name as --level and the API take it ("Info", "warning", ...), or -1. */
 int log_level_parse(const char *name);
 
-/* Sends further lines to a file or FIFO, created when absent and opened without waiting for a
- * reader. On failure the old sink stays. */
+/* Opens a file, FIFO or terminal for what is written without a thought of who reads it: at its end,
+ * created when absent, without waiting for a reader or becoming its terminal's. A descriptor, or
+ * -1 and errno. */
+must_check int open_for_lines(const char *path);
+
+/* Sends further lines to open_for_lines(path). On failure the old sink stays. */
 must_check int log_open(const char *path, struct error *e);
 
 /* Logs that a signal ends the process. Async-signal-safe, as nothing else here is. */

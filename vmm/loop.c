@@ -67,6 +67,13 @@ void loop_stop(struct loop *l, int exit_code)
     l->exit_code = exit_code;
 }
 
+void loop_signal(int fd)
+{
+    const uint64_t one = 1;
+
+    (void)!write(fd, &one, sizeof(one));
+}
+
 uint64_t loop_drain(int fd)
 {
     uint64_t value = 0;

@@ -4,8 +4,8 @@
  *
  * Sources are embedded in their owners, so that adding one allocates nothing; owner_of() leads from
  * the source to its owner. A callback does bounded work and never blocks, and may remove any
- * source, its own included: the loop drops events already fetched for it. All functions are for the
- * loop's thread, except loop_stop(), which any callback but no other thread may call.
+ * source, its own included: the loop drops events already fetched for it. All functions but
+ * loop_signal() are for the loop's thread, loop_stop() for callbacks.
  */
 #pragma once
 
@@ -52,6 +52,10 @@ int loop_run(struct loop *l);
 
 /* Makes loop_run() return after the current callback. The first call's code counts. */
 void loop_stop(struct loop *l, int exit_code);
+
+/* Adds 1 to an eventfd. Any thread. Never fails in a way that matters: only a counter that is about
+ * to overflow refuses, and whoever waits for it has been woken long before. */
+void loop_signal(int fd);
 
 /* Zeroes an eventfd or timerfd; the value it had, 0 if it had none. */
 uint64_t loop_drain(int fd);

@@ -9,6 +9,7 @@
 
 #include "api/config_file.h"
 #include "api/server.h"
+#include "vmm/clock.h"
 #include "vmm/log.h"
 #include "vmm/metrics.h"
 #include "vmm/signals.h"
@@ -279,23 +280,15 @@ static int end_with(int code, const char *what, const struct error *e)
     return end(code);
 }
 
-static uint64_t cpu_us(void)
-{
-    struct timespec used;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-    return (uint64_t)used.tv_sec * 1000000 + (uint64_t)used.tv_nsec / 1000;
-}
-
 /* From the jailer's start to an answering API; what was not given is not told. */
 static void record_startup(const struct options *o, const struct numbers *n)
 {
     if (o->start_time_us)
-        metric_set(&metrics.api_server.process_startup_time_us,
-                   metrics_now_us() - n->start_time_us);
+        metric_set(&metrics.api_server.process_startup_time_us, monotonic_us() - n->start_time_us);
     if (o->start_time_cpu_us)
         metric_set(&metrics.api_server.process_startup_time_cpu_us,
-                   cpu_us() - n->start_time_cpu_us + n->parent_cpu_time_us);
+                   clock_us(CLOCK_PROCESS_CPUTIME_ID) - n->start_time_cpu_us +
+                       n->parent_cpu_time_us);
 }
 
 /* Nothing is done with the file: what the guest's VMM may call is for the jailer to say. */

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vmm/clock.h"
 #include "vmm/log.h"
 
 #define PERIOD_S    60
@@ -69,17 +70,9 @@ static struct {
     struct itimerspec left; /* of the minute, while it stands still */
 } state = { .fd = -1, .is_writing = ATOMIC_FLAG_INIT, .timer = { .fd = -1 } };
 
-uint64_t metrics_now_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 void latency_record(struct latency *l, uint64_t start_us)
 {
-    uint64_t us = metrics_now_us() - start_us;
+    uint64_t us = monotonic_us() - start_us;
     uint64_t min = metric_get(&l->min_us);
 
     if (min == 0 || us < min)
@@ -156,8 +149,7 @@ int metrics_open(const struct metrics_config *config, const char *instance_id, s
         return fail(e, ERR_INVALID,
                     "Cannot initialize the metrics system due to bad user input: Reinitialization "
                     "of metrics not allowed.");
-    /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
-    fd = open(config->metrics_path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0600);
+    fd = open_for_lines(config->metrics_path);
     if (fd < 0)
         return fail(e, ERR_HOST,
                     "Cannot initialize the metrics system due to bad user input: %s (os error %d)",
@@ -321,14 +313,10 @@ static void read_sources(void)
 
 static void put_line(struct text *t)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_REALTIME, &now);
     if (state.has_fragment)
         put(t, "\n");
     put(t, "{");
-    put_member(t, "utc_timestamp_ms",
-               (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000);
+    put_member(t, "utc_timestamp_ms", clock_us(CLOCK_REALTIME) / 1000);
     if (state.emits_id) {
         put(t, ",\"id\":\"");
         put(t, state.instance);

@@ -295,10 +295,7 @@ static inline uint64_t metric_get(const metric *m)
     return atomic_load_explicit(m, memory_order_relaxed);
 }
 
-/* CLOCK_MONOTONIC in microseconds. */
-uint64_t metrics_now_us(void);
-
-/* Accounts for something that began at metrics_now_us() == start_us. A latency has one thread (or
+/* Accounts for something that began at monotonic_us() == start_us. A latency has one thread (or
  * one lock's holder) that records it. */
 void latency_record(struct latency *l, uint64_t start_us);
 

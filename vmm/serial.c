@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "vmm/clock.h"
 #include "vmm/metrics.h"
 
 /* Register offsets; the first two are the divisor latch while LCR_DLAB is set. */
@@ -38,10 +39,8 @@ static uint8_t pending(const struct serial_state *st)
  * since a driver reads IIR until nothing is left. */
 static void raise_from(struct serial *s, uint8_t before)
 {
-    const uint64_t one = 1;
-
     if (before == IIR_NONE && pending(&s->state) != IIR_NONE)
-        (void)!write(s->irq_fd, &one, sizeof(one));
+        loop_signal(s->irq_fd);
 }
 
 static void fifo_push(struct serial_state *st, uint8_t byte)
@@ -54,10 +53,8 @@ static void fifo_push(struct serial_state *st, uint8_t byte)
 /* Called before the guest makes room in the FIFO: input that waits for a full one may go on. */
 static void announce_space(struct serial *s)
 {
-    const uint64_t one = 1;
-
     if (s->state.fifo_count == SERIAL_FIFO_BYTES && s->has_input)
-        (void)!write(s->fifo_space.fd, &one, sizeof(one));
+        loop_signal(s->fifo_space.fd);
 }
 
 static uint8_t fifo_pop(struct serial *s)
@@ -113,7 +110,7 @@ static bool may_send(struct serial *s)
 
     if (s->limit.size == 0)
         return true;
-    now = metrics_now_us();
+    now = monotonic_us();
     bucket_refill(&s->limit, (now - s->counted_us) * 1000);
     s->counted_us = now;
     if (bucket_wait(&s->limit, 1) > 0)
@@ -218,7 +215,7 @@ void serial_init(struct serial *s, int irq_fd, int out_fd)
 void serial_limit(struct serial *s, const struct token_bucket *limit)
 {
     bucket_init(&s->limit, limit);
-    s->counted_us = metrics_now_us();
+    s->counted_us = monotonic_us();
 }
 
 /* A source that is not wanted leaves the loop: one whose writer is gone would wake it for ever. */

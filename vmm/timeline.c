@@ -1,23 +1,21 @@
 #include "vmm/timeline.h"
 
 #include <stdatomic.h>
-#include <time.h>
 
+#include "vmm/clock.h"
 #include "vmm/metrics.h"
 
 static struct {
     uint64_t start_us;
-    metric at[PHASES]; /* metrics_now_us(); 0: not reached */
+    metric at[PHASES]; /* monotonic_us(); 0: not reached */
 } timeline;
 
 void timeline_init(void)
 {
-    struct timespec used;
+    uint64_t used_us = clock_us(CLOCK_PROCESS_CPUTIME_ID);
 
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
     timeline_mark(PHASE_MAIN);
-    timeline.start_us = metric_get(&timeline.at[PHASE_MAIN]) - (uint64_t)used.tv_sec * 1000000 -
-                        (uint64_t)used.tv_nsec / 1000;
+    timeline.start_us = metric_get(&timeline.at[PHASE_MAIN]) - used_us;
 }
 
 void timeline_begin(uint64_t start_us)
@@ -33,7 +31,7 @@ void timeline_mark(enum phase p)
     if (p == PHASE_INSTANCE_START)
         for (unsigned i = p; i < PHASES; i++)
             metric_set(&timeline.at[i], 0);
-    atomic_compare_exchange_strong(&timeline.at[p], &never, metrics_now_us());
+    atomic_compare_exchange_strong(&timeline.at[p], &never, monotonic_us());
 }
 
 const char *timeline_name(enum phase p)

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "vmm/boot/boot_info.h"
+#include "vmm/clock.h"
 #include "vmm/cpu_template.h"
 #include "vmm/log.h"
 #include "vmm/timeline.h"
@@ -245,7 +246,7 @@ static void on_pio(struct vcpu *c)
 {
     const struct kvm_run *run = c->run;
     bool is_in = run->io.direction == KVM_EXIT_IO_IN;
-    uint64_t start = metrics_now_us();
+    uint64_t start = monotonic_us();
     uint8_t *data = (uint8_t *)c->run + run->io.data_offset;
 
     /* A string instruction comes as one exit with `count` items for the same port. */
@@ -263,7 +264,7 @@ static void on_mmio(struct vcpu *c)
 {
     struct kvm_run *run = c->run;
     bool is_write = run->mmio.is_write;
-    uint64_t start = metrics_now_us();
+    uint64_t start = monotonic_us();
 
     if (run->mmio.len > sizeof(run->mmio.data))
         return;

@@ -6,6 +6,7 @@
 
 #include "vmm/boot/cmdline.h"
 #include "vmm/builder.h"
+#include "vmm/clock.h"
 #include "vmm/console.h"
 #include "vmm/cpu_template.h"
 #include "vmm/log.h"
@@ -350,7 +351,7 @@ static int start(struct vm *vm, struct error *e)
 
 static void log_duration(const char *what, metric *latency, uint64_t start_us)
 {
-    uint64_t us = metrics_now_us() - start_us;
+    uint64_t us = monotonic_us() - start_us;
 
     metric_set(latency, us);
     log_info("'%s' VMM action took %llu us.", what, (unsigned long long)us);
@@ -358,7 +359,7 @@ static void log_duration(const char *what, metric *latency, uint64_t start_us)
 
 static void pause_vm(struct vm *vm)
 {
-    uint64_t start_us = metrics_now_us();
+    uint64_t start_us = monotonic_us();
 
     if (vm->state == VM_RUNNING) {
         vcpus_pause(&vm->machine->vcpus);
@@ -373,7 +374,7 @@ static void pause_vm(struct vm *vm)
 
 static void resume_vm(struct vm *vm)
 {
-    uint64_t start_us = metrics_now_us();
+    uint64_t start_us = monotonic_us();
 
     if (vm->state == VM_PAUSED) {
         metrics_resume();
