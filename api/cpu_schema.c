@@ -183,7 +183,7 @@ _Static_assert(CPU(capability_count) == CPU(capabilities) + sizeof(void *) &&
                "these are read as struct schema_list");
 
 static const struct schema_field cpu_fields[] = {
-    SCHEMA_FIELD("kvm_capabilities", ITEMS, SCHEMA_DEFAULT, CPU(capabilities), .item = &capability,
+    SCHEMA_FIELD("kvm_capabilities", LIST, SCHEMA_DEFAULT, CPU(capabilities), .item = &capability,
                  .item_size = sizeof(struct kvm_capability)),
     SCHEMA_FIELD("cpuid_modifiers", LIST, SCHEMA_DEFAULT, CPU(leaves), .object = &leaf_schema),
     SCHEMA_FIELD("msr_modifiers", LIST, SCHEMA_DEFAULT, CPU(msrs), .object = &msr_schema),

@@ -196,31 +196,10 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
                         struct error *e);
 
 /* Nested as deep as the tables are. */
-static int decode_items(struct json_reader *r, const struct schema_field *f,
-                        struct schema_list *out, struct error *e)
-{
-    bool first = true;
-    int step;
-
-    if (json_peek(r) != '[')
-        return json_fail_type(r, "a sequence", e);
-    r->at++;
-    while ((step = json_next_element(r, &first, e)) > 0) {
-        char *item;
-
-        out->items = reallocarray(out->items, out->count + 1, f->item_size);
-        BUG_ON(!out->items);
-        item = (char *)out->items + f->item_size * out->count++;
-        memset(item, 0, f->item_size);
-        if (decode_value(r, f->item, item, e) < 0)
-            return -1;
-    }
-    return step < 0 ? -1 : json_end_array(r, e);
-}
-
-static int decode_list(struct json_reader *r, const struct schema *s, struct schema_list *out,
+static int decode_list(struct json_reader *r, const struct schema_field *f, struct schema_list *out,
                        struct error *e)
 {
+    size_t size = f->object ? f->object->size : f->item_size;
     bool first = true;
     int step;
 
@@ -230,11 +209,12 @@ static int decode_list(struct json_reader *r, const struct schema *s, struct sch
     while ((step = json_next_element(r, &first, e)) > 0) {
         char *item;
 
-        out->items = reallocarray(out->items, out->count + 1, s->size);
+        out->items = reallocarray(out->items, out->count + 1, size);
         BUG_ON(!out->items);
-        item = (char *)out->items + s->size * out->count++;
-        memset(item, 0, s->size);
-        if (decode_object(r, s, item, e) < 0)
+        item = (char *)out->items + size * out->count++;
+        memset(item, 0, size);
+        if ((f->object ? decode_object(r, f->object, item, e) : decode_value(r, f->item, item, e)) <
+            0)
             return -1;
     }
     return step < 0 ? -1 : json_end_array(r, e);
@@ -275,8 +255,7 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
     case SCHEMA_TEXT: return decode_text(r, f, member, e);
     case SCHEMA_ENUM: return decode_enum(r, f, member, e);
     case SCHEMA_OBJECT: return decode_object(r, f->object, member, e);
-    case SCHEMA_LIST: return decode_list(r, f->object, member, e);
-    case SCHEMA_ITEMS: return decode_items(r, f, member, e);
+    case SCHEMA_LIST: return decode_list(r, f, member, e);
     case SCHEMA_ABSENT: return decode_absent(r, f, e);
     }
     BUG_ON(true);
@@ -468,8 +447,7 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     case SCHEMA_LIST: encode_list(f->object, member, w); return;
     case SCHEMA_ABSENT: json_put(w, "null"); return;
     case SCHEMA_PARSED: /* nothing of these is ever shown */
-    case SCHEMA_TEXT:
-    case SCHEMA_ITEMS: break;
+    case SCHEMA_TEXT: break;
     }
     BUG_ON(true);
 }

@@ -29,8 +29,7 @@ enum schema_type {
     SCHEMA_TEXT,   /* char *: any value, as the text of JSON on one line; NULL: not given */
     SCHEMA_ENUM,   /* an enum of unsigned's size */
     SCHEMA_OBJECT, /* a struct inside, described by `object` */
-    SCHEMA_LIST,   /* struct schema_list of structs described by `object` */
-    SCHEMA_ITEMS,  /* struct schema_list of values described by `item` */
+    SCHEMA_LIST,   /* struct schema_list of structs described by `object`, or of `item`s */
     SCHEMA_ABSENT, /* only null or an empty array: not supported by this version */
 };
 
@@ -68,7 +67,8 @@ struct schema_field {
     const struct schema_variant *variants; /* SCHEMA_ENUM */
     unsigned hidden;                       /* SCHEMA_HIDDEN */
     const struct schema *object;           /* SCHEMA_OBJECT, SCHEMA_LIST */
-    const struct schema_field *item;       /* SCHEMA_ITEMS; its `at` is 0 */
+    const struct schema_field *item;       /* SCHEMA_LIST without `object`: read, never shown;
+                                              its `at` is 0 */
     size_t item_size;
     schema_parse *parse; /* SCHEMA_PARSED */
 };

@@ -1,7 +1,6 @@
 #include "vmm/builder.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
@@ -122,13 +121,13 @@ static int add_legacy_devices(struct machine *m, const struct machine_plan *plan
 /* The registers of all virtio devices lie side by side, and so does what the guest reads there. */
 static int add_registers(struct machine *m, struct error *e)
 {
-    void *pages =
-        mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *pages;
 
-    BUG_ON(pages == MAP_FAILED);
-    m->registers = pages;
     if (m->platform.virtio_count == 0)
         return 0;
+    pages = mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    BUG_ON(pages == MAP_FAILED);
+    m->registers = pages;
     return kvm_add_readable(&m->kvm, m->platform.virtio[0].base, pages,
                             (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);
 }

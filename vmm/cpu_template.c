@@ -163,14 +163,6 @@ int cpu_template_find(const struct cpu_config **out, enum cpu_template name, str
     return cpu_template_find_for(out, name, vendor[1], model[0], e);
 }
 
-static struct kvm_cpuid_entry2 *find_leaf(struct cpuid *c, const struct cpuid_modifier *m)
-{
-    for (unsigned i = 0; i < c->nent; i++)
-        if (c->entries[i].function == m->leaf && c->entries[i].index == m->subleaf)
-            return &c->entries[i];
-    return NULL;
-}
-
 static uint32_t *register_of(struct kvm_cpuid_entry2 *l, enum cpuid_register r)
 {
     switch (r) {
@@ -186,7 +178,7 @@ int cpu_template_apply(const struct cpu_config *t, struct cpuid *c, struct error
 {
     for (size_t i = 0; i < t->leaf_count; i++) {
         const struct cpuid_modifier *m = &t->leaves[i];
-        struct kvm_cpuid_entry2 *l = find_leaf(c, m);
+        struct kvm_cpuid_entry2 *l = cpuid_leaf(c, m->leaf, m->subleaf);
 
         if (!l)
             return fail(e, ERR_HOST,

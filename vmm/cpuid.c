@@ -28,7 +28,7 @@ int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e)
     return 0;
 }
 
-static struct kvm_cpuid_entry2 *leaf(struct cpuid *c, uint32_t function, uint32_t index)
+struct kvm_cpuid_entry2 *cpuid_leaf(struct cpuid *c, uint32_t function, uint32_t index)
 {
     for (unsigned i = 0; i < c->nent; i++)
         if (c->entries[i].function == function && c->entries[i].index == index)
@@ -61,7 +61,7 @@ static unsigned smt_bits(const struct cpu_topology *t)
 /* What the host's processor says, for leaves that KVM leaves zero. */
 static void from_host(struct cpuid *c, uint32_t function)
 {
-    struct kvm_cpuid_entry2 *l = leaf(c, function, 0);
+    struct kvm_cpuid_entry2 *l = cpuid_leaf(c, function, 0);
 
     if (l)
         __cpuid(function, l->eax, l->ebx, l->ecx, l->edx);
@@ -69,7 +69,7 @@ static void from_host(struct cpuid *c, uint32_t function)
 
 static void normalise_features(struct cpuid *c, const struct cpu_topology *t)
 {
-    struct kvm_cpuid_entry2 *l = leaf(c, 1, 0);
+    struct kvm_cpuid_entry2 *l = cpuid_leaf(c, 1, 0);
 
     if (!l)
         return;
@@ -87,7 +87,7 @@ static void normalise_topology(struct cpuid *c, uint32_t function, const struct 
     enum { LEVEL_THREADS = 1 << 8, LEVEL_CORES = 2 << 8, PACKAGE_SHIFT = 5 };
     unsigned threads = 1u << smt_bits(t);
 
-    if (!leaf(c, function, 0))
+    if (!cpuid_leaf(c, function, 0))
         return;
     remove_leaf(c, function);
     add_leaf(c, &(struct kvm_cpuid_entry2){ .function = function,
@@ -125,7 +125,7 @@ static void normalise_cache_sharing(struct cpuid *c, uint32_t function,
 static void set_brand(struct cpuid *c, const char brand[48])
 {
     for (uint32_t i = 0; i < 3; i++) {
-        struct kvm_cpuid_entry2 *l = leaf(c, 0x80000002u + i, 0);
+        struct kvm_cpuid_entry2 *l = cpuid_leaf(c, 0x80000002u + i, 0);
 
         if (!l)
             continue;
@@ -158,18 +158,18 @@ static void normalise_intel(struct cpuid *c, const struct cpu_topology *t)
     struct kvm_cpuid_entry2 *l;
 
     normalise_cache_sharing(c, 4, t);
-    l = leaf(c, 6, 0);
+    l = cpuid_leaf(c, 6, 0);
     if (l) {
         set_bit(&l->eax, 1, false); /* turbo */
         set_bit(&l->ecx, 3, false); /* energy performance bias */
     }
-    l = leaf(c, 7, 0);
+    l = cpuid_leaf(c, 7, 0);
     if (l) {
         set_bit(&l->ebx, 6, true);  /* x87 data pointer only on exceptions */
         set_bit(&l->ebx, 13, true); /* x87 CS and DS deprecated */
         set_bit(&l->ecx, 5, false); /* WAITPKG: a guest must not idle unseen */
     }
-    l = leaf(c, 0xa, 0);
+    l = cpuid_leaf(c, 0xa, 0);
     if (l)
         l->eax = l->ebx = l->ecx = l->edx = 0; /* no performance monitoring */
     normalise_topology(c, 0x1f, t);
@@ -180,19 +180,19 @@ static void normalise_amd(struct cpuid *c, const struct cpu_topology *t)
 {
     struct kvm_cpuid_entry2 *l;
 
-    l = leaf(c, 7, 0);
+    l = cpuid_leaf(c, 7, 0);
     if (l)
         set_bit(&l->edx, 29, false); /* ARCH_CAPABILITIES: an Intel register that KVM emulates */
-    l = leaf(c, 0x80000001u, 0);
+    l = cpuid_leaf(c, 0x80000001u, 0);
     if (l)
         set_bit(&l->ecx, 22, true); /* topology extensions */
-    l = leaf(c, 0x80000008u, 0);
+    l = cpuid_leaf(c, 0x80000008u, 0);
     if (l) {
         set_bits(&l->ecx, 7, 0, t->vcpu_count - 1); /* threads in the package, less one */
         set_bits(&l->ecx, 15, 12, 7);               /* bits of an APIC id that count them */
     }
     normalise_cache_sharing(c, 0x8000001du, t);
-    l = leaf(c, 0x8000001eu, 0);
+    l = cpuid_leaf(c, 0x8000001eu, 0);
     if (l) {
         set_bits(&l->ebx, 15, 8, smt_bits(t)); /* threads a core, less one */
         l->ecx = 0;                            /* one node */
@@ -202,7 +202,7 @@ static void normalise_amd(struct cpuid *c, const struct cpu_topology *t)
 
 void cpuid_normalise(struct cpuid *c, const struct cpu_topology *t)
 {
-    const struct kvm_cpuid_entry2 *vendor = leaf(c, 0, 0);
+    const struct kvm_cpuid_entry2 *vendor = cpuid_leaf(c, 0, 0);
 
     if (!vendor)
         return;

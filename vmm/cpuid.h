@@ -29,6 +29,9 @@ struct cpu_topology {
 /* What KVM can offer on this host. */
 must_check int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e);
 
+/* The entry of a leaf (index: its subleaf, 0 where it has none), or NULL. */
+struct kvm_cpuid_entry2 *cpuid_leaf(struct cpuid *c, uint32_t function, uint32_t index);
+
 /* Makes it the CPUID of all vCPUs of a microVM; pure. */
 void cpuid_normalise(struct cpuid *c, const struct cpu_topology *t);
 

@@ -1,7 +1,6 @@
 #include "vmm/metrics.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "vmm/boot/aml.h"
+#include "vmm/boot/checksum.h"
 #include "vmm/boot/generation.h"
 
 #define OEM_ID               "FIRECK"
@@ -106,16 +107,6 @@ struct placer {
     struct guest_mem *m;
     uint64_t at;
 };
-
-static uint8_t negated_sum(const void *bytes, size_t n)
-{
-    const uint8_t *b = bytes;
-    uint8_t sum = 0;
-
-    while (n--)
-        sum = (uint8_t)(sum - *b++);
-    return sum;
-}
 
 static struct header new_header(const char *signature, uint8_t revision, const char *oem_table_id)
 {

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "vmm/boot/checksum.h"
+
 #define SPEC_1_4      4
 #define APIC_VERSION  0x14
 #define ISA_BUS       0
@@ -104,15 +106,6 @@ static void add(struct builder *b, const void *entry, size_t n)
     b->entries++;
 }
 
-static uint8_t negated_sum(const uint8_t *bytes, size_t n)
-{
-    uint8_t sum = 0;
-
-    while (n--)
-        sum = (uint8_t)(sum - *bytes++);
-    return sum;
-}
-
 static void add_processors(struct builder *b, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
@@ -181,7 +174,7 @@ static void seal(struct builder *b)
     };
     uint8_t *table = b->table + sizeof(pointer);
 
-    pointer.checksum = negated_sum((const uint8_t *)&pointer, sizeof(pointer));
+    pointer.checksum = negated_sum(&pointer, sizeof(pointer));
     memcpy(b->table, &pointer, sizeof(pointer));
     memcpy(table, &header, sizeof(header));
     header.checksum = negated_sum(table, header.bytes);
