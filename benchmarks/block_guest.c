@@ -1,8 +1,8 @@
 /*
  * The guest of benchmarks/block-guest, as its init: reads and writes its disk at each depth of the
  * queue, keeping so many requests in flight with Linux's own asynchronous I/O, past its page cache.
- * On the kernel's command line: mayfly.bytes=N a request, mayfly.requests=N at each depth. It says
- * when each part begins and ends, and the host takes the time.
+ * On the kernel's command line: mayfly.bytes=N a request, mayfly.requests=N at least at each depth.
+ * It says when each part begins and ends, and the host takes the time.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -166,7 +166,7 @@ int main(void)
     for (int write = 0; write < 2; write++) {
         l.is_write = write;
         for (l.depth = 1; l.depth <= DEPTH_MAX; l.depth *= 2)
-            measure(&l, requests);
+            measure(&l, requests < l.depth ? l.depth : requests);
     }
     end();
 }
