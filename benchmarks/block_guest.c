@@ -4,7 +4,6 @@
  * On the kernel's command line: mayfly.bytes=N a request, mayfly.requests=N at least at each depth.
  * It says when each part begins and ends, and the host takes the time.
  */
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <stdbool.h>

@@ -286,8 +286,8 @@ plugin "raw_exec" {{
 
 
 class Nomad:
-    """A server and client of its own, on loopback; what it mounted goes with it. Its directory has a
-    short name: a socket's path, which the job has far below it, is limited."""
+    """A server and client of its own, on loopback; what it mounted goes with it. Its directory has
+    a short name: a socket's path, which the job has far below it, is limited."""
 
     def __init__(self):
         self.directory = directory = pathlib.Path(tempfile.mkdtemp(prefix="nomad-"))
@@ -327,7 +327,7 @@ class Nomad:
 
 
 @pytest.mark.skipif(not shutil.which("nomad") or os.geteuid() != 0,
-                    reason="THE NOMAD JOB WAS NOT RUN: nomad is missing, or the tests aren't root's")
+                    reason="THE NOMAD JOB WAS NOT RUN: nomad is missing, or this is not root")
 def test_nomad_runs_the_job(tmp_path, disk):
     shutil.copy(guest("boot"), tmp_path / "vmlinux")
     job = tmp_path / "job.hcl"
