@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import json
 import os
+import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -97,20 +99,44 @@ def test_a_full_host_file_system_is_an_io_error(tmp_path, engine):
         subprocess.run(["umount", "--lazy", mount], check=True)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_block_device_is_a_disk(tmp_path, engine):
-    made = subprocess.run(["losetup", "--find", "--show", make_disk(tmp_path / "disk", 32768)],
+@contextlib.contextmanager
+def loop_device(path, *options):
+    made = subprocess.run(["losetup", "--find", "--show", *options, path],
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     if made.returncode:
         pytest.skip("A BLOCK DEVICE WAS NOT TESTED: a loop device takes root")
     device = made.stdout.strip()
     try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_block_device_is_a_disk(tmp_path, engine):
+    with loop_device(make_disk(tmp_path / "disk", 32768)) as device:
         lines = run("block", "sectors=32768 writeback",
                     drives=[drive(device, io_engine=engine, cache_type="Writeback")])
         stat = os.stat(device)
         assert printed(lines, "id") == f"{stat.st_dev}{stat.st_rdev}{stat.st_ino}"[:20]
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("options", [[], ["--read-only"]])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_read_only_block_device_is_never_written(tmp_path, engine, options):
+    """By what the guest is told, by our refusal, and by how the device is opened."""
+    disk = make_disk(tmp_path / "backing", 32768)
+    before = disk.read_bytes()
+    with loop_device(disk, *options) as device:
+        members = {"io_engine": engine, "is_read_only": True}
+        run("block", "sectors=32768 readonly", drives=[drive(device, **members)])
+        with Halted(tmp_path) as vm:
+            vm.ok("PUT", "/drives/loop", drive(device, "loop", **members))
+            flags = [int(re.search(r"^flags:\s*(\d+)", fd.read_text(), re.M)[1], 8)
+                     for fd in pathlib.Path(f"/proc/{vm.process.pid}/fdinfo").iterdir()
+                     if os.path.realpath(f"/proc/{vm.process.pid}/fd/{fd.name}") == device]
+            assert flags and all(each & os.O_ACCMODE == os.O_RDONLY for each in flags)
+    assert disk.read_bytes() == before
 
 
 @pytest.mark.parametrize("engine", ENGINES)
