@@ -222,6 +222,7 @@ static enum next next(struct block *b, struct block_request **out)
     while (popped == POP_EMPTY && virtq_rearm(q));
     if (popped != POP_OK)
         return popped == POP_EMPTY ? NEXT_NONE : NEXT_BROKEN;
+    metric_add(&b->metrics.remaining_reqs_count, virtq_waiting(q));
     if (r->chain.writable > 0) {
         begin(b, r);
     } else {
@@ -359,8 +360,10 @@ static bool block_kick(struct virtio_device *dev, unsigned queue)
         virtio_signal_used(dev, queue);
     if (t.next == NEXT_NONE && t.requests == TURN_REQUESTS && !t.has_pushed)
         metric_inc(&b->metrics.no_avail_buffer);
-    if (t.next == NEXT_BROKEN)
+    if (t.next == NEXT_BROKEN) {
+        metric_inc(&b->metrics.event_fails);
         virtio_needs_reset(dev, "the ring is malformed");
+    }
     return more || t.next == NEXT_OK;
 }
 
@@ -492,7 +495,11 @@ int block_init(struct block *b, const struct block_host *host, struct error *e)
     int ret;
 
     *b = (struct block){
-        .dev = { .ops = &block_ops, .config = &b->config, .config_bytes = sizeof(b->config) },
+        .dev = { .ops = &block_ops,
+                 .config = &b->config,
+                 .config_bytes = sizeof(b->config),
+                 .activate_fails = &b->metrics.activate_fails,
+                 .cfg_fails = &b->metrics.cfg_fails },
         .host = *host,
         .request_count = host->async ? VIRTQ_SIZE_MAX : 1,
     };

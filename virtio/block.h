@@ -64,7 +64,8 @@ void block_fini(struct block *b);
  *
  * The file must have been opened as the old one was, which is closed; on failure it is still the
  * caller's. What was begun is finished on the old one. The guest is told of a new configuration,
- * even where the capacity is what it was: what is on the disk is not. Loop thread.
+ * even where the capacity is what it was: what is on the disk is not. Loop thread; with a file, the
+ * vCPUs stand still.
  */
 must_check int block_update(struct block *b, const struct block_file *file,
                             const struct rate_limits *limits, struct error *e);

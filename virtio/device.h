@@ -12,6 +12,7 @@
 #include <linux/virtio_ids.h>
 
 #include "virtio/queue.h"
+#include "vmm/metrics.h"
 
 #define VIRTIO_QUEUES_MAX 3u
 
@@ -40,6 +41,7 @@ struct virtio_device {
     uint64_t acked;     /* what the driver took of them */
     const void *config; /* device configuration space, as the guest sees it */
     size_t config_bytes;
+    metric *activate_fails, *cfg_fails; /* the device's, for the transport to count; or NULL */
     struct virtq queues[VIRTIO_QUEUES_MAX];
     struct virtio_mmio *transport; /* set by virtio_mmio_init */
 };
@@ -55,7 +57,9 @@ void virtio_kick(struct virtio_device *d, unsigned queue);
 void virtio_lock(struct virtio_device *d);
 void virtio_unlock(struct virtio_device *d);
 
-/* Tells the guest that the configuration space changed (section 2.5). Under the lock. */
+/* Tells the guest that the configuration space changed (section 2.5). Under the lock, and with the
+ * vCPUs standing still: a driver reads the configuration and its generation without an exit, so
+ * nothing else keeps it from half of a change. */
 void virtio_config_changed(struct virtio_device *d);
 
 /* The guest broke the rules: nothing is processed any more until it resets the device (section

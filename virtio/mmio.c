@@ -40,6 +40,12 @@ static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
     t->pulse(&t->line);
 }
 
+static void count(metric *m)
+{
+    if (m)
+        metric_inc(m);
+}
+
 /* The queue that queue_sel names, or NULL. */
 static struct virtq *selected(struct virtio_mmio *t)
 {
@@ -61,8 +67,7 @@ static void show_registers(struct virtio_mmio *t)
     show(t, VIRTIO_MMIO_CONFIG_GENERATION, t->state.config_generation);
 }
 
-/* Before the generation that tells of it. A driver that reads in this very moment may get half of a
- * change; the interrupt that follows makes it read again. */
+/* Before the generation that tells of it: see virtio_config_changed(). */
 static void show_config(struct virtio_mmio *t)
 {
     memcpy(word(t, CONFIG_SPACE), t->device->config, t->device->config_bytes);
@@ -149,6 +154,7 @@ static void activate(struct virtio_mmio *t)
         struct virtq *q = &d->queues[i];
 
         if (q->state.ready && virtq_start(q, t->mem, d->acked) < 0) {
+            count(d->activate_fails);
             virtio_needs_reset(d, "a queue's size or addresses are invalid");
             return;
         }
@@ -255,8 +261,12 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
     struct virtio_mmio *t = owner_of(b, struct virtio_mmio, bus);
     uint32_t value;
 
-    if (offset >= CONFIG_SPACE || bytes != sizeof(value))
-        return; /* no device of ours has a writable field in its configuration space */
+    if (offset >= CONFIG_SPACE) { /* no device of ours has a writable field there */
+        count(t->device->cfg_fails);
+        return;
+    }
+    if (bytes != sizeof(value))
+        return;
     memcpy(&value, data, sizeof(value));
     if (offset == VIRTIO_MMIO_INTERRUPT_ACK) {
         __atomic_fetch_and(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), ~value, __ATOMIC_SEQ_CST);

@@ -47,6 +47,11 @@ static uint16_t load_avail_idx(const struct virtq *q)
     return __atomic_load_n(&q->avail[RING_IDX], __ATOMIC_ACQUIRE);
 }
 
+uint16_t virtq_waiting(const struct virtq *q)
+{
+    return (uint16_t)(load_avail_idx(q) - q->state.next_avail);
+}
+
 /* Where descriptors come from: the queue's own table, or an indirect one. */
 struct table {
     const uint8_t *at;
@@ -128,7 +133,7 @@ static bool gather(struct virtq *q, struct chain *c)
 enum pop virtq_pop(struct virtq *q, struct chain *c)
 {
     struct virtq_state *st = &q->state;
-    uint16_t pending = (uint16_t)(load_avail_idx(q) - st->next_avail);
+    uint16_t pending = virtq_waiting(q);
 
     if (pending == 0)
         return POP_EMPTY;

@@ -61,6 +61,9 @@ void virtq_stop(struct virtq *q);
  * any more and the device needs a reset. */
 must_check enum pop virtq_pop(struct virtq *q, struct chain *c);
 
+/* How many chains are available beyond those popped; a guess where the guest breaks the rules. */
+uint16_t virtq_waiting(const struct virtq *q);
+
 /* Undoes the last virtq_pop(), which was POP_OK: the chain is popped again, and judged anew. */
 void virtq_unpop(struct virtq *q);
 

@@ -215,6 +215,24 @@ static int put_drive(struct vm *vm, struct drive_config *d, struct error *e)
     return 0;
 }
 
+/* The guest stands still while its disk changes. It reads the configuration in several loads, which
+ * are plain ones (virtio/mmio.h): between two of them both the configuration and its generation
+ * change, or neither (virtio 1.2, section 2.5.1). */
+static int update_block(struct vm *vm, unsigned at, const struct block_file *file,
+                        const struct rate_limits *limits, struct error *e)
+{
+    struct machine *m = vm->machine;
+    bool is_seen = file && vm->state == VM_RUNNING;
+    int ret;
+
+    if (is_seen)
+        vcpus_pause(&m->vcpus);
+    ret = block_update(&m->blocks[at], file, limits, e);
+    if (is_seen)
+        vcpus_resume(&m->vcpus);
+    return ret;
+}
+
 /* All of a patch or nothing. */
 static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
 {
@@ -230,7 +248,7 @@ static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
     if (p->path_on_host && block_file_open(&file, p->path_on_host, config->is_read_only, e) < 0)
         return fail_within(e, "Block");
-    if (block_update(&vm->machine->blocks[at], p->path_on_host ? &file : NULL, limits, e) < 0) {
+    if (update_block(vm, at, p->path_on_host ? &file : NULL, limits, e) < 0) {
         block_file_close(&file);
         return fail_within(e, "Block");
     }

@@ -3,10 +3,12 @@
  * version of each sector was written last. Many requests are in flight, in areas of the disk that
  * do not overlap, so that the answer is known whatever order the device chooses.
  * Command line: sectors=N, requests=N, seed=N; full: the host's file system has no room for it all;
- * flushes: write, flush and say so, until the host ends it.
+ * flushes: write, flush and say so, until the host ends it; leaves: ends without waiting for what
+ * it asked for; changes=N: the disk is another one N times.
  */
 #include "runtime/block.h"
 #include "runtime/boot.h"
+#include "runtime/power.h"
 #include "runtime/report.h"
 
 #define AREAS         48 /* requests in flight: five descriptors each */
@@ -20,7 +22,7 @@
 #define NEVER_WRITTEN 0
 
 static struct virtio_device disk;
-static struct block_request requests[AREAS];
+static struct block_request requests[AREAS], flushes[AREAS];
 static struct virtq_desc tables[AREAS][DESCS]; /* indirect */
 static uint32_t *versions;                     /* of each sector */
 static uint8_t *buffers;                       /* BUFFER_BYTES for each area */
@@ -230,6 +232,41 @@ static void flush_for_ever(void)
     }
 }
 
+/* The VM ends with all of it under way: a write and a flush from each area. */
+static void leave(void)
+{
+    for (unsigned area = 0; area < AREAS; area++) {
+        struct block_part part = { buffers + area * BUFFER_BYTES, BUFFER_BYTES };
+        uint16_t head = (uint16_t)(area * DESCS);
+
+        for (uint64_t i = 0; i < SECTORS_MAX; i++)
+            fill((uint8_t *)part.at + i * SECTOR, area * SECTORS_MAX + i, 1);
+        block_lay(&disk.queue, head, &requests[area], BLOCK_OUT, area * SECTORS_MAX, &part, 1);
+        virtq_offer(&disk.queue, head);
+        block_lay(&disk.queue, head + 3, &flushes[area], BLOCK_FLUSH, 0, NULL, 0);
+        virtq_offer(&disk.queue, head + 3);
+    }
+    virtio_kick(&disk);
+    power_off();
+}
+
+/* The capacity changes while it is read (section 2.5.1): between two readings of the generation
+ * that agree lies one capacity or the other, not half of each. */
+static void check_changes(uint64_t wanted)
+{
+    uint32_t first = virtio_read(&disk, VIRTIO_CONFIG_GENERATION), before, after, low, high;
+    uint64_t torn = 0;
+
+    do {
+        before = virtio_read(&disk, VIRTIO_CONFIG_GENERATION);
+        low = virtio_read(&disk, VIRTIO_CONFIG);
+        high = virtio_read(&disk, VIRTIO_CONFIG + 4);
+        after = virtio_read(&disk, VIRTIO_CONFIG_GENERATION);
+        torn += before == after && low != high + 1;
+    } while (after - first < wanted);
+    expect_equal(torn, 0, "no_capacity_is_half_of_one_and_half_of_another");
+}
+
 void guest_main(void)
 {
     if (!expect(virtio_find(0, &disk), "the_disk_answers") ||
@@ -244,6 +281,10 @@ void guest_main(void)
         check_full();
     else if (boot_has("flushes"))
         flush_for_ever();
+    else if (boot_has("leaves"))
+        leave();
+    else if (boot_number("changes", 0))
+        check_changes(boot_number("changes", 0));
     else
         check_model(boot_number("requests", 1000));
 }

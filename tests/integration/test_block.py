@@ -6,7 +6,10 @@ their time), MAYFLY_SEED which.
 
 import contextlib
 import ctypes
+import json
 import os
+import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -96,20 +99,44 @@ def test_a_full_host_file_system_is_an_io_error(tmp_path, engine):
         subprocess.run(["umount", "--lazy", mount], check=True)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_block_device_is_a_disk(tmp_path, engine):
-    made = subprocess.run(["losetup", "--find", "--show", make_disk(tmp_path / "disk", 32768)],
+@contextlib.contextmanager
+def loop_device(path, *options):
+    made = subprocess.run(["losetup", "--find", "--show", *options, path],
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     if made.returncode:
         pytest.skip("A BLOCK DEVICE WAS NOT TESTED: a loop device takes root")
     device = made.stdout.strip()
     try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_block_device_is_a_disk(tmp_path, engine):
+    with loop_device(make_disk(tmp_path / "disk", 32768)) as device:
         lines = run("block", "sectors=32768 writeback",
                     drives=[drive(device, io_engine=engine, cache_type="Writeback")])
         stat = os.stat(device)
         assert printed(lines, "id") == f"{stat.st_dev}{stat.st_rdev}{stat.st_ino}"[:20]
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("options", [[], ["--read-only"]])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_read_only_block_device_is_never_written(tmp_path, engine, options):
+    """By what the guest is told, by our refusal, and by how the device is opened."""
+    disk = make_disk(tmp_path / "backing", 32768)
+    before = disk.read_bytes()
+    with loop_device(disk, *options) as device:
+        members = {"io_engine": engine, "is_read_only": True}
+        run("block", "sectors=32768 readonly", drives=[drive(device, **members)])
+        with Halted(tmp_path) as vm:
+            vm.ok("PUT", "/drives/loop", drive(device, "loop", **members))
+            flags = [int(re.search(r"^flags:\s*(\d+)", fd.read_text(), re.M)[1], 8)
+                     for fd in pathlib.Path(f"/proc/{vm.process.pid}/fdinfo").iterdir()
+                     if os.path.realpath(f"/proc/{vm.process.pid}/fd/{fd.name}") == device]
+            assert flags and all(each & os.O_ACCMODE == os.O_RDONLY for each in flags)
+    assert disk.read_bytes() == before
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -126,6 +153,38 @@ def test_what_was_flushed_survives_a_kill(tmp_path, engine):
         first = struct.unpack("<Q", disk.read_bytes()[:8])[0]
         assert words == [(i + 1) * factor % 2**64 for i in range(len(words))]
         assert first in (words[-1], *((len(words) + 1 + n) * factor % 2**64 for n in range(3)))
+
+
+def test_an_orderly_end_finishes_what_is_under_way(tmp_path):
+    """The guest asks for 48 writes and flushes, and in the next instruction for a reset. The Async
+    engine takes up all of them at once; Sync never has more than one under way."""
+    disk = empty_disk(tmp_path / "disk")
+    metrics = tmp_path / "metrics"
+    with Machine("block_model", "leaves", flags=("--metrics-path", str(metrics)),
+                 drives=[drive(disk, io_engine="Async", cache_type="Writeback")]) as machine:
+        machine.boot()
+        assert machine.wait(60) == 0, machine.output()
+    block = [json.loads(line)["block"] for line in metrics.read_text().splitlines()]
+    assert sum(line["write_count"] for line in block) == 48
+    assert sum(line["flush_count"] for line in block) == 48
+    words = struct.unpack(f"<{768 * 64}Q", disk.read_bytes()[:768 * 512])[::64]
+    assert words == tuple((sector << 32 | 1) * 0x9e3779b97f4a7c15 % 2**64 for sector in range(768))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_driver_never_reads_half_of_a_new_capacity(tmp_path, engine):
+    """Disks of 1 and of 2**32 + 2 sectors: both halves of the capacity differ."""
+    paths = [sparse_disk(tmp_path / "small", 1), sparse_disk(tmp_path / "large", 2**32 + 2)]
+    with Machine("block_model", "changes=100",
+                 drives=[drive(paths[0], io_engine=engine)]) as machine:
+        machine.boot()
+        for i in range(10000):
+            if machine.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError, AssertionError):  # the guest ends meanwhile
+                machine.ok("PATCH", "/drives/disk",
+                           {"drive_id": "disk", "path_on_host": str(paths[(i + 1) % 2])})
+        machine.finish()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,12 +2,16 @@
 
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
 
 import pytest
 
@@ -236,6 +240,110 @@ def test_the_nomad_job_reserves_the_guests_memory():
 def test_nomad_takes_the_job():
     done = run("nomad", "fmt", "-check", example("mayfly.nomad.hcl"))
     assert done.returncode == 0, done.stderr
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+AGENT = """
+bind_addr = "127.0.0.1"
+data_dir = "{data}"
+disable_update_check = true
+advertise {{
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}}
+ports {{
+  http = {http}
+  rpc  = {rpc}
+  serf = {serf}
+}}
+server {{
+  enabled          = true
+  bootstrap_expect = 1
+}}
+client {{
+  enabled           = true
+  servers           = ["127.0.0.1:{rpc}"]
+  network_interface = "lo"
+  options = {{
+    "driver.allowlist"     = "raw_exec"
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean,consul,vault,cni,bridge"
+  }}
+}}
+plugin "raw_exec" {{
+  config {{
+    enabled = true
+  }}
+}}
+"""
+
+
+class Nomad:
+    """A server and client of its own, on loopback; what it mounted goes with it. Its directory has
+    a short name: a socket's path, which the job has far below it, is limited."""
+
+    def __init__(self):
+        self.directory = directory = pathlib.Path(tempfile.mkdtemp(prefix="nomad-"))
+        http, rpc, serf = free_ports(3)
+        config = directory / "agent.hcl"
+        config.write_text(AGENT.format(data=directory / "data", http=http, rpc=rpc, serf=serf))
+        self.env = {**os.environ, "NOMAD_ADDR": f"http://127.0.0.1:{http}"}
+        self.env.pop("AWS_CA_BUNDLE", None)  # Nomad fails on it although it looks for no cloud
+        with open(directory / "agent.log", "wb") as log:
+            self.process = subprocess.Popen(["nomad", "agent", "-config", str(config)],
+                                            env=self.env, stdout=log, stderr=log)
+
+    def do(self, *words):
+        return run("nomad", *words, env=self.env)
+
+    def until(self, what, done):
+        """Asks again until an answer will do."""
+        end = time.monotonic() + DEADLINE_S
+        while time.monotonic() < end and self.process.poll() is None:
+            answer = what()
+            if done(answer):
+                return answer
+        raise AssertionError((self.directory / "agent.log").read_text()[-3000:])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+        with open("/proc/mounts", encoding="utf-8") as mounts:
+            places = [line.split()[1] for line in mounts]
+        for place in places:
+            if place.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", place], check=True)
+        shutil.rmtree(self.directory)
+
+
+@pytest.mark.skipif(not shutil.which("nomad") or os.geteuid() != 0,
+                    reason="THE NOMAD JOB WAS NOT RUN: nomad is missing, or this is not root")
+def test_nomad_runs_the_job(tmp_path, disk):
+    shutil.copy(guest("boot"), tmp_path / "vmlinux")
+    job = tmp_path / "job.hcl"
+    job.write_text(text_of("mayfly.nomad.hcl").replace(FILES, str(tmp_path))
+                   .replace("/usr/local/bin/mayfly", mayfly.BINARY))
+    with Nomad() as nomad:
+        nomad.until(lambda: nomad.do("node", "status").stdout, lambda text: " ready" in text)
+        started = nomad.do("job", "run", str(job))
+        assert started.returncode == 0, started.stdout + started.stderr
+        allocation, = nomad.until(
+            lambda: json.loads(nomad.do("job", "allocs", "-json", "microvm").stdout),
+            lambda all_: all_ and all_[0]["ClientStatus"] in ("complete", "failed"))
+        console = nomad.do("alloc", "logs", allocation["ID"], "guest").stdout
+        assert allocation["ClientStatus"] == "complete", console
+        assert allocation["TaskStates"]["guest"]["Failed"] is False
+        assert console.splitlines().count("done") == 1 and "not ok" not in console
 
 
 def test_the_examples_options_are_offered():

@@ -26,6 +26,8 @@ def files(tmp_path_factory):
     files = {"mayfly": mayfly.resolve()}
     for name in ("vmlinuz", "initrd", "root.ext4"):
         files[name] = guest / name
+    if shutil.which("fio"):
+        files["fio.ext4"] = pathlib.Path(last_line(HERE / "guest" / "build-fio"))
     build = ROOT / "guest-kernel-configs" / "build"
     for variant in ("acpi", "noacpi"):
         directory = pathlib.Path(last_line(build, KERNEL_VERSION, variant))

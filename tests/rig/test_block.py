@@ -1,5 +1,7 @@
 """Linux on its disks: what is left after a kill, and disks that change under its hands."""
 
+import shutil
+
 import pytest
 
 from test_linux import said
@@ -23,7 +25,7 @@ READ = (
 )
 
 
-def boot(guest, run, *drives, **root):
+def boot(guest, run, *drives, mem_mib=128, **root):
     """Debian's kernel, with members of the root drive and further drives."""
     plain, request = guest.drive, guest.do
     guest.drive = lambda read_only=False: {**plain(read_only), **root}
@@ -35,7 +37,7 @@ def boot(guest, run, *drives, **root):
         request(method, path, body)
 
     guest.do = put_drives_too
-    return guest.boot("vmlinuz", run=run, initrd="initrd")
+    return guest.boot("vmlinuz", run=run, initrd="initrd", mem_mib=mem_mib)
 
 
 def data(guest, name, **members):
@@ -62,6 +64,27 @@ def test_a_file_system_survives_kills_at_any_moment(new_guest, host, engine):
         synced = int(host.run(f"debugfs -R 'cat /root/mark' {disk} 2>/dev/null"))
         assert synced >= int(told[-1]), "what was synced is on the disk"
     host.run(f"rm {disk}")
+
+
+@pytest.mark.skipif(not shutil.which("fio"), reason="FIO WAS NOT RUN: it is not installed")
+@pytest.mark.parametrize("cache", ["Unsafe", "Writeback"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fio_reads_back_what_it_wrote(guest, host, engine, cache):
+    host.run(f"truncate -s 16M {guest.dir}/data")
+    tools = {"drive_id": "tools", "path_on_host": f"{host.directory}/fio.ext4",
+             "is_root_device": False, "is_read_only": True}
+    run = (
+        "mkdir -p /mnt; mount -o ro /dev/vdb /mnt && mount -o bind /dev /mnt/dev &&"
+        " mount -t tmpfs t /mnt/tmp && mount -t proc p /mnt/proc && mount -t sysfs s /mnt/sys &&"
+        " chroot /mnt fio --minimal --aux-path=/tmp fio.ini >/tmp/terse; status=$?;"
+        " cut -d ';' -f 3,5,6,47 /tmp/terse; (exit $status)"
+    )
+    boot(guest, run, tools, data(guest, "data", io_engine=engine, cache_type=cache), mem_mib=512)
+    console = guest.wait_end(timeout=120)
+    assert "command ended with status 0" in console, console
+    jobs = [line.split(";") for line in console.splitlines() if line.count(";") == 3]
+    assert len(jobs) == 6 and all(error == "0" for _, error, _, _ in jobs), console
+    assert all(int(read_kib) > 0 and int(written_kib) > 0 for _, _, read_kib, written_kib in jobs)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,5 +1,7 @@
 #include "virtio/block.h"
 
+#include <pthread.h>
+
 #include "tests/unit/support/disk.h"
 
 /* Drain, pause and reset. */
@@ -29,6 +31,56 @@ Test(sync, pause_finishes_a_huge_request)
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
     cr_expect_eq(ring_used(&d.ring, 0).len, 254 * 0x80000u + 1);
+}
+
+/* What the thread below does while the device drains: the host's disk answers late. */
+static int slow_disk[2];
+
+static void *answer_late(void *lock)
+{
+    uint8_t sector[SECTOR];
+
+    while (pthread_mutex_trylock(lock) == 0) /* the pause holds it */
+        pthread_mutex_unlock(lock);
+    memset(sector, 0x5c, sizeof(sector));
+    for (unsigned i = 0; i < 80; i++)
+        cr_assert_eq(write(slow_disk[1], sector, sizeof(sector)), sizeof(sector));
+    return NULL;
+}
+
+/* Reads of a pipe that is empty stay under way for as long as the test likes. */
+static void read_from_a_slow_disk(void)
+{
+    struct block_file pipe_end = file;
+
+    cr_assert_eq(pipe(slow_disk), 0);
+    pipe_end.fd = slow_disk[0];
+    cr_assert_eq(block_async_set_file(block.host.async, &pipe_end), 0);
+    fill_ring(VIRTIO_BLK_T_IN);
+    driver_kick(&d);
+    cr_assert_eq(ring_used_idx(&d.ring), 0);
+    cr_assert_eq(block.request_count - block.idle_count, 80);
+}
+
+Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
+{
+    pthread_t thread;
+
+    read_from_a_slow_disk();
+    driver_interrupts(&d);
+    cr_assert_eq(pthread_create(&thread, NULL, answer_late, &d.transport.lock), 0);
+    virtio_mmio_pause(&d.transport);
+    cr_assert_eq(ring_used_idx(&d.ring), 80); /* else the thread waits on */
+    cr_expect_eq(block.idle_count, block.request_count);
+    cr_expect_eq(driver_interrupts(&d), 1, "one for all");
+    for (uint16_t i = 0; i < 80; i++) {
+        cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
+        cr_expect_eq(ring_used(&d.ring, i).len, SECTOR + 1);
+    }
+    cr_expect_eq(get16(&d.ring, DATA), 0x5c5c);
+    pthread_join(thread, NULL);
+    close(slow_disk[0]);
+    close(slow_disk[1]);
 }
 
 BOTH(reset_with_requests_under_way_waits_for_them_and_tells_nobody)
@@ -163,4 +215,42 @@ BOTH(a_request_that_waits_dies_with_a_reset)
     block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
     cr_expect_eq(status_of(0), UNTOUCHED);
     cr_expect_eq(block.idle_count, block.request_count);
+}
+
+/* Counters. */
+
+BOTH(what_waits_behind_each_request_is_counted)
+{
+    for (uint16_t i = 0; i < 4; i++)
+        offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i, SECTOR, 1);
+    kick();
+    cr_expect_eq(metric_get(&block.metrics.remaining_reqs_count), 3 + 2 + 1);
+}
+
+BOTH(a_malformed_ring_is_a_failed_event)
+{
+    ring_desc(&d.ring, 0, UINT64_C(1) << 40, 16, VRING_DESC_F_NEXT, 1);
+    ring_offer(&d.ring, 0);
+    kick();
+    cr_expect_eq(metric_get(&block.metrics.event_fails), 1);
+}
+
+BOTH(a_ring_that_is_nowhere_is_a_failed_activation)
+{
+    struct virtq_state st;
+
+    ring_describe(&d.ring, &st);
+    st.used = gpa(UINT64_C(1) << 40);
+    cr_assert(driver_negotiate(&d, offered_features(&d)));
+    driver_set_queue(&d, &st);
+    driver_ok(&d);
+    cr_expect_eq(metric_get(&block.metrics.activate_fails), 1);
+    cr_expect(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+}
+
+BOTH(a_write_to_the_configuration_is_counted_and_changes_nothing)
+{
+    reg_write(&d, VIRTIO_MMIO_CONFIG, 1);
+    cr_expect_eq(metric_get(&block.metrics.cfg_fails), 1);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), DISK_SECTORS);
 }

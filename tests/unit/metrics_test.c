@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <json-c/json.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 
 #include "vmm/clock.h"
 
@@ -234,6 +236,56 @@ Test(metrics, lost_at_a_full_fifo_are_counted_and_not_forgotten)
             sum += number(o, "uart", "write_count");
     }
     cr_expect_eq(sum, 100);
+}
+
+/* The descriptor of the only timer in this process. */
+static int timer_fd(void)
+{
+    for (int fd = 3; fd < 64; fd++) {
+        char link[64], target[64] = "";
+
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+        if (readlink(link, target, sizeof(target) - 1) > 0 && strstr(target, "[timerfd]"))
+            return fd;
+    }
+    return -1;
+}
+
+static unsigned line_count(void)
+{
+    int fd = open(path, O_RDONLY);
+    ssize_t got = read(fd, text, sizeof(text));
+    unsigned n = 0;
+
+    close(fd);
+    for (ssize_t i = 0; i < got; i++)
+        n += text[i] == '\n';
+    return n;
+}
+
+Test(metrics, are_written_at_the_start_and_each_minute)
+{
+    const struct itimerspec at_once = { { 60, 0 }, { 0, 1 } };
+    struct itimerspec set;
+    struct epoll_event ready;
+    struct loop_source *src;
+    struct loop loop;
+
+    open_at(path, false, NULL);
+    cr_assert_eq(loop_init(&loop, &e), 0);
+    metrics_start(&loop);
+    cr_expect_eq(line_count(), 1);
+    cr_assert_eq(timerfd_gettime(timer_fd(), &set), 0);
+    cr_expect_eq(set.it_interval.tv_sec, 60);
+    cr_expect_eq(set.it_interval.tv_nsec, 0);
+    cr_expect(set.it_value.tv_sec >= 59 || set.it_value.tv_nsec > 0, "it runs");
+    cr_assert_eq(timerfd_settime(timer_fd(), 0, &at_once, NULL), 0); /* the minute is over */
+    cr_assert_eq(epoll_wait(loop.epoll_fd, &ready, 1, -1), 1);
+    src = ready.data.ptr;
+    src->on_ready(src, ready.events);
+    cr_expect_eq(line_count(), 2);
+    cr_expect_eq(epoll_wait(loop.epoll_fd, &ready, 1, 0), 0, "and waits for the next");
+    loop_fini(&loop);
 }
 
 Test(metrics, without_a_place_are_not_written)
