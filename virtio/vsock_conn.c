@@ -81,6 +81,7 @@ static void stop_output(struct vsock_conn *c)
 {
     c->passed += c->held_bytes;
     drop_held(c);
+    c->is_deaf = true;
     c->host_shut |= VIRTIO_VSOCK_SHUTDOWN_RCV;
 }
 
@@ -195,7 +196,7 @@ int vsock_conn_take_data(struct vsock_conn *c, struct chain *chain, uint32_t n)
     ssize_t sent = 0;
 
     c->from_guest += n;
-    if (c->held_bytes == 0 && !(c->host_shut & VIRTIO_VSOCK_SHUTDOWN_RCV)) {
+    if (c->held_bytes == 0 && !c->is_deaf) {
         sent = chain_send(chain, c->stream.fd, n);
         if (sent == -EAGAIN)
             sent = 0;
@@ -204,7 +205,7 @@ int vsock_conn_take_data(struct vsock_conn *c, struct chain *chain, uint32_t n)
             stop_output(c);
         }
     }
-    if (c->host_shut & VIRTIO_VSOCK_SHUTDOWN_RCV) {
+    if (c->is_deaf) {
         c->passed = c->from_guest;
         return 0;
     }

@@ -52,6 +52,7 @@ struct vsock_conn {
     /* VIRTIO_VSOCK_SHUTDOWN_*, as said by the guest; the host's, as it is and as the guest knows */
     uint8_t guest_shut, host_shut, host_shut_told;
     bool is_readable; /* the socket has something to read, or its end */
+    bool is_deaf;     /* a write to it has failed */
 
     /* Bytes, free running: from the guest; taken by the host, and what the guest knows of that. */
     uint32_t from_guest, passed, passed_told;
