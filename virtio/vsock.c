@@ -165,8 +165,7 @@ static unsigned push_data(struct vsock *v, struct vsock_conn *c, uint32_t bytes,
     return i;
 }
 
-/* One read from the host, into as many buffers as the last one filled; twice as many when it
- * filled them all. False: there are no buffers. */
+/* One read from the host. False: there are no buffers. */
 static bool send_data(struct vsock *v, struct vsock_conn *c, struct turn *t)
 {
     uint32_t bytes;
@@ -178,10 +177,7 @@ static bool send_data(struct vsock *v, struct vsock_conn *c, struct turn *t)
     used = push_data(v, c, bytes, t);
     for (unsigned i = used; i < v->batch.count; i++)
         virtq_unpop(&v->dev.queues[QUEUE_RX]);
-    if (bytes == v->batch.bytes)
-        c->chains = c->chains < RX_BATCH_CHAINS / 2 ? 2 * c->chains : RX_BATCH_CHAINS;
-    else
-        c->chains = used + 1 < RX_BATCH_CHAINS ? used + 1 : RX_BATCH_CHAINS;
+    vsock_conn_expect(c, used, bytes == v->batch.bytes);
     spend(t, bytes);
     metric_add(&metrics.vsock.rx_packets_count, used);
     metric_add(&metrics.vsock.rx_bytes_count, bytes);

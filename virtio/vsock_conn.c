@@ -286,6 +286,17 @@ uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_batch *b)
     return 0;
 }
 
+/* A chain that is popped in vain costs some hundred instructions, a read more a thousand. */
+void vsock_conn_expect(struct vsock_conn *c, unsigned used, bool was_filled)
+{
+    const unsigned less = c->chains - (c->chains + 3) / 4;
+
+    if (was_filled)
+        c->chains = c->chains < RX_BATCH_CHAINS / 2 ? 2 * c->chains : RX_BATCH_CHAINS;
+    else if (used > 0)
+        c->chains = used > less ? used : less;
+}
+
 void vsock_conn_tell(struct vsock_conn *c, struct virtio_vsock_hdr *h, uint16_t op, uint32_t bytes)
 {
     h->op = op;

@@ -117,6 +117,9 @@ uint32_t vsock_conn_room(const struct vsock_conn *c);
  */
 uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_batch *b);
 
+/* A read filled that many chains, and all there were: how many the next is likely to fill. */
+void vsock_conn_expect(struct vsock_conn *c, unsigned used, bool was_filled);
+
 /* Fills in what a header says of the connection's state, and notes that the guest was told: a
  * packet of that operation with so many bytes of payload is on its way. */
 void vsock_conn_tell(struct vsock_conn *c, struct virtio_vsock_hdr *h, uint16_t op, uint32_t bytes);
