@@ -97,7 +97,8 @@ static void end_output(struct vsock_conn *c)
 /* The guest is told of room when half of its window would be used up by then. */
 static void note_passed(struct vsock_conn *c)
 {
-    if (c->from_guest - c->passed_told >= VSOCK_WINDOW_BYTES / 2 && c->passed != c->passed_told)
+    if (c->state == VSOCK_OPEN && c->passed != c->passed_told &&
+        c->from_guest - c->passed_told >= VSOCK_WINDOW_BYTES / 2)
         c->owed |= OWED_CREDIT;
 }
 
