@@ -364,7 +364,10 @@ static bool step(void)
     }
     reclaim();
     refill();
-    return has_more;
+    /* An interrupt for the next packet; what came before this word is seen in the next step. */
+    virtq_set_used_event(&rx, rx.taken);
+    virtq_set_used_event(&tx, tx_done);
+    return has_more || rx.taken != virtq_used_index(&rx);
 }
 
 /* --- set-up --- */
