@@ -15,13 +15,13 @@
  */
 #define _GNU_SOURCE
 #include <linux/vm_sockets.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -98,38 +98,32 @@ static void serve(int listener, char **command)
     }
 }
 
-/* Moves what there is from one to the other; 0 at the end. */
-static int pass(int from, int to)
+/* Moves all that comes from one to the other. */
+static void pass(int from, int to)
 {
     static char buffer[65536];
-    ssize_t n = read(from, buffer, sizeof(buffer));
+    ssize_t n;
 
-    for (ssize_t done = 0, sent; done < n; done += sent) {
-        sent = write(to, buffer + done, (size_t)(n - done));
-        if (sent < 0)
-            die("write");
-    }
+    while ((n = read(from, buffer, sizeof(buffer))) > 0)
+        for (ssize_t done = 0, sent; done < n; done += sent) {
+            sent = write(to, buffer + done, (size_t)(n - done));
+            if (sent < 0)
+                die("write");
+        }
     if (n < 0)
         die("read");
-    return n > 0;
 }
 
+/* A process for each direction, so that neither waits for the other. */
 static void relay(int fd)
 {
-    struct pollfd p[] = { { 0, POLLIN, 0 }, { fd, POLLIN, 0 } };
-
-    while (p[0].fd >= 0 || p[1].fd >= 0) {
-        if (poll(p, 2, -1) < 0)
-            die("poll");
-        if (p[0].revents && !pass(0, fd)) {
-            shutdown(fd, SHUT_WR);
-            p[0].fd = -1;
-        }
-        if (p[1].fd >= 0 && p[1].revents && !pass(fd, 1))
-            p[1].fd = -1;
-        if (p[0].fd < 0)
-            p[0].revents = 0;
+    if (fork() == 0) {
+        pass(0, fd);
+        shutdown(fd, SHUT_WR);
+        _exit(0);
     }
+    pass(fd, 1);
+    wait(NULL);
 }
 
 #define BULK (2l << 20)
