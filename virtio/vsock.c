@@ -12,7 +12,7 @@ enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 /* What a turn of the event loop moves at most, each way. A packet or a read more is begun before it
  * is over. */
 #define TURN_BYTES   (1u << 20)
-#define TURN_PACKETS 512u
+#define TURN_PACKETS 128u
 
 /* Connections accepted in one turn. */
 #define TURN_ACCEPTS 16
@@ -129,19 +129,37 @@ static bool send_control(struct vsock *v, struct vsock_conn *c, uint16_t op, str
     return true;
 }
 
+/* Takes another buffer if one is there. What does not fit a batch waits for its turn in the ring: a
+ * buffer never goes back before those that were taken before it. */
+static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
+{
+    struct virtq *q = &v->dev.queues[QUEUE_RX];
+    const enum pop popped = virtq_pop(q, &v->chain);
+
+    t->is_broken |= popped == POP_BROKEN;
+    if (popped != POP_OK)
+        return false;
+    if (v->chain.writable > sizeof(struct virtio_vsock_hdr) &&
+        rx_batch_add(&v->batch, &v->chain, limit))
+        return true;
+    virtq_unpop(q);
+    return false;
+}
+
 /* Gathers buffers for what the connection is likely to have. False: there is none. */
 static bool gather_buffers(struct vsock *v, struct vsock_conn *c, struct turn *t)
 {
     uint32_t room = vsock_conn_room(c);
 
+    if (!next_buffer(v, t))
+        return false;
     rx_batch_begin(&v->batch, sizeof(struct virtio_vsock_hdr));
-    while (v->batch.count < c->chains && v->batch.bytes < room && next_buffer(v, t)) {
-        if (!rx_batch_add(&v->batch, &v->chain, room - v->batch.bytes)) {
-            virtq_unpop(&v->dev.queues[QUEUE_RX]);
-            break;
-        }
-    }
-    return v->batch.count > 0;
+    if (!rx_batch_add(&v->batch, &v->chain, room))
+        BUG_ON(true); /* an empty one takes any chain */
+    while (v->batch.count < c->chains && v->batch.bytes < room &&
+           add_buffer(v, room - v->batch.bytes, t))
+        ;
+    return true;
 }
 
 /* Gives back the buffers that `bytes` of payload fill, a packet each; returns how many. */
@@ -276,7 +294,7 @@ static void take_operation(struct vsock *v, struct vsock_conn *c, const struct v
     case VIRTIO_VSOCK_OP_CREDIT_UPDATE: break;
     case VIRTIO_VSOCK_OP_CREDIT_REQUEST: c->owed |= OWED_CREDIT; break;
     case VIRTIO_VSOCK_OP_SHUTDOWN:
-        if (vsock_conn_take_shutdown(c, h->flags))
+        if (c->state != VSOCK_OPEN || vsock_conn_take_shutdown(c, h->flags))
             reset_conn(v, c);
         break;
     case VIRTIO_VSOCK_OP_RESPONSE:

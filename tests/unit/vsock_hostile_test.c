@@ -165,6 +165,57 @@ Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
     cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "y", 1);
 }
 
+/* A read that could fill several buffers finds such a one among them. */
+Test(hostile_guest, that_mixes_small_buffers_with_others_loses_no_byte)
+{
+    struct stream s = open_from_host(52);
+    static uint8_t sent[40000];
+    size_t have = 0;
+    uint16_t first;
+
+    for (size_t i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)(i * 11 + i / 256);
+    use_up_buffers(s);
+    for (size_t done = 0; done < sizeof(sent); done += 10000)
+        cr_assert_eq(write(s.fd, sent + done, 10000), 10000);
+    turn();
+    first = g.rx_offered;
+    for (uint16_t i = 0; i < 36; i++) {
+        guest_desc(0, (first + i) % RX_SLOTS, guest_rx_slot(first + i), i % 3 == 2 ? 20 : RX_BYTES,
+                   VRING_DESC_F_WRITE, 0);
+        guest_offer(0, (first + i) % RX_SLOTS, &g.rx_offered);
+    }
+    guest_kick(0);
+    turn();
+    for (; g.rx_seen != get16(&g.d.ring, RING_USED + 2); g.rx_seen++) {
+        struct vring_used_elem elem;
+        struct packet p;
+
+        cr_assert_eq(gmem_get(&g.d.ring.mem, gpa(RING_USED + 4 + 8u * (g.rx_seen % 64u)), &elem),
+                     0);
+        cr_expect_eq(elem.id, g.rx_seen % 64u, "in order");
+        cr_expect_eq(elem.len == 0, (g.rx_seen - first) % 3 == 2);
+        if (elem.len == 0)
+            continue;
+        cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(guest_rx_slot(elem.id)), &p, RX_BYTES), 0);
+        cr_assert_leq(have + p.h.len, sizeof(sent));
+        cr_expect_arr_eq(p.data, sent + have, p.h.len);
+        have += p.h.len;
+    }
+    cr_expect_eq(have, sizeof(sent));
+}
+
+Test(hostile_guest, that_shuts_down_before_it_has_answered_is_reset)
+{
+    int fd = host_command("CONNECT 52\n");
+    uint32_t host_port = guest_expect(VIRTIO_VSOCK_OP_REQUEST).h.src_port;
+    char byte;
+
+    guest_say(52, host_port, VIRTIO_VSOCK_OP_SHUTDOWN, VIRTIO_VSOCK_SHUTDOWN_RCV);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+}
+
 Test(hostile_guest, that_breaks_a_ring_stops_the_device_until_it_resets_it)
 {
     struct stream s = open_from_host(52);
