@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/timerfd.h>
 
+#include "vmm/clock.h"
 #include "vmm/metrics.h"
 
 /* For a guest to answer a request, and to confirm that it has closed. */
@@ -143,7 +144,7 @@ void vsock_table_end_turn(struct vsock_table *t, struct vsock_conn *c)
 
 static uint64_t now_ms(void)
 {
-    return metrics_now_us() / 1000;
+    return monotonic_us() / 1000;
 }
 
 static void set_timer(struct vsock_table *t, uint64_t at_ms)
