@@ -41,7 +41,7 @@ def test_streams_of_the_host_come_back_whole_and_half_closed(guest, host):
     assert host.run(back, timeout=240) == wanted
     assert dial(host, guest, 8, f"cat {guest.dir}/data") == wanted
     many = "".join(f"({back} >{guest.dir}/sum{i}) & " for i in range(8))
-    host.run(f"{many} wait", timeout=240)
+    host.run(f"({many} wait)", timeout=240)  # in a shell that has no other children
     for i in range(8):
         assert host.run(f"cat {guest.dir}/sum{i}") == wanted
     guest.type("\n")
