@@ -245,7 +245,7 @@ static void settle_serial(void *object)
 #define VSOCK(m) offsetof(struct vsock_config, m)
 
 static const struct schema_field vsock_fields[] = {
-    SCHEMA_FIELD("vsock_id", STRING, SCHEMA_NULLABLE, VSOCK(vsock_id)),
+    SCHEMA_FIELD("vsock_id", STRING, SCHEMA_NULLABLE | SCHEMA_DEFAULT, VSOCK(vsock_id)),
     SCHEMA_FIELD("guest_cid", U32, SCHEMA_REQUIRED, VSOCK(guest_cid)),
     SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, VSOCK(uds_path)),
 };
