@@ -17,7 +17,8 @@ struct config_file {
     struct logger_config logger;
     struct machine_request machine;
     struct metrics_config metrics;
-    bool has_machine, has_logger, has_metrics;
+    struct vsock_config vsock;
+    bool has_machine, has_logger, has_metrics, has_vsock;
 };
 
 #define CONFIG(m) offsetof(struct config_file, m)
@@ -37,7 +38,8 @@ static const struct schema_field config_fields[] = {
                  .has_at = SCHEMA_HAS(struct config_file, has_metrics), .object = &metrics_schema),
     SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("network-interfaces", ABSENT, SCHEMA_NULLABLE, 0),
-    SCHEMA_FIELD("vsock", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("vsock", OBJECT, SCHEMA_NULLABLE, CONFIG(vsock),
+                 .has_at = SCHEMA_HAS(struct config_file, has_vsock), .object = &vsock_schema),
     SCHEMA_FIELD("entropy", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("pmem", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("memory-hotplug", ABSENT, SCHEMA_NULLABLE, 0),
@@ -62,6 +64,7 @@ static void config_fini(struct config_file *c)
     free(c->cpu_config);
     logger_config_fini(&c->logger);
     metrics_config_fini(&c->metrics);
+    vsock_config_fini(&c->vsock);
 }
 
 static int fail_read(struct error *e, const char *path, int os_errno)
@@ -206,6 +209,17 @@ static int apply_boot_source(struct vm *vm, struct config_file *c, struct error 
     return ret;
 }
 
+static int apply_vsock(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_VSOCK, .vsock = c->vsock };
+    int ret;
+
+    c->vsock = (struct vsock_config){ 0 };
+    ret = apply(vm, &a, "Vsock device error", e);
+    action_fini(&a);
+    return ret;
+}
+
 /* In Firecracker's order. */
 static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
 {
@@ -217,7 +231,9 @@ static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
         (c->has_machine && apply(vm, &machine, "VM config error", e) < 0) ||
         (c->cpu_config && apply_cpu_config(vm, c, e) < 0))
         return -1;
-    return apply_boot_source(vm, c, e) < 0 ? -1 : apply_drives(vm, c, e);
+    if (apply_boot_source(vm, c, e) < 0 || apply_drives(vm, c, e) < 0)
+        return -1;
+    return c->has_vsock ? apply_vsock(vm, c, e) : 0;
 }
 
 static int configure(struct vm *vm, const char *text, size_t size, struct error *e)

@@ -242,6 +242,28 @@ static void settle_serial(void *object)
     s->has_limit = s->has_limit && token_bucket_limits(&s->limit);
 }
 
+#define VSOCK(m) offsetof(struct vsock_config, m)
+
+static const struct schema_field vsock_fields[] = {
+    SCHEMA_FIELD("vsock_id", STRING, SCHEMA_NULLABLE | SCHEMA_DEFAULT, VSOCK(vsock_id)),
+    SCHEMA_FIELD("guest_cid", U32, SCHEMA_REQUIRED, VSOCK(guest_cid)),
+    SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, VSOCK(uds_path)),
+};
+
+const struct schema vsock_schema = {
+    .name = "VsockDeviceConfig",
+    .size = sizeof(struct vsock_config),
+    FIELDS(vsock_fields),
+};
+
+/* Without the deprecated member. */
+const struct schema vsock_shown_schema = {
+    .name = "VsockDeviceConfig",
+    .size = sizeof(struct vsock_config),
+    .fields = vsock_fields + 1,
+    .count = sizeof(vsock_fields) / sizeof(*vsock_fields) - 1,
+};
+
 #define SERIAL(m) offsetof(struct serial_config, m)
 
 static const struct schema_field serial_fields[] = {

@@ -54,6 +54,7 @@ static int apply(struct api_call *c, struct action *a, struct error *e)
         [ACT_RESUME] = "Internal VMM error",         [ACT_FLUSH_METRICS] = "Internal VMM error",
         [ACT_PUT_LOGGER] = "Logger error",           [ACT_PUT_METRICS] = "Metrics error",
         [ACT_PUT_SERIAL] = "Serial error",           [ACT_PUT_CPU_CONFIG] = "Configure CPU error",
+        [ACT_PUT_VSOCK] = "Vsock config error",
     };
 
     if (vm_apply(c->vm, a, e) == 0)
@@ -117,8 +118,12 @@ static int get_vm_config(struct api_call *c, struct error *e)
     schema_encode(&boot_source_schema, vm_boot_source(c->vm), w);
     json_put(w, ",\"cpu-config\":null,\"logger\":null,\"machine-config\":");
     put_machine_config(w, c->vm);
-    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[],\"vsock\":null,"
-                "\"entropy\":null,\"pmem\":[],\"memory-hotplug\":null}");
+    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[],\"vsock\":");
+    if (vm_vsock(c->vm))
+        schema_encode(&vsock_shown_schema, vm_vsock(c->vm), w);
+    else
+        json_put(w, "null");
+    json_put(w, ",\"entropy\":null,\"pmem\":[],\"memory-hotplug\":null}");
     return 0;
 }
 
@@ -191,6 +196,18 @@ static int put_serial(struct api_call *c, struct error *e)
 static int put_cpu_config(struct api_call *c, struct error *e)
 {
     return put_plain(c, ACT_PUT_CPU_CONFIG, &cpu_config_schema, e);
+}
+
+static int put_vsock(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_VSOCK };
+    int ret = decode_body(c, &vsock_schema, &a.vsock, e);
+
+    c->answer->deprecated = ret == 0 && a.vsock.vsock_id;
+    if (ret == 0)
+        ret = apply(c, &a, e);
+    action_fini(&a);
+    return ret;
 }
 
 static int put_boot_source(struct api_call *c, struct error *e)
@@ -320,6 +337,7 @@ static const struct route {
     { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive, PATCHES(drive) },
     { HTTP_VERB_DELETE, "drives", NULL, true, delete_device, UNCOUNTED },
     { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device, UNCOUNTED },
+    { HTTP_VERB_PUT, "vsock", NULL, false, put_vsock, PUTS(vsock) },
     { HTTP_VERB_PUT, "logger", NULL, false, put_logger, PUTS(logger) },
     { HTTP_VERB_PUT, "metrics", NULL, false, put_metrics, PUTS(metrics) },
     { HTTP_VERB_PUT, "serial", NULL, false, put_serial, PUTS(serial) },

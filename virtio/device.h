@@ -49,6 +49,9 @@ struct virtio_device {
 /* Interrupts the guest if it wants that for what was pushed to the queue since the last call. */
 void virtio_signal_used(struct virtio_device *d, unsigned queue);
 
+/* The same for several queues, one bit each, in one interrupt. */
+void virtio_signal_queues(struct virtio_device *d, unsigned queues);
+
 /* Calls the device's kick() as if the guest had kicked the queue; for what else the device waits
  * for, such as a completion or a timer. Without the lock; event-loop thread. */
 void virtio_kick(struct virtio_device *d, unsigned queue);

@@ -87,7 +87,17 @@ static void show_constants(struct virtio_mmio *t)
 
 void virtio_signal_used(struct virtio_device *d, unsigned queue)
 {
-    if (virtq_wants_interrupt(&d->queues[queue]))
+    virtio_signal_queues(d, 1u << queue);
+}
+
+void virtio_signal_queues(struct virtio_device *d, unsigned queues)
+{
+    bool is_wanted = false;
+
+    for (; queues; queues &= queues - 1)
+        if (virtq_wants_interrupt(&d->queues[__builtin_ctz(queues)]))
+            is_wanted = true;
+    if (is_wanted)
         raise_interrupt(d->transport, VIRTIO_MMIO_INT_VRING);
 }
 

@@ -156,8 +156,13 @@ void virtq_unpop(struct virtq *q)
 
 void virtq_push(struct virtq *q, const struct chain *c)
 {
+    virtq_push_head(q, c->head, c->written);
+}
+
+void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written)
+{
     struct virtq_state *st = &q->state;
-    struct vring_used_elem elem = { .id = c->head, .len = c->written };
+    struct vring_used_elem elem = { .id = head, .len = written };
 
     memcpy(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem,
            sizeof(elem));
@@ -312,6 +317,19 @@ ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
 
     do
         moved = pwritev(fd, iov, (int)count, (off_t)offset);
+    while (moved < 0 && errno == EINTR);
+    chain_return(c, false, moved > 0 ? (uint32_t)moved : 0);
+    return moved < 0 ? -errno : moved;
+}
+
+ssize_t chain_send(struct chain *c, int fd, uint32_t n)
+{
+    unsigned count;
+    const struct iovec *iov = chain_lend_(c, false, n, &count);
+    ssize_t moved;
+
+    do
+        moved = writev(fd, iov, (int)count);
     while (moved < 0 && errno == EINTR);
     chain_return(c, false, moved > 0 ? (uint32_t)moved : 0);
     return moved < 0 ? -errno : moved;

@@ -64,11 +64,14 @@ must_check enum pop virtq_pop(struct virtq *q, struct chain *c);
 /* How many chains are available beyond those popped; a guess where the guest breaks the rules. */
 uint16_t virtq_waiting(const struct virtq *q);
 
-/* Undoes the last virtq_pop(), which was POP_OK: the chain is popped again, and judged anew. */
+/* Undoes the last virtq_pop(), which was POP_OK: the chain is popped again, and judged anew. Called
+ * again, it undoes the one before, as long as none of them was pushed. */
 void virtq_unpop(struct virtq *q);
 
 /* Gives a chain back with its `written` count. Each popped chain is pushed exactly once. */
 void virtq_push(struct virtq *q, const struct chain *c);
+/* The same where only the chain's head and count were kept. */
+void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written);
 
 /* Asks for a kick when the next chain comes. True: one came meanwhile, so pop again. */
 must_check bool virtq_rearm(struct virtq *q);
@@ -92,6 +95,10 @@ void chain_skip_writable(struct chain *c, uint32_t n);
  * end of the file, or -errno. */
 must_check ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n);
 must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n);
+
+/* Writes up to n of the next readable bytes to a socket that does not block, without a copy. n is
+ * at most what is left. The bytes it took, or -errno; -EPIPE comes with a SIGPIPE. */
+must_check ssize_t chain_send(struct chain *c, int fd, uint32_t n);
 
 /*
  * For an I/O engine that moves payload by itself, and for no device: lends it the buffers of the

@@ -11,17 +11,18 @@
 #include "vmm/log.h"
 #include "vmm/timeline.h"
 
-/* Gives each drive its addresses and interrupt line; the guest's view of them is fixed by this. */
+/* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
 static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
 {
+    const unsigned device_count = plan->drive_count + (plan->vsock ? 1 : 0);
     uint32_t gsi = GSI_FIRST;
 
     *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
-    if (plan->drive_count > PLATFORM_VIRTIO_MAX)
+    if (device_count > PLATFORM_VIRTIO_MAX)
         return fail(e, ERR_INVALID,
                     "Could not attach device: MMIO transport error: Failed to allocate requested "
                     "resource: The requested resource is not available.");
-    for (; p->virtio_count < plan->drive_count; p->virtio_count++)
+    for (; p->virtio_count < device_count; p->virtio_count++)
         p->virtio[p->virtio_count] = (struct virtio_slot){
             .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
             .gsi = gsi++,
@@ -164,6 +165,24 @@ static int add_drives(struct machine *m, const struct machine_plan *plan, struct
     return 0;
 }
 
+/* The last in attach order. */
+static int add_vsock(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    struct vsock_host host;
+
+    if (!plan->vsock)
+        return 0;
+    host = (struct vsock_host){
+        .loop = m->loop,
+        .path = plan->vsock->uds_path,
+        .listener = plan->vsock_listener,
+        .guest_cid = plan->vsock->guest_cid,
+    };
+    if (vsock_init(&m->vsock, &host, e) < 0)
+        return -1;
+    return add_virtio(m, m->platform.virtio_count - 1, &m->vsock.dev, e);
+}
+
 static int build(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
     const struct machine_config *config = plan->config;
@@ -194,7 +213,8 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
         vcpus_boot(&m->vcpus, &kernel, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VCPUS);
-    if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0)
+    if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0 ||
+        add_vsock(m, plan, e) < 0)
         return -1;
     timeline_mark(PHASE_DEVICES);
     return 0;
@@ -228,6 +248,7 @@ void machine_free(struct machine *m)
         virtio_mmio_fini(&m->transports[i]);
         block_fini(&m->blocks[i]);
     }
+    vsock_fini(&m->vsock);
     close_fdp(&m->i8042_irq_fd);
     close_fdp(&m->serial_irq_fd);
     close_fdp(&m->serial_out_fd);

@@ -5,6 +5,7 @@
 
 #include "virtio/block.h"
 #include "virtio/mmio.h"
+#include "virtio/vsock.h"
 #include "vmm/boot_timer.h"
 #include "vmm/config.h"
 #include "vmm/i8042.h"
@@ -25,8 +26,10 @@ struct machine_plan {
     struct drive {
         struct drive_config config;
         struct block_file file;
-        struct block_async *async; /* NULL: the Sync engine */
-    } * drives;                    /* in attach order */
+        struct block_async *async;    /* NULL: the Sync engine */
+    } * drives;                       /* in attach order */
+    const struct vsock_config *vsock; /* NULL: none; else borrowed, as its listener, for good */
+    int vsock_listener;
 };
 
 struct machine {
@@ -44,6 +47,7 @@ struct machine {
     uint8_t *registers; /* a page a transport, which the guest reads */
     struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
     struct block blocks[PLATFORM_VIRTIO_MAX];
+    struct vsock vsock;
     struct vcpus vcpus;
 };
 

@@ -54,6 +54,13 @@ void drive_patch_fini(struct drive_patch *p)
     *p = (struct drive_patch){ 0 };
 }
 
+void vsock_config_fini(struct vsock_config *v)
+{
+    free(v->uds_path);
+    free(v->vsock_id);
+    *v = (struct vsock_config){ 0 };
+}
+
 void logger_config_fini(struct logger_config *l)
 {
     free(l->log_path);

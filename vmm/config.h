@@ -81,6 +81,13 @@ struct drive_patch {
     struct rate_limits rate_limits; /* see rate_limits_update() */
 };
 
+/* PUT /vsock. */
+struct vsock_config {
+    uint32_t guest_cid;
+    char *uds_path; /* NULL: no vsock */
+    char *vsock_id; /* deprecated, and of no effect; or NULL */
+};
+
 /* PUT /logger. What is not given stays as it is, but for the level: that is Info again. */
 struct logger_config {
     char *log_path;
@@ -134,6 +141,7 @@ struct cpu_config {
     size_t msr_count;
 };
 
+void vsock_config_fini(struct vsock_config *v);
 void logger_config_fini(struct logger_config *l);
 void metrics_config_fini(struct metrics_config *m);
 void serial_config_fini(struct serial_config *s);

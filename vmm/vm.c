@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "virtio/vsock_unix.h"
 #include "vmm/boot/cmdline.h"
 #include "vmm/builder.h"
 #include "vmm/clock.h"
@@ -22,6 +23,8 @@ struct vm {
     int kernel_fd, initrd_fd; /* of boot_source; -1: none */
     struct drive *drives;     /* in attach order: the root drive first */
     unsigned drive_count;
+    struct vsock_config vsock;
+    int vsock_listener; /* of vsock; -1: none */
     struct serial_config serial;
     struct cpu_config cpu_config; /* of PUT /cpu-config */
     bool has_cpu_config;          /* it is later than machine_config.cpu_template */
@@ -43,6 +46,7 @@ static const unsigned allowed_in[ACTIONS] = {
     [ACT_RESUME] = AFTER_START,           [ACT_FLUSH_METRICS] = AFTER_START,
     [ACT_PUT_LOGGER] = BEFORE_START,      [ACT_PUT_METRICS] = BEFORE_START,
     [ACT_PUT_SERIAL] = BEFORE_START,      [ACT_PUT_CPU_CONFIG] = BEFORE_START,
+    [ACT_PUT_VSOCK] = BEFORE_START,
 };
 
 struct vm *vm_new(struct loop *loop, const struct vm_options *options)
@@ -54,6 +58,7 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
     vm->options = *options;
     vm->machine_config = machine_config_default;
     vm->kernel_fd = vm->initrd_fd = -1;
+    vm->vsock_listener = -1;
     return vm;
 }
 
@@ -275,6 +280,27 @@ static int patch_drive(struct vm *vm, struct drive_patch *p, struct error *e)
                 why.msg);
 }
 
+/* A socket that was configured before gives way with its file, also to one at the same path. */
+static int put_vsock(struct vm *vm, struct vsock_config *c, struct error *e)
+{
+    const bool is_same = vm->vsock.uds_path && strcmp(vm->vsock.uds_path, c->uds_path) == 0;
+    int fd;
+
+    if (is_same)
+        unlink(vm->vsock.uds_path);
+    fd = vsock_unix_listen(c->uds_path, e);
+    if (fd < 0)
+        return fail_within(e, "Cannot create backend for vsock device");
+    if (vm->vsock.uds_path && !is_same)
+        unlink(vm->vsock.uds_path);
+    close_fdp(&vm->vsock_listener);
+    vm->vsock_listener = fd;
+    vsock_config_fini(&vm->vsock);
+    vm->vsock = *c;
+    *c = (struct vsock_config){ 0 };
+    return 0;
+}
+
 static int put_logger(struct vm *vm, struct logger_config *c, struct error *e)
 {
     struct log_options o = log_get_options();
@@ -347,6 +373,8 @@ static int start(struct vm *vm, struct error *e)
         .boot_timer = vm->options.boot_timer,
         .drive_count = vm->drive_count,
         .drives = vm->drives,
+        .vsock = vm_vsock(vm),
+        .vsock_listener = vm->vsock_listener,
     };
 
     timeline_mark(PHASE_INSTANCE_START);
@@ -413,6 +441,7 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
     case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
     case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
     case ACT_PATCH_DRIVE: return patch_drive(vm, &a->drive_patch, e);
+    case ACT_PUT_VSOCK: return put_vsock(vm, &a->vsock, e);
     case ACT_PUT_LOGGER: return put_logger(vm, &a->logger, e);
     case ACT_PUT_METRICS: return metrics_open(&a->metrics, vm->options.id, e);
     case ACT_PUT_SERIAL: put_serial(vm, &a->serial); return 0;
@@ -441,6 +470,7 @@ void action_fini(struct action *a)
     case ACT_PUT_BOOT_SOURCE: boot_source_fini(&a->boot_source); break;
     case ACT_PUT_DRIVE: drive_config_fini(&a->drive); break;
     case ACT_PATCH_DRIVE: drive_patch_fini(&a->drive_patch); break;
+    case ACT_PUT_VSOCK: vsock_config_fini(&a->vsock); break;
     case ACT_PUT_LOGGER: logger_config_fini(&a->logger); break;
     case ACT_PUT_METRICS: metrics_config_fini(&a->metrics); break;
     case ACT_PUT_SERIAL: serial_config_fini(&a->serial); break;
@@ -494,4 +524,9 @@ unsigned vm_drive_count(const struct vm *vm)
 const struct drive_config *vm_drive(const struct vm *vm, unsigned i)
 {
     return &vm->drives[i].config;
+}
+
+const struct vsock_config *vm_vsock(const struct vm *vm)
+{
+    return vm->vsock.uds_path ? &vm->vsock : NULL;
 }

@@ -24,7 +24,7 @@ def files(tmp_path_factory):
     guest = pathlib.Path(last_line(HERE / "guest" / "build"))
     mayfly = pathlib.Path(os.environ.get("MAYFLY", ROOT / "build" / "release" / "mayfly"))
     files = {"mayfly": mayfly.resolve()}
-    for name in ("vmlinuz", "initrd", "root.ext4"):
+    for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
     if shutil.which("fio"):
         files["fio.ext4"] = pathlib.Path(last_line(HERE / "guest" / "build-fio"))

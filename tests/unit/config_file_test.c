@@ -91,7 +91,7 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
                  "`cpu_template`, `track_dirty_pages`, `huge_pages` at line 1 column 56" },
         { "{\"drives\":[],\"drives\":[]}", SYNTAX "duplicate field `drives` at line 1 column 21" },
         { "{\"vsock\":{\"guest_cid\":3}}",
-          SYNTAX "`vsock` is not supported by this version at line 1 column 9" },
+          SYNTAX "missing field `uds_path` at line 1 column 24" },
         { "{\"network-interfaces\":[{}]}",
           SYNTAX "`network-interfaces` is not supported by this version at line 1 column 23" },
         { "{\"mmds-config\":{}}",

@@ -1,0 +1,348 @@
+#include "tests/unit/support/vsock_guest.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+static void set_up(void)
+{
+    struct rlimit files;
+
+    signal(SIGPIPE, SIG_IGN);
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    guest_init();
+    guest_give(RX_SLOTS);
+}
+
+TestSuite(hostile_guest, .init = set_up, .fini = guest_fini);
+TestSuite(hostile_host, .init = set_up, .fini = guest_fini);
+
+static void expect_works(void)
+{
+    struct stream s = open_from_host(777);
+
+    cr_assert_eq(write(s.fd, "ok", 2), 2);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "ok", 2);
+    guest_say(777, s.host_port, VIRTIO_VSOCK_OP_RST, 0);
+    close(s.fd);
+}
+
+/* Uses up the buffers that the guest has given. */
+static void use_up_buffers(struct stream s)
+{
+    while (g.rx_seen != g.rx_offered) {
+        cr_assert_eq(write(s.fd, "x", 1), 1);
+        guest_expect(VIRTIO_VSOCK_OP_RW);
+    }
+}
+
+Test(hostile_guest, that_lies_about_a_length_is_not_believed)
+{
+    struct stream s = open_from_host(52);
+    struct virtio_vsock_hdr h = guest_header(52, s.host_port, VIRTIO_VSOCK_OP_RW, 0);
+    static const uint32_t lengths[] = { 5, 4097, 0x10000, 0x7fffffff, UINT32_MAX };
+    char got[8];
+
+    for (unsigned i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
+        h.len = lengths[i];
+        guest_send_raw(&h, "abcd", 4);
+        guest_expect_nothing();
+        cr_expect_eq(host_read(s.fd, got, sizeof(got)), -1, "%u", lengths[i]);
+    }
+    h.len = 3; /* less than there is: that much counts */
+    guest_send_raw(&h, "abcd", 4);
+    cr_expect_eq(host_read(s.fd, got, sizeof(got)), 3);
+}
+
+Test(hostile_guest, that_sends_half_a_header_is_ignored)
+{
+    guest_desc(1, 0, TX_AT, sizeof(struct virtio_vsock_hdr) - 1, 0, 0);
+    guest_offer(1, 0, &g.tx_offered);
+    guest_kick(1);
+    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), 1);
+    expect_works();
+}
+
+Test(hostile_guest, that_speaks_for_others_or_to_others_is_ignored)
+{
+    struct virtio_vsock_hdr h = guest_header(1, 2, VIRTIO_VSOCK_OP_REQUEST, 0);
+
+    h.src_cid = CID + 1;
+    guest_send_raw(&h, NULL, 0);
+    h = guest_header(1, 2, VIRTIO_VSOCK_OP_REQUEST, 0);
+    h.dst_cid = CID;
+    guest_send_raw(&h, NULL, 0);
+    h.dst_cid = UINT64_C(1) << 32 | VMADDR_CID_HOST;
+    guest_send_raw(&h, NULL, 0);
+    guest_expect_nothing();
+    expect_works();
+}
+
+Test(hostile_guest, that_wants_another_socket_type_is_reset)
+{
+    struct virtio_vsock_hdr h = guest_header(1, 2, VIRTIO_VSOCK_OP_REQUEST, 0);
+
+    h.type = 2; /* seqpacket */
+    guest_send_raw(&h, NULL, 0);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+}
+
+Test(hostile_guest, that_uses_an_operation_out_of_turn_is_reset)
+{
+    static const uint16_t ops[] = {
+        0, VIRTIO_VSOCK_OP_REQUEST, VIRTIO_VSOCK_OP_RESPONSE, 8, 99, UINT16_MAX
+    };
+
+    for (unsigned i = 0; i < sizeof(ops) / sizeof(*ops); i++) {
+        struct stream s = open_from_host(52);
+
+        guest_say(52, s.host_port, ops[i], 0);
+        guest_expect(VIRTIO_VSOCK_OP_RST);
+        cr_expect_eq(g.v.table.count, 0, "operation %u", ops[i]);
+        close(s.fd);
+    }
+}
+
+Test(hostile_guest, that_sends_data_before_it_has_answered_is_reset)
+{
+    int fd = host_command("CONNECT 52\n");
+    uint32_t host_port = guest_expect(VIRTIO_VSOCK_OP_REQUEST).h.src_port;
+    char byte;
+
+    guest_send(52, host_port, "x", 1);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+}
+
+Test(hostile_guest, that_speaks_on_no_connection_is_reset_but_not_for_a_reset)
+{
+    for (uint16_t op = 2; op < 8; op++) {
+        guest_say(5, 6, op, 0);
+        if (op == VIRTIO_VSOCK_OP_RST)
+            guest_expect_nothing();
+        else
+            guest_expect(VIRTIO_VSOCK_OP_RST);
+    }
+}
+
+/* Answers are owed for as many packets as there is room for; further packets wait in the ring. */
+Test(hostile_guest, that_takes_no_answers_is_not_listened_to_any_more)
+{
+    struct virtio_vsock_hdr h = guest_header(5, 6, VIRTIO_VSOCK_OP_RW, 0);
+    unsigned answers = 0;
+    struct packet p;
+
+    while (g.rx_seen < RX_SLOTS) {
+        guest_send_raw(&h, NULL, 0);
+        guest_expect(VIRTIO_VSOCK_OP_RST);
+    }
+    for (unsigned i = 0; i < VSOCK_RESETS_MAX + 40; i++)
+        guest_send_raw(&h, NULL, 0);
+    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), RX_SLOTS + VSOCK_RESETS_MAX);
+    guest_give(RX_SLOTS);
+    for (; guest_take(&p); answers++)
+        guest_give(1);
+    cr_expect_eq(answers, VSOCK_RESETS_MAX + 40, "and nothing is lost");
+    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), RX_SLOTS + VSOCK_RESETS_MAX + 40);
+}
+
+Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
+{
+    struct stream s = open_from_host(52);
+
+    use_up_buffers(s);
+    cr_assert_eq(write(s.fd, "y", 1), 1);
+    for (uint16_t i = 0; i < 10; i++) {
+        guest_desc(0, i, guest_rx_slot(i), sizeof(struct virtio_vsock_hdr), VRING_DESC_F_WRITE, 0);
+        guest_offer(0, i, &g.rx_offered);
+    }
+    guest_kick(0);
+    turn();
+    cr_expect_eq(get16(&g.d.ring, RING_USED + 2), RX_SLOTS + 10);
+    g.rx_seen += 10;
+    guest_give(1);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "y", 1);
+}
+
+/* A read that could fill several buffers finds such a one among them. */
+Test(hostile_guest, that_mixes_small_buffers_with_others_loses_no_byte)
+{
+    struct stream s = open_from_host(52);
+    static uint8_t sent[40000];
+    size_t have = 0;
+    uint16_t first;
+
+    for (size_t i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)(i * 11 + i / 256);
+    use_up_buffers(s);
+    for (size_t done = 0; done < sizeof(sent); done += 10000)
+        cr_assert_eq(write(s.fd, sent + done, 10000), 10000);
+    turn();
+    first = g.rx_offered;
+    for (uint16_t i = 0; i < 36; i++) {
+        guest_desc(0, (first + i) % RX_SLOTS, guest_rx_slot(first + i), i % 3 == 2 ? 20 : RX_BYTES,
+                   VRING_DESC_F_WRITE, 0);
+        guest_offer(0, (first + i) % RX_SLOTS, &g.rx_offered);
+    }
+    guest_kick(0);
+    turn();
+    for (; g.rx_seen != get16(&g.d.ring, RING_USED + 2); g.rx_seen++) {
+        struct vring_used_elem elem;
+        struct packet p;
+
+        cr_assert_eq(gmem_get(&g.d.ring.mem, gpa(RING_USED + 4 + 8u * (g.rx_seen % 64u)), &elem),
+                     0);
+        cr_expect_eq(elem.id, g.rx_seen % 64u, "in order");
+        cr_expect_eq(elem.len == 0, (g.rx_seen - first) % 3 == 2);
+        if (elem.len == 0)
+            continue;
+        cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(guest_rx_slot(elem.id)), &p, RX_BYTES), 0);
+        cr_assert_leq(have + p.h.len, sizeof(sent));
+        cr_expect_arr_eq(p.data, sent + have, p.h.len);
+        have += p.h.len;
+    }
+    cr_expect_eq(have, sizeof(sent));
+}
+
+Test(hostile_guest, that_shuts_down_before_it_has_answered_is_reset)
+{
+    int fd = host_command("CONNECT 52\n");
+    uint32_t host_port = guest_expect(VIRTIO_VSOCK_OP_REQUEST).h.src_port;
+    char byte;
+
+    guest_say(52, host_port, VIRTIO_VSOCK_OP_SHUTDOWN, VIRTIO_VSOCK_SHUTDOWN_RCV);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+}
+
+Test(hostile_guest, that_breaks_a_ring_stops_the_device_until_it_resets_it)
+{
+    struct stream s = open_from_host(52);
+
+    guest_offer(1, 64, &g.tx_offered);
+    guest_kick(1);
+    cr_expect(reg_read(&g.d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_assert_eq(write(s.fd, "x", 1), 1);
+    turn(); /* and the loop rests, though there is something to read */
+    reg_write(&g.d, VIRTIO_MMIO_STATUS, 0);
+    turn();
+    guest_ready();
+    guest_give(RX_SLOTS);
+    expect_works();
+}
+
+Test(hostile_guest, that_opens_connections_for_ever_gets_so_many)
+{
+    char name[64];
+    unsigned open = 0, reset = 0;
+    int server;
+
+    snprintf(name, sizeof(name), "%s_1", g.path);
+    server = host_socket(name, true);
+    listen(server, 4096);
+    for (uint32_t port = 0; port < VSOCK_CONNECTIONS_MAX + 10; port++) {
+        struct packet p;
+
+        guest_say(port, 1, VIRTIO_VSOCK_OP_REQUEST, 0);
+        cr_assert(guest_take(&p));
+        guest_give(1);
+        open += p.h.op == VIRTIO_VSOCK_OP_RESPONSE;
+        reset += p.h.op == VIRTIO_VSOCK_OP_RST;
+    }
+    cr_expect_eq(open, VSOCK_CONNECTIONS_MAX);
+    cr_expect_eq(reset, 10);
+    close(server);
+}
+
+Test(hostile_guest, that_starts_the_same_connection_twice_loses_it)
+{
+    struct stream s = open_from_guest(1000);
+
+    guest_say(1000, 1, VIRTIO_VSOCK_OP_REQUEST, 0);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(g.v.table.count, 0);
+    close(s.fd);
+}
+
+static const char *const bad_commands[] = { "CONNECT\n",
+                                            "CONN",
+                                            "CONNECT 5",
+                                            "CONNECT -1\n",
+                                            "CONNECT 52x\n",
+                                            "CONNECT 4294967296\n",
+                                            "CONNECT52\n\n\n",
+                                            "GET / HTTP/1.1\r\n\r\n",
+                                            "\n\n\n\n\n\n\n\n\n\n\n",
+                                            "CONNECT 000000000000000000000000000052\n" };
+
+Test(hostile_host, with_a_bad_command_is_closed_without_a_word)
+{
+    for (unsigned i = 0; i < sizeof(bad_commands) / sizeof(*bad_commands); i++) {
+        int fd = host_command(bad_commands[i]);
+        char byte;
+
+        cr_expect_eq(host_read(fd, &byte, 1), 0, "%s", bad_commands[i]);
+        close(fd);
+    }
+    guest_expect_nothing();
+    cr_expect_eq(g.v.table.count, 0);
+    expect_works();
+}
+
+Test(hostile_host, that_never_sends_a_command_makes_room_for_one_that_does)
+{
+    int fds[VSOCK_CONNECTIONS_MAX + 20];
+    char byte;
+
+    for (unsigned i = 0; i < sizeof(fds) / sizeof(*fds); i++) {
+        fds[i] = host_socket(g.path, false);
+        turn();
+    }
+    cr_expect_eq(g.v.table.count, VSOCK_CONNECTIONS_MAX);
+    cr_expect_eq(host_read(fds[0], &byte, 1), 0, "the oldest goes first");
+    cr_expect_eq(host_read(fds[21], &byte, 1), -1);
+    expect_works();
+    for (unsigned i = 0; i < sizeof(fds) / sizeof(*fds); i++)
+        close(fds[i]);
+    turn();
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(hostile_host, that_sends_much_does_not_keep_others_from_their_turn)
+{
+    struct stream greedy = open_from_host(1), modest = open_from_host(2);
+    static uint8_t flood[60000];
+    struct packet p = { 0 };
+    unsigned before = 0;
+
+    use_up_buffers(modest);
+    cr_assert_eq(write(greedy.fd, flood, sizeof(flood)), (ssize_t)sizeof(flood));
+    turn();
+    cr_assert_eq(write(modest.fd, "x", 1), 1);
+    turn();
+    guest_give(RX_SLOTS);
+    for (; guest_take(&p) && p.h.dst_port != 2; before += p.h.len)
+        ;
+    cr_expect_eq(p.h.dst_port, 2);
+    cr_expect_leq(before, RX_BYTES, "one read of the greedy one comes before");
+}
+
+Test(hostile_host, whose_bytes_the_guest_has_no_buffers_for_lets_the_loop_rest)
+{
+    struct stream s = open_from_host(52);
+    static uint8_t flood[60000];
+    unsigned buffers = 0;
+    struct packet p;
+
+    for (unsigned i = 0; i < 8; i++) {
+        cr_assert_eq(write(s.fd, flood, 7000), 7000);
+        turn();
+    }
+    close(s.fd);
+    turn(); /* which fails if it never ends */
+    while (guest_take(&p) && p.h.op == VIRTIO_VSOCK_OP_RW)
+        buffers++, guest_give(1);
+    cr_expect_eq(p.h.op, VIRTIO_VSOCK_OP_SHUTDOWN);
+    cr_expect_gt(buffers, 0);
+}

@@ -1,0 +1,416 @@
+#include "tests/unit/support/vsock_guest.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "vmm/metrics.h"
+
+#define RCV  VIRTIO_VSOCK_SHUTDOWN_RCV
+#define SEND VIRTIO_VSOCK_SHUTDOWN_SEND
+
+static void set_up(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    guest_init();
+    guest_give(RX_SLOTS);
+}
+
+TestSuite(vsock, .init = set_up, .fini = guest_fini);
+
+static uint8_t buffer[VSOCK_WINDOW_BYTES + 65536];
+
+static void host_send(int fd, const void *data, size_t n)
+{
+    cr_assert_eq(write(fd, data, n), (ssize_t)n);
+}
+
+/* Reads all that comes, and its end: how many bytes. */
+static size_t host_drain(int fd)
+{
+    size_t total = 0;
+    ssize_t n;
+
+    while ((n = host_read(fd, buffer, sizeof(buffer))) > 0)
+        total += (size_t)n;
+    cr_expect_eq(n, 0, "the end");
+    return total;
+}
+
+static void expect_closed(int fd)
+{
+    char byte;
+
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+}
+
+Test(vsock, carries_bytes_both_ways_on_a_connection_of_the_host)
+{
+    struct stream s = open_from_host(52);
+    struct packet p;
+    char got[8];
+
+    cr_expect_geq(s.host_port, 1u << 30);
+    host_send(s.fd, "ping", 4);
+    p = guest_expect(VIRTIO_VSOCK_OP_RW);
+    cr_expect_eq(p.h.src_port, s.host_port);
+    cr_expect_eq(p.h.dst_port, 52);
+    cr_expect_eq(p.h.len, 4);
+    cr_expect_arr_eq(p.data, "ping", 4);
+    guest_send(52, s.host_port, "pong!", 5);
+    cr_assert_eq(host_read(s.fd, got, sizeof(got)), 5);
+    cr_expect_arr_eq(got, "pong!", 5);
+}
+
+Test(vsock, carries_bytes_both_ways_on_a_connection_of_the_guest)
+{
+    struct stream s = open_from_guest(1000);
+    char got[8];
+
+    guest_send(s.port, 1, "hello", 5);
+    cr_assert_eq(host_read(s.fd, got, sizeof(got)), 5);
+    cr_expect_arr_eq(got, "hello", 5);
+    host_send(s.fd, "you", 3);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "you", 3);
+}
+
+Test(vsock, resets_a_request_for_a_port_that_nobody_serves)
+{
+    struct packet p;
+
+    guest_say(1000, 2, VIRTIO_VSOCK_OP_REQUEST, 0);
+    p = guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(p.h.src_port, 2);
+    cr_expect_eq(p.h.dst_port, 1000);
+}
+
+Test(vsock, fills_many_buffers_with_one_stream_and_keeps_the_order)
+{
+    struct stream s = open_from_host(52);
+    uint8_t sent[40000];
+    size_t have = 0;
+
+    for (unsigned i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)(i * 7 + i / 251);
+    host_send(s.fd, sent, sizeof(sent));
+    while (have < sizeof(sent)) {
+        struct packet p = guest_expect(VIRTIO_VSOCK_OP_RW);
+
+        cr_assert_leq(p.h.len, sizeof(sent) - have);
+        cr_expect_arr_eq(p.data, sent + have, p.h.len);
+        have += p.h.len;
+    }
+    guest_expect_nothing();
+}
+
+Test(vsock, puts_header_and_data_into_buffers_however_they_are_cut)
+{
+    struct stream s = open_from_host(52);
+    uint8_t sent[1000], bytes[sizeof(struct virtio_vsock_hdr) + sizeof(sent)];
+    const uint64_t at = 0x90000;
+
+    for (unsigned i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)(i * 3);
+    /* The buffers of before are used up first. */
+    for (unsigned i = 1; i < RX_SLOTS; i++) {
+        host_send(s.fd, "x", 1);
+        guest_expect(VIRTIO_VSOCK_OP_RW);
+    }
+    host_send(s.fd, sent, sizeof(sent));
+    guest_expect_nothing();
+    for (uint16_t i = 0; i < 30; i++) /* 3, 1, 7, ... bytes each, the last one takes the rest */
+        guest_desc(0, i, at + i * 64u, i == 29 ? 4000 : 1 + i * 5 % 9,
+                   i == 29 ? VRING_DESC_F_WRITE : VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, i + 1);
+    guest_offer(0, 0, &g.rx_offered);
+    guest_kick(0);
+    turn();
+    cr_assert_eq(get16(&g.d.ring, RING_USED + 2), RX_SLOTS + 1);
+    for (unsigned i = 0, have = 0; i < 30; i++) {
+        uint32_t n = i == 29 ? sizeof(bytes) - have : 1 + i * 5 % 9;
+
+        cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(at + i * 64u), bytes + have, n), 0);
+        have += n;
+    }
+    cr_expect_eq(((struct virtio_vsock_hdr *)bytes)->len, sizeof(sent));
+    cr_expect_arr_eq(bytes + sizeof(struct virtio_vsock_hdr), sent, sizeof(sent));
+}
+
+/* Takes data packets until there are none; how many bytes. */
+static size_t take_data(void)
+{
+    struct packet p;
+    size_t total = 0;
+
+    while (guest_take(&p)) {
+        if (p.h.op != VIRTIO_VSOCK_OP_RW)
+            continue;
+        total += p.h.len;
+        guest_give(1);
+    }
+    return total;
+}
+
+Test(vsock, sends_no_more_than_the_guest_s_window_and_asks_once)
+{
+    struct stream s = open_from_host(52);
+    struct virtio_vsock_hdr h = guest_header(52, s.host_port, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
+
+    host_send(s.fd, buffer, 2 * WINDOW);
+    cr_expect_eq(take_data(), WINDOW);
+    h.fwd_cnt = 1000;
+    guest_send_raw(&h, NULL, 0);
+    cr_expect_eq(take_data(), 1000);
+    h.fwd_cnt = WINDOW + 1000 + 5; /* more than was sent: nonsense */
+    guest_send_raw(&h, NULL, 0);
+    cr_expect_eq(take_data(), 0);
+    h.fwd_cnt = WINDOW + 1000;
+    guest_send_raw(&h, NULL, 0);
+    cr_expect_eq(take_data(), WINDOW - 1000);
+}
+
+Test(vsock, asks_for_credit_when_there_is_none)
+{
+    struct stream s = open_from_host(52);
+    struct virtio_vsock_hdr h = guest_header(52, s.host_port, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
+
+    h.buf_alloc = 0;
+    guest_send_raw(&h, NULL, 0);
+    host_send(s.fd, "x", 1);
+    guest_expect(VIRTIO_VSOCK_OP_CREDIT_REQUEST);
+    guest_send_raw(&h, NULL, 0);
+    guest_expect_nothing();
+    h.buf_alloc = 1;
+    guest_send_raw(&h, NULL, 0);
+    guest_expect(VIRTIO_VSOCK_OP_RW);
+}
+
+Test(vsock, tells_the_guest_what_the_host_has_taken)
+{
+    struct stream s = open_from_host(52);
+    struct packet p;
+
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0);
+    p = guest_expect(VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+    cr_expect_eq(p.h.buf_alloc, VSOCK_WINDOW_BYTES);
+    cr_expect_eq(p.h.fwd_cnt, 0);
+    guest_send(52, s.host_port, buffer, 65536);
+    guest_expect_nothing();
+    guest_send(52, s.host_port, buffer, 65536);
+    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_CREDIT_UPDATE).h.fwd_cnt, 2 * 65536);
+}
+
+Test(vsock, holds_what_a_host_does_not_read_as_far_as_the_window_and_no_further)
+{
+    struct stream s = open_from_host(52);
+    struct packet p = { 0 };
+    uint32_t sent = 0, taken = 0;
+
+    while (sent - taken <= VSOCK_WINDOW_BYTES - 65536) {
+        memset(buffer, (int)(sent / 65536), 65536);
+        guest_send(52, s.host_port, buffer, 65536);
+        sent += 65536;
+        while (guest_take(&p))
+            taken = p.h.fwd_cnt;
+        cr_assert_lt(sent, 4u << 20);
+    }
+    cr_expect_gt(g.v.table.held_total, 0);
+    for (uint32_t i = 0; i < sent; i++) {
+        uint8_t byte;
+
+        cr_assert_eq(i % 4096 ? read(s.fd, &byte, 1) : host_read(s.fd, &byte, 1), 1);
+        cr_assert_eq(byte, i / 65536);
+    }
+    cr_expect_eq(g.v.table.held_total, 0);
+    while (guest_take(&p))
+        taken = p.h.fwd_cnt;
+    cr_expect_geq(taken, sent - VSOCK_WINDOW_BYTES / 2);
+}
+
+Test(vsock, resets_a_guest_that_sends_more_than_its_window)
+{
+    struct stream s = open_from_host(52);
+    struct packet p = { 0 };
+
+    for (unsigned i = 0; i < 64 && p.h.op != VIRTIO_VSOCK_OP_RST; i++) {
+        guest_send(52, s.host_port, buffer, 65536);
+        if (guest_take(&p))
+            guest_give(1);
+    }
+    cr_expect_eq(p.h.op, VIRTIO_VSOCK_OP_RST);
+    cr_expect_leq(g.v.table.held_total, VSOCK_WINDOW_BYTES);
+    cr_expect_gt(host_drain(s.fd), 65536, "what was held still arrives");
+    cr_expect_eq(g.v.table.count, 0);
+    cr_expect_eq(g.v.table.held_total, 0);
+}
+
+/* How connections end. */
+
+Test(vsock, a_host_that_closes_shuts_both_ways_and_the_guest_s_reset_ends_it)
+{
+    struct stream s = open_from_host(52);
+
+    close(s.fd);
+    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN).h.flags, RCV | SEND);
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_RST, 0);
+    guest_expect_nothing();
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, a_host_that_closes_after_its_last_bytes_has_them_delivered_first)
+{
+    struct stream s = open_from_host(52);
+
+    host_send(s.fd, "last", 4);
+    close(s.fd);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "last", 4);
+    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN).h.flags, RCV | SEND);
+}
+
+Test(vsock, a_host_that_has_sent_all_still_receives)
+{
+    struct stream s = open_from_host(52);
+    char got[8];
+
+    shutdown(s.fd, SHUT_WR);
+    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN).h.flags, SEND);
+    guest_send(52, s.host_port, "answer", 6);
+    cr_assert_eq(host_read(s.fd, got, sizeof(got)), 6);
+    close(s.fd);
+    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN).h.flags, RCV | SEND);
+}
+
+Test(vsock, a_guest_that_has_sent_all_still_receives)
+{
+    struct stream s = open_from_host(52);
+
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, SEND);
+    expect_closed(s.fd);
+    host_send(s.fd, "more", 4);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "more", 4);
+    guest_send(52, s.host_port, "x", 1);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+}
+
+Test(vsock, a_guest_that_takes_no_more_still_sends)
+{
+    struct stream s = open_from_host(52);
+    char got[8];
+
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, RCV);
+    cr_expect_eq(write(s.fd, "x", 1), -1);
+    cr_expect_eq(errno, EPIPE);
+    guest_send(52, s.host_port, "still", 5);
+    cr_assert_eq(host_read(s.fd, got, sizeof(got)), 5);
+}
+
+Test(vsock, a_guest_that_closes_is_confirmed_by_a_reset)
+{
+    struct stream s = open_from_host(52);
+
+    guest_send(52, s.host_port, "bye", 3);
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, RCV | SEND);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(host_drain(s.fd), 3);
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, a_guest_that_closes_in_two_steps_is_confirmed_after_the_second)
+{
+    struct stream s = open_from_host(52);
+
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, SEND);
+    guest_expect_nothing();
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, RCV);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    expect_closed(s.fd);
+}
+
+Test(vsock, both_sides_may_close_at_once)
+{
+    struct stream s = open_from_host(52);
+
+    close(s.fd);
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, RCV | SEND);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_RST, 0); /* to the shutdown it has crossed with */
+    guest_expect_nothing();
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, a_reset_of_the_guest_closes_the_socket)
+{
+    struct stream s = open_from_host(52);
+
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_RST, 0);
+    expect_closed(s.fd);
+    guest_expect_nothing();
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, what_a_guest_sent_before_it_closed_waits_for_a_slow_host)
+{
+    struct stream s = open_from_host(52);
+    size_t sent = 0;
+
+    while (g.v.table.held_total == 0) {
+        guest_send(52, s.host_port, buffer, 65536);
+        sent += 65536;
+    }
+    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_SHUTDOWN, RCV | SEND);
+    cr_expect_eq(host_drain(s.fd), sent);
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+/* Waits for the device's timer, which is what ends a wait here. */
+static void let_time_pass(void)
+{
+    struct pollfd p = { .fd = g.v.table.timer.fd, .events = POLLIN };
+
+    cr_assert_eq(poll(&p, 1, 10000), 1);
+    turn();
+}
+
+Test(vsock, a_guest_that_does_not_confirm_is_reset)
+{
+    struct stream s = open_from_host(52);
+
+    close(s.fd);
+    guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN);
+    let_time_pass();
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, a_guest_that_does_not_answer_a_request_is_reset)
+{
+    int fd = host_command("CONNECT 52\n");
+
+    guest_expect(VIRTIO_VSOCK_OP_REQUEST);
+    let_time_pass();
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    expect_closed(fd);
+}
+
+Test(vsock, a_host_that_goes_before_the_answer_is_taken_back)
+{
+    int fd = host_command("CONNECT 52\n");
+
+    guest_expect(VIRTIO_VSOCK_OP_REQUEST);
+    close(fd);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+Test(vsock, a_reset_of_the_device_ends_all_and_the_next_driver_starts_anew)
+{
+    struct stream s = open_from_host(52), t = open_from_guest(9);
+
+    reg_write(&g.d, VIRTIO_MMIO_STATUS, 0);
+    expect_closed(s.fd);
+    expect_closed(t.fd);
+    cr_expect_eq(g.v.table.count, 0);
+    guest_ready();
+    guest_give(RX_SLOTS);
+    s = open_from_host(53);
+    host_send(s.fd, "new", 3);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "new", 3);
+}

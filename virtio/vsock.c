@@ -1,0 +1,555 @@
+#include "virtio/vsock.h"
+
+#include <errno.h>
+#include <linux/vm_sockets.h>
+#include <sys/socket.h>
+
+#include "virtio/vsock_unix.h"
+#include "vmm/metrics.h"
+
+enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
+
+/* What a turn of the event loop moves at most, each way. A packet or a read more is begun before it
+ * is over. */
+#define TURN_BYTES   (1u << 20)
+#define TURN_PACKETS 128u
+
+/* Connections accepted in one turn. */
+#define TURN_ACCEPTS 16
+
+struct turn {
+    uint32_t bytes;
+    unsigned packets;
+    unsigned pushed; /* a bit for each queue */
+    bool is_broken;
+};
+
+static bool is_over(const struct turn *t)
+{
+    return t->bytes == 0 || t->packets == 0;
+}
+
+static void spend(struct turn *t, uint32_t bytes)
+{
+    t->bytes -= bytes < t->bytes ? bytes : t->bytes;
+    if (t->packets > 0)
+        t->packets--;
+}
+
+static void push(struct vsock *v, unsigned queue, struct turn *t)
+{
+    virtq_push(&v->dev.queues[queue], &v->chain);
+    t->pushed |= 1u << queue;
+}
+
+/* Takes the next chain of a queue. False: there is none, and the guest kicks when there is. */
+static bool next_chain(struct vsock *v, unsigned queue, struct turn *t)
+{
+    struct virtq *q = &v->dev.queues[queue];
+    enum pop popped;
+
+    if (!q->mem || t->is_broken)
+        return false;
+    do
+        popped = virtq_pop(q, &v->chain);
+    while (popped == POP_EMPTY && virtq_rearm(q));
+    t->is_broken = popped == POP_BROKEN;
+    return popped == POP_OK;
+}
+
+/* Takes a buffer for a packet to the guest, in which more than a header fits. Others go back
+ * unused. */
+static bool next_buffer(struct vsock *v, struct turn *t)
+{
+    while (next_chain(v, QUEUE_RX, t)) {
+        if (v->chain.writable > sizeof(struct virtio_vsock_hdr))
+            return true;
+        metric_inc(&metrics.vsock.rx_queue_event_fails);
+        push(v, QUEUE_RX, t);
+    }
+    return false;
+}
+
+static void address(const struct vsock *v, struct virtio_vsock_hdr *h, uint32_t host_port,
+                    uint32_t guest_port)
+{
+    *h = (struct virtio_vsock_hdr){
+        .src_cid = VMADDR_CID_HOST,
+        .dst_cid = v->config.guest_cid,
+        .src_port = host_port,
+        .dst_port = guest_port,
+        .type = VIRTIO_VSOCK_TYPE_STREAM,
+    };
+}
+
+/* Sends a packet without payload in the buffer just taken. */
+static void put_header(struct vsock *v, const struct virtio_vsock_hdr *h, struct turn *t)
+{
+    if (chain_put(&v->chain, h) < 0)
+        BUG_ON(true); /* next_buffer() has looked */
+    push(v, QUEUE_RX, t);
+    spend(t, 0);
+    metric_inc(&metrics.vsock.rx_packets_count);
+}
+
+static bool send_reset(struct vsock *v, struct turn *t)
+{
+    const struct vsock_ports *p = &v->resets[v->reset_at];
+    struct virtio_vsock_hdr h;
+
+    if (!next_buffer(v, t))
+        return false;
+    address(v, &h, p->host_port, p->guest_port);
+    h.op = VIRTIO_VSOCK_OP_RST;
+    put_header(v, &h, t);
+    v->reset_at = (v->reset_at + 1) % VSOCK_RESETS_MAX;
+    v->reset_count--;
+    return true;
+}
+
+/* There is room for it: see take_packets(). */
+static void owe_reset(struct vsock *v, uint32_t host_port, uint32_t guest_port)
+{
+    const unsigned at = (v->reset_at + v->reset_count++) % VSOCK_RESETS_MAX;
+
+    v->resets[at] = (struct vsock_ports){ host_port, guest_port };
+}
+
+static bool send_control(struct vsock *v, struct vsock_conn *c, uint16_t op, struct turn *t)
+{
+    struct virtio_vsock_hdr h;
+
+    if (!next_buffer(v, t))
+        return false;
+    address(v, &h, c->host_port, c->guest_port);
+    vsock_conn_tell(c, &h, op, 0);
+    put_header(v, &h, t);
+    if (op == VIRTIO_VSOCK_OP_SHUTDOWN && h.flags == VSOCK_SHUTDOWN_BOTH)
+        vsock_table_start_clock(&v->table, c);
+    return true;
+}
+
+/* Takes another buffer if one is there. What does not fit a batch waits for its turn in the ring: a
+ * buffer never goes back before those that were taken before it. */
+static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
+{
+    struct virtq *q = &v->dev.queues[QUEUE_RX];
+    const enum pop popped = virtq_pop(q, &v->chain);
+
+    t->is_broken |= popped == POP_BROKEN;
+    if (popped != POP_OK)
+        return false;
+    if (v->chain.writable > sizeof(struct virtio_vsock_hdr) &&
+        rx_batch_add(&v->batch, &v->chain, limit))
+        return true;
+    virtq_unpop(q);
+    return false;
+}
+
+/* Gathers buffers for what the connection is likely to have. False: there is none. */
+static bool gather_buffers(struct vsock *v, struct vsock_conn *c, struct turn *t)
+{
+    uint32_t room = vsock_conn_room(c);
+
+    if (!next_buffer(v, t))
+        return false;
+    rx_batch_begin(&v->batch, sizeof(struct virtio_vsock_hdr));
+    if (!rx_batch_add(&v->batch, &v->chain, room))
+        BUG_ON(true); /* an empty one takes any chain */
+    while (v->batch.count < c->chains && v->batch.bytes < room &&
+           add_buffer(v, room - v->batch.bytes, t))
+        ;
+    return true;
+}
+
+/* Gives back the buffers that `bytes` of payload fill, a packet each; returns how many. */
+static unsigned push_data(struct vsock *v, struct vsock_conn *c, uint32_t bytes, struct turn *t)
+{
+    struct virtq *q = &v->dev.queues[QUEUE_RX];
+    struct virtio_vsock_hdr h;
+    unsigned i = 0;
+
+    address(v, &h, c->host_port, c->guest_port);
+    for (; bytes > 0; i++) {
+        const uint32_t room = v->batch.chains[i].bytes;
+        const uint32_t part = bytes < room ? bytes : room;
+
+        vsock_conn_tell(c, &h, VIRTIO_VSOCK_OP_RW, part);
+        rx_batch_push(&v->batch, i, q, &h, part);
+        bytes -= part;
+    }
+    if (i > 0)
+        t->pushed |= 1u << QUEUE_RX;
+    return i;
+}
+
+/* One read from the host. False: there are no buffers. */
+static bool send_data(struct vsock *v, struct vsock_conn *c, struct turn *t)
+{
+    uint32_t bytes;
+    unsigned used;
+
+    if (!gather_buffers(v, c, t))
+        return false;
+    bytes = vsock_conn_read(c, &v->batch);
+    used = push_data(v, c, bytes, t);
+    for (unsigned i = used; i < v->batch.count; i++)
+        virtq_unpop(&v->dev.queues[QUEUE_RX]);
+    vsock_conn_expect(c, used, bytes == v->batch.bytes);
+    spend(t, bytes);
+    metric_add(&metrics.vsock.rx_packets_count, used);
+    metric_add(&metrics.vsock.rx_bytes_count, bytes);
+    return true;
+}
+
+/* One step for a connection. False: there are no buffers. */
+static bool serve_conn(struct vsock *v, struct vsock_conn *c, struct turn *t)
+{
+    const uint16_t op = vsock_conn_next(c);
+
+    if (op == VIRTIO_VSOCK_OP_INVALID) {
+        vsock_table_end_turn(&v->table, c);
+        vsock_conn_watch(c);
+        return true;
+    }
+    if (!(op == VIRTIO_VSOCK_OP_RW ? send_data(v, c, t) : send_control(v, c, op, t)))
+        return false;
+    vsock_table_end_turn(&v->table, c);
+    if (op == VIRTIO_VSOCK_OP_RST)
+        vsock_table_detach(&v->table, c);
+    else
+        vsock_table_give_turn(&v->table, c); /* behind the others */
+    return true;
+}
+
+/* Gives the guest what there is for it. True: more than a turn's worth. */
+static bool serve_guest(struct vsock *v, struct turn *t)
+{
+    struct vsock_conn *c;
+
+    while (!is_over(t)) {
+        if (v->reset_count > 0) {
+            if (!send_reset(v, t))
+                return false;
+            continue;
+        }
+        c = TAILQ_FIRST(&v->table.turns);
+        if (!c || !serve_conn(v, c, t))
+            return false;
+    }
+    return true;
+}
+
+/* Ends a connection for the guest, telling it. */
+static void reset_conn(struct vsock *v, struct vsock_conn *c)
+{
+    vsock_conn_end(c, true);
+    vsock_table_stop_clock(&v->table, c);
+    vsock_table_give_turn(&v->table, c);
+}
+
+/* The guest makes a connection. */
+static void take_request(struct vsock *v, const struct virtio_vsock_hdr *h)
+{
+    int fd = vsock_unix_connect(v->host.path, h->dst_port);
+    struct vsock_conn *c = fd < 0 ? NULL : vsock_table_add(&v->table, fd);
+
+    if (!c) {
+        owe_reset(v, h->dst_port, h->src_port);
+        return;
+    }
+    c->state = VSOCK_OPEN;
+    c->owed = OWED_RESPONSE;
+    vsock_table_name(&v->table, c, h->dst_port, h->src_port);
+    vsock_conn_take_credit(c, h->buf_alloc, h->fwd_cnt);
+    vsock_table_give_turn(&v->table, c);
+}
+
+static void take_data(struct vsock *v, struct vsock_conn *c, uint32_t bytes)
+{
+    if (c->state != VSOCK_OPEN || c->guest_shut & VIRTIO_VSOCK_SHUTDOWN_SEND ||
+        vsock_conn_take_data(c, &v->chain, bytes) < 0)
+        reset_conn(v, c);
+    metric_add(&metrics.vsock.tx_bytes_count, bytes);
+}
+
+static void take_reset(struct vsock *v, struct vsock_conn *c)
+{
+    vsock_conn_end(c, false);
+    vsock_table_detach(&v->table, c);
+}
+
+/* A packet of a connection that there is. */
+static void take_operation(struct vsock *v, struct vsock_conn *c, const struct virtio_vsock_hdr *h)
+{
+    if (h->op == VIRTIO_VSOCK_OP_RST) {
+        take_reset(v, c);
+        return;
+    }
+    if (c->state == VSOCK_OVER)
+        return; /* it will hear of that */
+    vsock_conn_take_credit(c, h->buf_alloc, h->fwd_cnt);
+    switch (h->op) {
+    case VIRTIO_VSOCK_OP_RW: take_data(v, c, h->len); break;
+    case VIRTIO_VSOCK_OP_CREDIT_UPDATE: break;
+    case VIRTIO_VSOCK_OP_CREDIT_REQUEST: c->owed |= OWED_CREDIT; break;
+    case VIRTIO_VSOCK_OP_SHUTDOWN:
+        if (c->state != VSOCK_OPEN || vsock_conn_take_shutdown(c, h->flags))
+            reset_conn(v, c);
+        break;
+    case VIRTIO_VSOCK_OP_RESPONSE:
+        if (c->state == VSOCK_REQUESTED) {
+            vsock_table_stop_clock(&v->table, c);
+            vsock_conn_accepted(c);
+            break;
+        }
+        reset_conn(v, c);
+        break;
+    default: reset_conn(v, c);
+    }
+    vsock_conn_watch(c);
+    if (vsock_conn_next(c) != VIRTIO_VSOCK_OP_INVALID)
+        vsock_table_give_turn(&v->table, c);
+}
+
+/* Only streams, and only between this guest and this host (sections 5.10.4 and 5.10.6). */
+static void take_packet(struct vsock *v)
+{
+    struct virtio_vsock_hdr h;
+    struct vsock_conn *c;
+
+    metric_inc(&metrics.vsock.tx_packets_count);
+    if (chain_get(&v->chain, &h) < 0 || h.len > v->chain.readable || h.dst_cid != VMADDR_CID_HOST ||
+        h.src_cid != v->config.guest_cid) {
+        metric_inc(&metrics.vsock.tx_queue_event_fails);
+        return;
+    }
+    c = vsock_table_find(&v->table, h.dst_port, h.src_port);
+    if (h.type != VIRTIO_VSOCK_TYPE_STREAM)
+        owe_reset(v, h.dst_port, h.src_port);
+    else if (c)
+        take_operation(v, c, &h);
+    else if (h.op == VIRTIO_VSOCK_OP_REQUEST)
+        take_request(v, &h);
+    else if (h.op != VIRTIO_VSOCK_OP_RST)
+        owe_reset(v, h.dst_port, h.src_port);
+}
+
+/* Takes what the guest sends. True: more than a turn's worth. Each packet leads to one answer to a
+ * stranger at most, for which there must be room. */
+static bool take_packets(struct vsock *v, struct turn *t)
+{
+    v->is_stalled = false;
+    while (!is_over(t)) {
+        if (v->reset_count == VSOCK_RESETS_MAX) {
+            v->is_stalled = true;
+            return false;
+        }
+        if (!next_chain(v, QUEUE_TX, t))
+            return false;
+        spend(t, v->chain.readable);
+        take_packet(v);
+        push(v, QUEUE_TX, t);
+    }
+    return true;
+}
+
+/* Level-triggered: who connects before the driver is there waits in the backlog. */
+static void listen_to_host(struct vsock *v, bool is_listening)
+{
+    if (is_listening && !v->is_listening)
+        is_listening = loop_add(v->host.loop, &v->listening) == 0;
+    else if (!is_listening && v->is_listening)
+        loop_remove(v->host.loop, &v->listening);
+    v->is_listening = is_listening;
+}
+
+static void forget_all(struct vsock *v)
+{
+    v->was_reset = false;
+    v->is_stalled = false;
+    v->reset_count = 0;
+    vsock_table_clear(&v->table);
+    listen_to_host(v, false);
+}
+
+static void end_expired(struct vsock *v)
+{
+    struct vsock_conn *c;
+
+    v->is_time_up = false;
+    while ((c = vsock_table_next_expired(&v->table))) {
+        metric_inc(&metrics.vsock.conns_killed);
+        reset_conn(v, c);
+    }
+}
+
+static void count_kick(const struct vsock *v, unsigned queue)
+{
+    if (queue == QUEUE_TX)
+        metric_inc(&metrics.vsock.tx_queue_event_count);
+    else if (queue == QUEUE_RX && !v->table.current)
+        metric_inc(&metrics.vsock.rx_queue_event_count);
+}
+
+/* Also where a socket has something for the guest, or time is up. A driver that gives buffers is
+ * there for the host's connections. */
+static bool vsock_kick(struct virtio_device *dev, unsigned queue)
+{
+    struct vsock *v = owner_of(dev, struct vsock, dev);
+    struct turn in = { .bytes = TURN_BYTES, .packets = TURN_PACKETS };
+    struct turn out = in;
+    bool more = false;
+
+    if (v->was_reset)
+        forget_all(v);
+    count_kick(v, queue);
+    if (v->is_time_up)
+        end_expired(v);
+    if (queue == QUEUE_RX)
+        listen_to_host(v, true);
+    if (queue == QUEUE_TX || v->is_stalled)
+        more = take_packets(v, &out);
+    more |= serve_guest(v, &in);
+    more |= v->is_stalled && v->reset_count < VSOCK_RESETS_MAX;
+    if (in.pushed | out.pushed)
+        virtio_signal_queues(dev, in.pushed | out.pushed);
+    if (in.is_broken || out.is_broken)
+        virtio_needs_reset(dev, "a ring is malformed");
+    return more;
+}
+
+/* A host's command. It is answered when the guest has answered. */
+static void take_command(struct vsock *v, struct vsock_conn *c)
+{
+    uint32_t port;
+
+    if (vsock_unix_read_command(c->stream.fd, &port) < 0) {
+        vsock_table_remove(&v->table, c);
+        return;
+    }
+    vsock_table_set_idle(&v->table, c, false);
+    c->state = VSOCK_REQUESTED;
+    c->owed = OWED_REQUEST;
+    vsock_table_name(&v->table, c, vsock_table_new_port(&v->table, port), port);
+    vsock_table_start_clock(&v->table, c);
+    vsock_table_give_turn(&v->table, c);
+}
+
+/* What the socket tells is noted; the device takes it up if it may. The connection may be gone
+ * after each step. */
+static void on_stream(struct loop_source *src, uint32_t ready)
+{
+    struct vsock_conn *c = owner_of(src, struct vsock_conn, stream);
+    struct vsock *v = c->device;
+
+    v->table.current = c;
+    if (c->state == VSOCK_COMMAND)
+        take_command(v, c);
+    else
+        vsock_conn_on_ready(c, ready);
+    if (v->table.current && vsock_conn_is_done(c))
+        vsock_table_remove(&v->table, c);
+    if (v->table.current && vsock_conn_next(c) != VIRTIO_VSOCK_OP_INVALID) {
+        vsock_table_give_turn(&v->table, c);
+        virtio_kick(&v->dev, QUEUE_RX);
+    }
+    if (v->table.current)
+        vsock_conn_watch(c);
+    v->table.current = NULL;
+}
+
+/* How long to wait before asking a host again that is out of descriptors or memory. */
+#define RETRY_MS 100
+
+static void on_host(struct loop_source *src, uint32_t ready)
+{
+    struct vsock *v = owner_of(src, struct vsock, listening);
+
+    (void)ready;
+    for (unsigned i = 0; i < TURN_ACCEPTS; i++) {
+        int fd = vsock_unix_accept(src->fd);
+        struct vsock_conn *c;
+
+        if (fd == -EAGAIN || fd == -ECONNABORTED || fd == -EINTR)
+            return;
+        if (fd < 0) {
+            metric_inc(&metrics.vsock.muxer_event_fails);
+            listen_to_host(v, false);
+            vsock_table_ring(&v->table, RETRY_MS);
+            return;
+        }
+        c = vsock_table_add(&v->table, fd);
+        if (c)
+            vsock_table_set_idle(&v->table, c, true);
+    }
+}
+
+/* Under the lock no reset comes in between; a driver that is not there has no connections. */
+static void on_time(struct loop_source *src, uint32_t ready)
+{
+    struct vsock_table *t = owner_of(src, struct vsock_table, timer);
+    struct vsock *v = owner_of(t, struct vsock, table);
+
+    (void)ready;
+    virtio_lock(&v->dev);
+    if (v->was_reset)
+        forget_all(v);
+    virtio_unlock(&v->dev);
+    v->is_time_up = true;
+    virtio_kick(&v->dev, QUEUE_RX);
+}
+
+static void vsock_activate(struct virtio_device *dev)
+{
+    (void)dev; /* the driver kicks when it has given buffers */
+}
+
+/* Nothing is ever in flight. */
+static void vsock_drain(struct virtio_device *dev)
+{
+    (void)dev;
+}
+
+/* Connections belong to the loop's thread: it ends them, before it does anything else for the
+ * device. */
+static void vsock_reset(struct virtio_device *dev)
+{
+    struct vsock *v = owner_of(dev, struct vsock, dev);
+
+    v->was_reset = true;
+    vsock_table_ring(&v->table, 0);
+}
+
+static const struct virtio_ops vsock_ops = {
+    .name = "vsock",
+    .id = VIRTIO_ID_VSOCK,
+    .queue_count = QUEUES,
+    .activate = vsock_activate,
+    .kick = vsock_kick,
+    .drain = vsock_drain,
+    .reset = vsock_reset,
+};
+
+int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e)
+{
+    v->dev = (struct virtio_device){
+        .ops = &vsock_ops,
+        .offered = UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << VIRTIO_F_IN_ORDER |
+                   UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX,
+        .config = &v->config,
+        .config_bytes = sizeof(v->config),
+    };
+    v->host = *host;
+    v->config.guest_cid = host->guest_cid;
+    v->listening = (struct loop_source){ host->listener, EPOLLIN, on_host };
+    return vsock_table_init(&v->table, v, host->loop, on_stream, on_time, e);
+}
+
+void vsock_fini(struct vsock *v)
+{
+    if (v->is_listening)
+        listen_to_host(v, false);
+    vsock_table_fini(&v->table);
+    v->is_listening = false;
+}

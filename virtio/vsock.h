@@ -1,0 +1,53 @@
+/*
+ * The vsock device (virtio 1.2, section 5.10): streams between ports of the guest and UNIX sockets
+ * of the host.
+ *
+ * A host program connects to the listening socket and names a port of the guest; a guest that
+ * connects to port N of CID 2 is connected to the socket `<path>_N`. Payload moves between guest
+ * pages and sockets without a copy in between, but for what a host's socket has no room for.
+ *
+ * Everything is bounded: the connections (1023), what a turn of the event loop moves, what is held
+ * back for hosts that don't read, and the answers owed to a guest that offers no buffers for them:
+ * such a guest's packets wait in its own ring.
+ */
+#pragma once
+
+#include "virtio/device.h"
+#include "virtio/rx_batch.h"
+#include "virtio/vsock_table.h"
+#include "vmm/loop.h"
+
+#define VSOCK_RESETS_MAX 128u
+
+struct vsock_host {
+    struct loop *loop; /* borrowed */
+    const char *path;  /* borrowed */
+    int listener;      /* of vsock_unix_listen(path); borrowed */
+    uint32_t guest_cid;
+};
+
+struct vsock {
+    struct virtio_device dev;
+    struct vsock_host host;
+    struct virtio_vsock_config config;
+    struct vsock_table table;
+    struct loop_source listening;
+    bool is_listening; /* that source is in the loop */
+    bool is_time_up;   /* the table's timer has fired */
+    bool was_reset;    /* by the guest: its connections are to be ended. Under the lock */
+    bool is_stalled;   /* packets of the guest wait until answers have gone */
+
+    struct vsock_ports { /* answers to packets of no connection: a ring */
+        uint32_t host_port, guest_port;
+    } resets[VSOCK_RESETS_MAX];
+    unsigned reset_at, reset_count;
+
+    struct chain chain; /* one at a time */
+    struct rx_batch batch;
+};
+
+/* Makes the device. On failure the caller drops it with vsock_fini(). */
+must_check int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e);
+
+/* Ends all connections; for a machine that never ran. Works on a zeroed object. */
+void vsock_fini(struct vsock *v);

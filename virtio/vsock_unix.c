@@ -1,0 +1,112 @@
+#include "virtio/vsock_unix.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#define SOCKET_TYPE (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+
+/* Of hosts that connect before the guest's driver is there; the system's limit may be lower. */
+#define BACKLOG 1024
+
+/* The shortest command is a digit of a port and the line feed longer than its word and blank. */
+#define COMMAND_BYTES_MIN 10
+#define COMMAND_BYTES_MAX 32
+
+#define BIND_ERROR "Error binding to the host-side Unix socket"
+
+/* False: the path is too long. An empty one makes the system choose an abstract name (unix(7)). */
+static bool make_address(struct sockaddr_un *a, socklen_t *length, const char *path)
+{
+    const size_t n = strlen(path);
+
+    if (n >= sizeof(a->sun_path))
+        return false;
+    *a = (struct sockaddr_un){ .sun_family = AF_UNIX };
+    memcpy(a->sun_path, path, n);
+    *length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (n > 0 ? n + 1 : 0));
+    return true;
+}
+
+int vsock_unix_listen(const char *path, struct error *e)
+{
+    struct sockaddr_un address;
+    socklen_t length;
+    autofd int fd = -1;
+
+    if (!make_address(&address, &length, path))
+        return fail(e, ERR_INVALID, BIND_ERROR ": path must be shorter than SUN_LEN");
+    fd = socket(AF_UNIX, SOCKET_TYPE, 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) < 0 || listen(fd, BACKLOG) < 0)
+        return fail_os(e, errno, BIND_ERROR);
+    return take_fd(&fd);
+}
+
+int vsock_unix_accept(int listener)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+    return fd < 0 ? -errno : fd;
+}
+
+/* Decimal digits after blanks, up to a blank or the end. */
+static bool parse_port(const char *s, uint32_t *port)
+{
+    uint64_t value = 0;
+
+    s += strspn(s, " \t\r\v\f");
+    s += *s == '+';
+    if (!isdigit((unsigned char)*s))
+        return false;
+    for (; isdigit((unsigned char)*s) && value <= UINT32_MAX; s++)
+        value = value * 10 + (uint64_t)(*s - '0');
+    *port = (uint32_t)value;
+    return value <= UINT32_MAX && (*s == '\0' || isspace((unsigned char)*s));
+}
+
+int vsock_unix_read_command(int fd, uint32_t *port)
+{
+    static const char word[] = "connect";
+    char line[COMMAND_BYTES_MAX + 1] = "";
+    ssize_t there = recv(fd, line, COMMAND_BYTES_MAX, MSG_PEEK);
+    const char *at = line;
+    char *end;
+    size_t n;
+
+    if (there < COMMAND_BYTES_MIN)
+        return -1;
+    end = memchr(line, '\n', (size_t)there);
+    if (!end)
+        return -1;
+    n = (size_t)(end - line) + 1;
+    if (recv(fd, line, n, 0) != (ssize_t)n)
+        return -1;
+    *end = '\0';
+    at += strspn(at, " \t\r\v\f");
+    if (strncasecmp(at, word, sizeof(word) - 1) != 0 ||
+        !isspace((unsigned char)at[sizeof(word) - 1]))
+        return -1;
+    return parse_port(at + sizeof(word) - 1, port) ? 0 : -1;
+}
+
+int vsock_unix_connect(const char *path, uint32_t port)
+{
+    char name[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+    int n = snprintf(name, sizeof(name), "%s_%u", path, port);
+    struct sockaddr_un address;
+    socklen_t length;
+    autofd int fd = -1;
+
+    if (n < 0 || (size_t)n >= sizeof(name) || !make_address(&address, &length, name))
+        return -ENAMETOOLONG;
+    fd = socket(AF_UNIX, SOCKET_TYPE, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, length) < 0)
+        return -errno;
+    return take_fd(&fd);
+}

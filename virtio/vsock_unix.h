@@ -1,0 +1,24 @@
+/*
+ * The host's side of vsock: the listening socket, the command with which a host program says what
+ * port of the guest it wants, and the sockets that the guest's connections lead to (contract 5.1).
+ * No socket here blocks.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "vmm/error.h"
+
+/* Binds a stream socket to a new file and listens. The descriptor, or -1 with a text. */
+must_check int vsock_unix_listen(const char *path, struct error *e);
+
+/* Accepts the next connection: a descriptor, or -errno. */
+must_check int vsock_unix_accept(int listener);
+
+/* Reads `CONNECT <port>` and a line feed, and nothing behind that. It must be there as a whole, and
+ * no longer than 32 bytes. 0, or -1 for anything else. */
+must_check int vsock_unix_read_command(int fd, uint32_t *port);
+
+/* Connects to the socket that serves a port of the host, `<path>_<port>`: a descriptor, or -errno.
+ * One whose backlog is full refuses. */
+must_check int vsock_unix_connect(const char *path, uint32_t port);
