@@ -10,6 +10,7 @@
 #include "api/config_file.h"
 #include "api/server.h"
 #include "vmm/clock.h"
+#include "vmm/instance_id.h"
 #include "vmm/log.h"
 #include "vmm/metrics.h"
 #include "vmm/signals.h"
@@ -23,8 +24,6 @@ enum exit_code {
     EXIT_BAD_LEVEL = 152,
     EXIT_BAD_ARGUMENTS = 153,
 };
-
-#define ID_MAX_BYTES 64u
 
 #define PAYLOAD_DEFAULT_BYTES 51200u
 #define PAYLOAD_MAX_BYTES     (1u << 30) /* what the JSON parser can count */
@@ -156,18 +155,9 @@ static bool asks_only(struct options *o, char **argv)
 
 static int check_id(const char *id, struct error *e)
 {
-    size_t n = strlen(id);
+    char why[INSTANCE_ID_ERROR_BYTES];
 
-    if (n == 0 || n > ID_MAX_BYTES)
-        return fail(e, ERR_INVALID,
-                    "Invalid instance ID: Invalid len (%zu);  the length must be between 1 and %u",
-                    n, ID_MAX_BYTES);
-    for (size_t i = 0; i < n; i++)
-        if (!(id[i] & 0x80) && /* beyond ASCII all counts as a letter */
-            !strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-", id[i]))
-            return fail(e, ERR_INVALID, "Invalid instance ID: Invalid char (%c) at position %zu",
-                        id[i], i);
-    return 0;
+    return instance_id_check(id, why) ? 0 : fail(e, ERR_INVALID, "%s", why);
 }
 
 struct numbers {

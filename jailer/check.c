@@ -1,0 +1,6 @@
+#include "jailer/check.h"
+
+int host_check(void)
+{
+    return 0;
+}
