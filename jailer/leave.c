@@ -12,26 +12,18 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "jailer/cgroup.h"
 #include "jailer/die.h"
+#include "vmm/clock.h"
 #include "vmm/seccomp/seccomp.h"
 
 #define OWN_ARGS 9
 
-static uint64_t now_us(clockid_t clock)
-{
-    struct timespec t;
-
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 struct start start_now(void)
 {
-    return (struct start){ now_us(CLOCK_MONOTONIC), now_us(CLOCK_PROCESS_CPUTIME_ID) };
+    return (struct start){ clock_us(CLOCK_MONOTONIC), clock_us(CLOCK_PROCESS_CPUTIME_ID) };
 }
 
 /* Goes on in a child, which is born in the cgroup: that costs less than moving there, which makes
@@ -147,7 +139,7 @@ static void drop_privileges(const struct args *a)
         die_os(errno, "Failed to give up new privileges");
     if (a->no_seccomp)
         return;
-    ret = seccomp_install(SECCOMP_PROCESS);
+    ret = seccomp_install(&seccomp_process);
     if (ret < 0)
         die_os(-ret, "Failed to install the seccomp filter of the process");
 }
@@ -184,7 +176,7 @@ void leave(const struct plan *p, const struct cell *c, int cgroup_fd, int null_f
            const struct start *start)
 {
     bool is_child = p->args->daemonize || p->args->new_pid_ns;
-    uint64_t used_us = now_us(CLOCK_PROCESS_CPUTIME_ID) - start->cpu_us;
+    uint64_t used_us = clock_us(CLOCK_PROCESS_CPUTIME_ID) - start->cpu_us;
     struct start own = { start->monotonic_us, is_child ? 0 : start->cpu_us };
 
     become_vmm_process(p, c, cgroup_fd, null_fd);

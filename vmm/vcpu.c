@@ -12,6 +12,7 @@
 #include "vmm/clock.h"
 #include "vmm/cpu_template.h"
 #include "vmm/log.h"
+#include "vmm/seccomp/seccomp.h"
 #include "vmm/timeline.h"
 
 #define KICK_SIGNAL SIGRTMIN
@@ -331,6 +332,8 @@ static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
 
+    BUG_ON(c->all->filter && seccomp_install(c->all->filter) < 0);
+    comply(c); /* until every thread is confined */
     timeline_mark(PHASE_GUEST_ENTRY);
     for (;;) {
         int ret;
@@ -367,20 +370,24 @@ static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
     return 0;
 }
 
-int vcpus_start(struct vcpus *v, struct error *e)
+int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)
 {
     struct sigaction kick = { .sa_handler = on_kick };
     pthread_attr_t attr;
+    unsigned started = 0;
     int ret = 0;
 
+    v->filter = filter;
+    v->pause = true;
     for (unsigned i = 0; i < v->count; i++)
         metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
     sigaction(KICK_SIGNAL, &kick, NULL);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
-    for (unsigned i = 0; i < v->count && !ret; i++)
-        ret = start_thread(&v->each[i], &attr);
+    for (; started < v->count && !ret; started += !ret)
+        ret = start_thread(&v->each[started], &attr);
     pthread_attr_destroy(&attr);
+    v->count = started; /* those that there are can be paused */
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
 

@@ -19,6 +19,7 @@
 #include "vmm/metrics.h"
 
 struct kvm_run;
+struct sock_fprog;
 
 /* What the vCPUs of one VM share. */
 struct vcpus {
@@ -33,6 +34,7 @@ struct vcpus {
     } each[PLATFORM_VCPUS_MAX];
     const struct bus *pio, *mmio;
     struct guest_end *end;
+    const struct sock_fprog *filter; /* for the threads' system calls; NULL: none */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
@@ -53,8 +55,9 @@ void vcpus_fini(struct vcpus *v, const struct kvm *k);
 /* Points the first vCPU at the kernel; the others wait for the guest to start them. */
 must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
 
-/* Starts the threads; the guest runs. */
-must_check int vcpus_start(struct vcpus *v, struct error *e);
+/* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand
+ * still, as after vcpus_pause(), until vcpus_resume() sets the guest off. */
+must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
 /* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */
 void vcpus_pause(struct vcpus *v);

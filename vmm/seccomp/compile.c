@@ -12,6 +12,7 @@
 #include <linux/io_uring.h>
 #include <linux/kvm.h>
 #include <sched.h>
+#include <signal.h>
 #include <seccomp.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -21,48 +22,50 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
-#include "vmm/seccomp/seccomp.h"
+#define START  1u
+#define MAIN   2u
+#define VCPU   4u
+#define UNSEEN 8u
+#define EVER   (START | MAIN)
+#define BOTH   (MAIN | VCPU)
 
-#define START 1u
-#define MAIN  2u
-#define VCPU  4u
-#define BOTH  (MAIN | VCPU)
+#define KICK_SIGNAL 34 /* SIGRTMIN as the C library numbers it, which is no constant */
 
-/* Tests of the argument in that place, from 0. */
+/* What pthread_create() asks for. */
+#define THREAD_FLAGS                                                                               \
+    (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |            \
+     CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
+
 #define IS(arg, value)                                                                             \
     {                                                                                              \
-        (arg), SCMP_CMP_MASKED_EQ, UINT32_MAX, (uint32_t)(value)                                   \
+        (arg), SCMP_CMP_EQ, (uint32_t)(value), 0                                                   \
     }
 #define HAS_NONE_OF(arg, bits)                                                                     \
     {                                                                                              \
         (arg), SCMP_CMP_MASKED_EQ, (bits), 0                                                       \
-    }
-#define HAS_ALL_OF(arg, bits)                                                                      \
-    {                                                                                              \
-        (arg), SCMP_CMP_MASKED_EQ, (bits), (bits)                                                  \
     }
 #define HAS_ONLY(arg, bits)                                                                        \
     {                                                                                              \
         (arg), SCMP_CMP_MASKED_EQ, (uint32_t) ~(bits), 0                                           \
     }
 
-#define TESTS_MAX 2
-
 static const struct row {
     unsigned who;
     int call;
-    unsigned count;
-    struct scmp_arg_cmp tests[TESTS_MAX];
-    const char *name, *test, *why;
+    uint32_t action;
+    unsigned count; /* of tests */
+    struct scmp_arg_cmp test;
+    const char *text, *why;
 } rows[] = {
-#define ALLOW(w, c, y)         { w, SCMP_SYS(c), 0, { { 0 } }, #c, "", y },
-#define ALLOW_1(w, c, t, y)    { w, SCMP_SYS(c), 1, { t }, #c, #t, y },
-#define ALLOW_2(w, c, t, u, y) { w, SCMP_SYS(c), 2, { t, u }, #c, #t " " #u, y },
+#define ALLOW(w, c, y)       { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 0, { 0 }, #c, y },
+#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 1, t, #c " " #t, y },
+#define REFUSE(w, c, e, y)   { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { 0 }, #c, y },
 #include "vmm/seccomp/policy.h"
 };
 #define ROWS (sizeof(rows) / sizeof(*rows))
@@ -70,11 +73,12 @@ static const struct row {
 static const struct {
     const char *name;
     unsigned who;
-} filters[SECCOMP_FILTERS] = {
-    [SECCOMP_PROCESS] = { "process", START | BOTH },
-    [SECCOMP_MAIN] = { "main", MAIN },
-    [SECCOMP_VCPU] = { "vcpu", VCPU },
+} filters[] = {
+    { "process", START | BOTH },
+    { "main", MAIN },
+    { "vcpu", VCPU },
 };
+#define FILTERS (sizeof(filters) / sizeof(*filters))
 
 static void check(int ret, const char *what)
 {
@@ -101,7 +105,9 @@ static void write_program(const char *name, scmp_filter_ctx ctx)
     for (size_t i = 0; i < n; i++)
         printf("    { 0x%02x, %u, %u, 0x%08x },\n", program[i].code, program[i].jt, program[i].jf,
                program[i].k);
-    printf("};\n\n");
+    printf("};\n"
+           "const struct sock_fprog seccomp_%s = { %zu, (struct sock_filter *)filter_%s };\n\n",
+           name, n, name);
 }
 
 static void compile(const char *name, unsigned who)
@@ -109,29 +115,38 @@ static void compile(const char *name, unsigned who)
     scmp_filter_ctx ctx = seccomp_init(DEFAULT_ACTION);
 
     check(ctx ? 0 : -ENOMEM, name);
-    check(seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2), "optimisation");
     check(seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS), "architecture");
     for (size_t i = 0; i < ROWS; i++)
         if (rows[i].who & who)
-            check(seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, rows[i].call, rows[i].count,
-                                         rows[i].tests),
-                  rows[i].name);
+            check(seccomp_rule_add_array(ctx, rows[i].action, rows[i].call, rows[i].count,
+                                         &rows[i].test),
+                  rows[i].text);
+    for (size_t i = ROWS; i-- > 0;) /* the first row of a call decides */
+        if (rows[i].who & who)
+            check(seccomp_syscall_priority(ctx, rows[i].call, i < 255 ? (uint8_t)(255 - i) : 0),
+                  rows[i].text);
     write_program(name, ctx);
     seccomp_release(ctx);
 }
 
+/* For each row of a filter: the filter, the row's number, the call (and test), why, "unseen" or
+ * "seen", and the number of the argument that is tested, a mask, and the value that the masked
+ * argument must have; separated by tabs. */
 static void list(void)
 {
-    for (size_t f = 0; f < SECCOMP_FILTERS; f++)
+    for (size_t f = 0; f < FILTERS; f++)
         for (size_t i = 0; i < ROWS; i++) {
             const struct row *r = &rows[i];
+            bool is_exact = r->test.op == SCMP_CMP_EQ;
 
             if (!(r->who & filters[f].who))
                 continue;
-            printf("%s\t%s\t%d\t%s\t%s", filters[f].name, r->name, r->call, r->test, r->why);
-            for (unsigned t = 0; t < r->count; t++)
-                printf("\t%u %llu %llu", r->tests[t].arg, (unsigned long long)r->tests[t].datum_a,
-                       (unsigned long long)r->tests[t].datum_b);
+            printf("%s\t%zu\t%s\t%s\t%s", filters[f].name, i, r->text, r->why,
+                   r->who & UNSEEN ? "unseen" : "seen");
+            if (r->count > 0)
+                printf("\t%u\t%llu\t%llu", r->test.arg,
+                       is_exact ? ~0ULL : (unsigned long long)r->test.datum_a,
+                       (unsigned long long)(is_exact ? r->test.datum_a : r->test.datum_b));
             putchar('\n');
         }
 }
@@ -143,13 +158,8 @@ int main(int argc, char **argv)
         return 0;
     }
     printf("#include \"vmm/seccomp/seccomp.h\"\n\n");
-    for (size_t i = 0; i < SECCOMP_FILTERS; i++)
+    for (size_t i = 0; i < FILTERS; i++)
         compile(filters[i].name, filters[i].who);
-    printf("#define PROGRAM(p) { sizeof(filter_##p) / sizeof(*filter_##p), (struct sock_filter "
-           "*)filter_##p }\n"
-           "const struct sock_fprog seccomp_programs[SECCOMP_FILTERS] = {\n");
-    for (size_t i = 0; i < SECCOMP_FILTERS; i++)
-        printf("    PROGRAM(%s),\n", filters[i].name);
-    printf("};\n");
+    printf("const struct seccomp_threads seccomp_threads = { &seccomp_main, &seccomp_vcpu };\n");
     return fflush(stdout) == 0 ? 0 : 1;
 }

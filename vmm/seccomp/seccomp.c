@@ -6,15 +6,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-int seccomp_install_program(const struct sock_fprog *program)
+int seccomp_install(const struct sock_fprog *program)
 {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
         syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, program) < 0)
         return -errno;
     return 0;
-}
-
-int seccomp_install(enum seccomp_filter filter)
-{
-    return seccomp_install_program(&seccomp_programs[filter]);
 }

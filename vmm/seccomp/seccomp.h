@@ -9,18 +9,15 @@
 
 #include <linux/filter.h>
 
-enum seccomp_filter {
-    SECCOMP_PROCESS, /* from the jailer's execve on: everything that follows, and starting up */
-    SECCOMP_MAIN,    /* the main thread from the guest's first instruction on */
-    SECCOMP_VCPU,    /* a vCPU's thread, likewise */
-    SECCOMP_FILTERS
+/* What the whole process may call from the jailer's execve on, and as it starts. */
+extern const struct sock_fprog seccomp_process;
+
+/* What is left to each thread from the guest's first instruction on. */
+struct seccomp_threads {
+    const struct sock_fprog *main, *vcpu;
 };
+extern const struct seccomp_threads seccomp_threads;
+extern const struct sock_fprog seccomp_main, seccomp_vcpu;
 
 /* Installs a filter. 0 or -errno. Sets no_new_privs, which the kernel asks for. */
-__attribute__((warn_unused_result)) int seccomp_install(enum seccomp_filter filter);
-
-/* As seccomp_install(), for a program from elsewhere. */
-__attribute__((warn_unused_result)) int seccomp_install_program(const struct sock_fprog *program);
-
-/* Compiled from policy.h. */
-extern const struct sock_fprog seccomp_programs[SECCOMP_FILTERS];
+__attribute__((warn_unused_result)) int seccomp_install(const struct sock_fprog *program);
