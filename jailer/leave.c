@@ -19,7 +19,8 @@
 #include "vmm/clock.h"
 #include "vmm/seccomp/seccomp.h"
 
-#define OWN_ARGS 9
+#define NEW_PID_FILE ".pid"
+#define OWN_ARGS     9
 
 struct start start_now(void)
 {
@@ -42,19 +43,30 @@ static pid_t go_on_in_child(uint64_t flags, int cgroup_fd)
     return (pid_t)pid;
 }
 
-static void write_pid_file(const struct plan *p, const struct cell *c, pid_t pid)
+/* Under a name that nobody looks for. What an earlier VMM may have put in its place is removed. */
+static void prepare_pid_file(const struct cell *c, pid_t pid)
 {
-    char name[PATH_MAX], text[16];
+    char text[16];
     int fd, n;
 
-    path_set(name, "%s.pid", p->exec_name);
-    fd = openat(c->root_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    unlinkat(c->root_fd, NEW_PID_FILE, 0);
+    fd = openat(c->root_fd, NEW_PID_FILE, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (fd < 0)
-        die_os(errno, "Failed to open file /%s", name);
+        die_os(errno, "Failed to open file /%s", NEW_PID_FILE);
     n = snprintf(text, sizeof(text), "%d", (int)pid);
     if (write(fd, text, (size_t)n) != n)
-        die_os(errno, "Failed to write to /%s", name);
+        die_os(errno, "Failed to write to /%s", NEW_PID_FILE);
     close(fd);
+}
+
+/* Whoever finds the PID file finds all of it, and a VMM that was all but executed. */
+static void show_pid_file(const struct plan *p, const struct cell *c)
+{
+    char name[PATH_MAX];
+
+    path_set(name, "%s.pid", p->exec_name);
+    if (renameat2(c->root_fd, NEW_PID_FILE, c->root_fd, name, RENAME_NOREPLACE) < 0)
+        die_os(errno, "Failed to open file /%s", name);
 }
 
 /* daemon(7): a session without a terminal that can't get one. The last child may be the one that
@@ -72,8 +84,7 @@ static void detach(bool is_last, int cgroup_fd, int null_fd)
             die_os(errno, "Failed to duplicate fd");
 }
 
-/* Becomes the process that will be the VMM, which is in its cgroup then and whose PID is known to
- * whoever looks. */
+/* Becomes the process that will be the VMM, in its cgroup. */
 static void become_vmm_process(const struct plan *p, const struct cell *c, int cgroup_fd,
                                int null_fd)
 {
@@ -85,22 +96,26 @@ static void become_vmm_process(const struct plan *p, const struct cell *c, int c
     if (a->daemonize)
         detach(!a->new_pid_ns, cgroup_fd, null_fd);
     if (!a->new_pid_ns) {
-        write_pid_file(p, c, getpid());
+        prepare_pid_file(c, getpid());
         return;
     }
     pid = go_on_in_child(CLONE_NEWPID, cgroup_fd);
     if (pid == 0)
         return;
-    write_pid_file(p, c, pid);
+    prepare_pid_file(c, pid);
+    show_pid_file(p, c);
     _exit(0);
 }
 
 /* capabilities(7): then not even executing a file as root would bring one back. */
 static void empty_bounding_set(void)
 {
-    for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
-            die_os(errno, "Failed to drop capability %d from the bounding set", cap);
+    int cap = 0;
+
+    while (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0)
+        cap++;
+    if (errno != EINVAL) /* the kernel has no more */
+        die_os(errno, "Failed to drop capability %d from the bounding set", cap);
 }
 
 static void become_user(const struct args *a)
@@ -128,8 +143,6 @@ static void drop_capabilities(void)
 
 static void drop_privileges(const struct args *a)
 {
-    int ret;
-
     if (a->new_cgroup_ns && unshare(CLONE_NEWCGROUP) < 0)
         die_os(errno, "Failed to unshare into a new cgroup namespace");
     empty_bounding_set();
@@ -137,9 +150,12 @@ static void drop_privileges(const struct args *a)
     drop_capabilities();
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         die_os(errno, "Failed to give up new privileges");
-    if (a->no_seccomp)
-        return;
-    ret = seccomp_install(&seccomp_process);
+}
+
+static void limit_calls(const struct args *a)
+{
+    int ret = a->no_seccomp ? 0 : seccomp_install(&seccomp_process);
+
     if (ret < 0)
         die_os(-ret, "Failed to install the seccomp filter of the process");
 }
@@ -182,6 +198,9 @@ void leave(const struct plan *p, const struct cell *c, int cgroup_fd, int null_f
     become_vmm_process(p, c, cgroup_fd, null_fd);
     cell_seal(p);
     drop_privileges(p->args);
+    if (!p->args->new_pid_ns)
+        show_pid_file(p, c);
+    limit_calls(p->args);
     execute(p, &own, is_child ? used_us : 0);
     __builtin_unreachable();
 }

@@ -108,7 +108,7 @@ ALLOW_IF(START, ioctl, IS(1, KVM_GET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_REGS), "the first vCPU's entry")
 ALLOW_IF(EVER, ioctl, IS(1, TCGETS), "the terminal's mode")
-ALLOW(START, getrandom, "the VM's generation id; hash seeds")
+ALLOW(EVER, getrandom, "the VM's generation id; the seed of hashes of JSON members")
 ALLOW(START, rt_sigaction, "handlers")
 
 /* Threads, but no processes: a filter can't see the flags of clone3, so the C library is told that
