@@ -223,19 +223,24 @@ int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error 
     return 0;
 }
 
-/* Stands still while a pause is asked for. */
+/* No guest instruction before every thread is confined. */
+static bool must_stand(const struct vcpus *v)
+{
+    return v->pause || v->ready < v->count;
+}
+
 static void comply(struct vcpu *c)
 {
     struct vcpus *v = c->all;
 
     pthread_mutex_lock(&v->lock);
-    if (v->pause) {
+    if (must_stand(v)) {
         /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
         if (ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
             metric_inc(&c->metrics.kvmclock_ctrl_fails);
         v->paused++;
         pthread_cond_broadcast(&v->changed);
-        while (v->pause)
+        while (must_stand(v))
             pthread_cond_wait(&v->changed, &v->lock);
         v->paused--;
     }
@@ -328,12 +333,21 @@ static void stand_still(struct vcpu *c)
         pthread_cond_wait(&v->changed, &v->lock);
 }
 
+static void confine(struct vcpus *v)
+{
+    BUG_ON(v->filter && seccomp_install(v->filter) < 0);
+    pthread_mutex_lock(&v->lock);
+    v->ready++;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
 
-    BUG_ON(c->all->filter && seccomp_install(c->all->filter) < 0);
-    comply(c); /* until every thread is confined */
+    confine(c->all);
+    comply(c);
     timeline_mark(PHASE_GUEST_ENTRY);
     for (;;) {
         int ret;
@@ -387,8 +401,12 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     for (; started < v->count && !ret; started += !ret)
         ret = start_thread(&v->each[started], &attr);
     pthread_attr_destroy(&attr);
+    if (ret == 0)
+        return 0;
+    pthread_mutex_lock(&v->lock);
     v->count = started; /* those that there are can be paused */
-    return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
+    pthread_mutex_unlock(&v->lock);
+    return fail_os(e, ret, "cannot start a vCPU thread");
 }
 
 void vcpus_pause(struct vcpus *v)

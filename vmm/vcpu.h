@@ -40,6 +40,7 @@ struct vcpus {
     pthread_cond_t changed;
     bool pause;      /* asked for */
     unsigned paused; /* threads that have complied */
+    unsigned ready;  /* threads that are confined */
 };
 
 /* Creates the vCPUs, without running them, with the CPUID of a VM of that topology, changed by a
@@ -56,7 +57,7 @@ void vcpus_fini(struct vcpus *v, const struct kvm *k);
 must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
 
 /* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand
- * still, as after vcpus_pause(), until vcpus_resume() sets the guest off. */
+ * still, as after vcpus_pause(); after vcpus_resume() the guest is set off once all are confined. */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
 /* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */

@@ -18,6 +18,7 @@ import mayfly
 
 JAILER = os.environ.get("MAYFLY_JAILER",
                         os.path.join(os.path.dirname(mayfly.BINARY), "mayfly-jailer"))
+EXEC_FILE = os.environ.get("MAYFLY_EXEC_FILE", mayfly.BINARY) # what is run inside
 UID, GID = 31234, 31235
 numbers = itertools.count()
 
@@ -38,7 +39,7 @@ class Jail(mayfly.Mayfly):
         super().__init__(**more)
         self.base = base or self.directory
         self.id = jail_id or f"t{os.getpid()}-{next(numbers)}"
-        self.exec_file = exec_file or mayfly.BINARY
+        self.exec_file = exec_file or EXEC_FILE
         self.name = os.path.basename(os.path.realpath(self.exec_file))
         self.root = os.path.join(self.base, self.name, self.id, "root")
         self.socket_path = self.inside("run/firecracker.socket")

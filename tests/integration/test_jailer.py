@@ -13,7 +13,7 @@ import time
 import pytest
 
 import mayfly
-from jail import GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
+from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
 from test_guests import GUESTS, drive, make_disk
 
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 needs_kvm = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK),
     reason="JAILED GUESTS WERE NOT TESTED: no /dev/kvm that can be opened here")
-CAPTURED = os.path.join(os.path.dirname(mayfly.BINARY), "tests", "captured")
+CAPTURED = os.path.join(os.path.dirname(EXEC_FILE), "tests", "captured")
 ROOT = mayfly.ROOT
 
 
@@ -58,8 +58,8 @@ def test_the_cell_has_its_binary_its_devices_and_nothing_else():
         for name in (*devices, "dev", "dev/net", "run", "mayfly"):
             assert (found[name].st_uid, found[name].st_gid) == (UID, GID), name
         assert stat.S_IMODE(os.stat(vm.root).st_mode) == 0o700
-        assert found["mayfly"].st_mode == os.stat(mayfly.BINARY).st_mode
-        assert found["mayfly"].st_ino != os.stat(mayfly.BINARY).st_ino
+        assert found["mayfly"].st_mode == os.stat(EXEC_FILE).st_mode
+        assert found["mayfly"].st_ino != os.stat(EXEC_FILE).st_ino
         assert found["mayfly.pid"].st_uid == 0
 
 
@@ -112,7 +112,7 @@ def test_the_vmm_is_told_who_it_is_and_when_it_began():
 
 
 def test_name_and_place_come_from_the_file_behind_a_symbolic_link(tmp_path):
-    target = shutil.copy(mayfly.BINARY, tmp_path / "fc-1.2")
+    target = shutil.copy(EXEC_FILE, tmp_path / "fc-1.2")
     link = tmp_path / "firecracker"
     link.symlink_to(target)
     with Jail(exec_file=str(link)) as vm:
@@ -221,7 +221,7 @@ def test_resource_limits():
 
 @pytest.mark.parametrize("method", ["copy", "link", "bind"])
 def test_the_binary_comes_into_the_cell_in_three_ways(tmp_path, method):
-    binary = shutil.copy(mayfly.BINARY, tmp_path / "mayfly") # of the same file system as the base
+    binary = shutil.copy(EXEC_FILE, tmp_path / "mayfly") # of the same file system as the base
     base = tmp_path / "base"
     base.mkdir()
     for _ in range(2): # the second over what the first left
@@ -252,7 +252,7 @@ def test_a_read_only_root_leaves_run_writable(flags):
 
 def test_a_user_namespace_needs_no_root(tmp_path):
     nobody = 65534
-    binary = shutil.copy(mayfly.BINARY, tmp_path / "mayfly")
+    binary = shutil.copy(EXEC_FILE, tmp_path / "mayfly")
     runner = shutil.copy(JAILER, tmp_path / "mayfly-jailer")
 
     def become_nobody():
