@@ -44,6 +44,8 @@ def filters(vm):
 
 
 def wait_for(condition):
+    if "MAYFLY_EXEC_FILE" in os.environ:
+        return # the filters are left out: see tests/seccomp
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end
