@@ -37,6 +37,8 @@ ALLOW(MAIN, io_uring_enter, "the Async engine; each ring is restricted to its di
 ALLOW(VCPU | UNSEEN, io_uring_enter, "a device is reset while the Async engine is at work")
 ALLOW_IF(EVER, io_uring_register, IS(1, IORING_REGISTER_FILES_UPDATE), "PATCH /drives")
 ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_FILES), "the Async engine's disk")
+ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_RESTRICTIONS), "the Async engine's limits")
+ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_ENABLE_RINGS), "the Async engine's limits")
 ALLOW(START, io_uring_setup, "the Async engine")
 
 /* The event loop. */
