@@ -57,7 +57,8 @@ void vcpus_fini(struct vcpus *v, const struct kvm *k);
 must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
 
 /* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand
- * still, as after vcpus_pause(); after vcpus_resume() the guest is set off once all are confined. */
+ * still, as after vcpus_pause(); after vcpus_resume() the guest is set off once all are confined.
+ */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
 /* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */

@@ -143,6 +143,19 @@ def test_what_the_host_mounts_below_the_root_is_seen_inside(tmp_path):
         subprocess.run(["umount", "-l", base], check=True)
 
 
+def test_standard_output_may_be_a_pipe():
+    """The VMM can't open it anew without /proc; its flags are changed, and changed back."""
+    read_end, write_end = os.pipe()
+    with Jail(stdout=write_end) as vm:
+        assert b"Running Firecracker" in os.read(read_end, 1000)
+        assert not os.get_blocking(write_end)
+        vm.process.send_signal(signal.SIGHUP)
+        assert vm.wait() == 156
+        assert os.get_blocking(write_end)
+    os.close(read_end)
+    os.close(write_end)
+
+
 # Flags
 
 
@@ -600,7 +613,7 @@ def test_whatever_a_captured_vmm_tries_fails(captured, tmp_path, how):
     vm.spawn()
     assert vm.process.wait(mayfly.DEADLINE_S) == 0, vm.output()
     results = attempts_of(vm)
-    assert len(results) > 50
+    assert len(results) >= 50
     assert [name for name, result in results.items() if result == "SUCCEEDED"] == []
     assert [name for name in results if f"| {name} |" not in documented] == []
     if how != "process":

@@ -17,7 +17,7 @@ import pytest
 
 from mayfly import BINARY, DEADLINE_S, Mayfly
 from test_api import make_files, start
-from test_guests import drive, run
+from test_guests import GUESTS, drive, run
 
 no_sanitizer = pytest.mark.skipif(
     "sanitize" in BINARY, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
@@ -263,9 +263,9 @@ def kill_thread(vm, tid, number):
 def test_large_requests_and_too_many_connections_are_served_while_a_guest_runs():
     with Mayfly("--http-api-max-payload-size", str(8 << 20)) as vm:
         boot(vm)
-        for size in (200_000, 5_000_000, 1_000_000):
-            body = json.dumps({"state": "Paused", "more": "x" * size})
-            assert vm.request("PATCH", "/vm", body)[0] == 400
+        for path in ("\n" * 2_000_000, "x" * 200_000, "x" * 5_000_000):
+            body = {"drive_id": "none", "path_on_host": path}
+            assert vm.request("PATCH", "/drives/none", body)[0] == 400
         clients = [vm.connect() for _ in range(11)]
         assert b"503" in clients[-1].recv(1000)
         for client in clients:
@@ -283,11 +283,14 @@ def test_sigpipe_is_survived_while_a_guest_runs(vm):
 def test_a_fatal_signal_on_a_vcpu_restores_terminal_and_standard_output():
     master, slave = pty.openpty()
     ours, theirs = socket.socketpair()
+    ours.settimeout(DEADLINE_S)
     before = termios.tcgetattr(slave)
     try:
-        with Mayfly(stdin=slave, stdout=theirs) as vm:
-            boot(vm, vcpus=1)
-            wait_for(lambda: set(filters(vm).values()) == {2})
+        with Mayfly("--level", "Off", stdin=slave, stdout=theirs) as vm:
+            vm.ok("PUT", "/boot-source", {"kernel_image_path": f"{GUESTS}/exit"})
+            vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+            for letter in b"ending": # the guest runs
+                assert ours.recv(1)[0] == letter
             assert termios.tcgetattr(slave) != before
             assert not os.get_blocking(theirs.fileno())
             kill_thread(vm, threads(vm)["fc_vcpu 0"][0], signal.SIGSEGV)
