@@ -307,6 +307,14 @@ def test_help_and_version():
             assert f"  {name} " in text
 
 
+def test_the_page_for_movers_names_every_flag():
+    with open(os.path.join(ROOT, "docs", "firecracker.md"), encoding="utf-8") as f:
+        section = f.read().partition("\n## The jailer\n")[2].partition("\n## ")[0]
+    named = {flag for row in re.findall(r"^\| (`.*?) \|", section, re.M)
+             for flag in re.findall(r"`(--[a-z-]+)", row)}
+    assert named == set(re.findall(r"^  (--[a-z-]+)", jailer("--help")[1], re.M))
+
+
 # Errors
 
 

@@ -1,6 +1,7 @@
 #include "vmm/instance_id.h"
 
 #include <criterion/criterion.h>
+#include <stdio.h>
 #include <string.h>
 
 static char why[INSTANCE_ID_ERROR_BYTES];

@@ -8,20 +8,20 @@
 
 static struct args a;
 
-static enum request parse(char **rest)
+static enum request parse(const char **rest)
 {
-    char *argv[32] = { "mayfly-jailer", NEEDED };
+    const char *argv[32] = { "mayfly-jailer", NEEDED };
     int n = 9;
 
     while (*rest)
         argv[n++] = *rest++;
-    return args_parse(&a, argv);
+    return args_parse(&a, (char **)argv);
 }
-#define PARSE(...) parse((char *[]){ __VA_ARGS__, NULL })
+#define PARSE(...) parse((const char *[]){ __VA_ARGS__, NULL })
 
 Test(args_parse, has_firecrackers_defaults)
 {
-    cr_assert_eq(parse((char *[]){ NULL }), REQUEST_JAIL);
+    cr_assert_eq(parse((const char *[]){ NULL }), REQUEST_JAIL);
     cr_expect_str_eq(a.chroot_base_dir, "/srv/jailer");
     cr_expect_eq(a.uid, 1);
     cr_expect_eq(a.gid, 2);
@@ -100,13 +100,13 @@ REFUSES(a_setting_whose_dot_is_in_the_value, "--cgroup", "cpu=1.5")
 
 static enum request parse_cgroups(int count)
 {
-    char *argv[2 * CGROUP_SETTINGS_MAX + 16] = { "mayfly-jailer", NEEDED };
+    const char *argv[2 * CGROUP_SETTINGS_MAX + 16] = { "mayfly-jailer", NEEDED };
 
     for (int i = 0; i < count; i++) {
         argv[9 + 2 * i] = "--cgroup";
         argv[10 + 2 * i] = "a.b=c";
     }
-    return args_parse(&a, argv);
+    return args_parse(&a, (char **)argv);
 }
 
 Test(args_parse, keeps_many_cgroup_settings)
