@@ -10,11 +10,12 @@ static struct args a;
 
 static enum request parse(const char **rest)
 {
-    const char *argv[32] = { "mayfly-jailer", NEEDED };
+    static const char *argv[32] = { "mayfly-jailer", NEEDED }; /* what is parsed points to it */
     int n = 9;
 
-    while (*rest)
-        argv[n++] = *rest++;
+    do
+        argv[n++] = *rest;
+    while (*rest++);
     return args_parse(&a, (char **)argv);
 }
 #define PARSE(...) parse((const char *[]){ __VA_ARGS__, NULL })
