@@ -9,7 +9,7 @@
  * Arguments have places from 0. who is MAIN (the main thread once the guest runs), VCPU (a vCPU's
  * thread), BOTH, START (only until the guest runs) or EVER (START and MAIN). UNSEEN is added where
  * no test can bring the call about on every host. The filter of the whole process allows each row.
- * A filter looks at the calls in the order of this list: what is frequent comes first.
+ * What is frequent comes first: a filter that is a list looks at the calls in this order.
  *
  * ./devtool seccomp compares this list with what the tests make the VMM call.
  */
