@@ -18,7 +18,10 @@ import mayfly
 
 JAILER = os.environ.get("MAYFLY_JAILER",
                         os.path.join(os.path.dirname(mayfly.BINARY), "mayfly-jailer"))
-EXEC_FILE = os.environ.get("MAYFLY_EXEC_FILE", mayfly.BINARY) # what is run inside
+# What is run inside. A sanitizer's build needs libraries, which a cell does not have: its jailer
+# runs the release.
+EXEC_FILE = os.environ.get("MAYFLY_EXEC_FILE",
+                           mayfly.BINARY.replace("/build/sanitize/", "/build/release/"))
 UID, GID = 31234, 31235
 numbers = itertools.count()
 

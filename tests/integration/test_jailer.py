@@ -605,7 +605,7 @@ def a_captured_vmm(tmp_path):
 
 
 no_sanitizer = pytest.mark.skipif(
-    "sanitize" in mayfly.BINARY, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
+    "sanitize" in JAILER, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
 
 
 @no_sanitizer
