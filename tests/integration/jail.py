@@ -58,7 +58,11 @@ class Jail(mayfly.Mayfly):
 
     def start(self):
         self.spawn()
-        self.connect().close()
+        try:
+            self.connect().close()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def spawn(self):
@@ -87,6 +91,11 @@ class Jail(mayfly.Mayfly):
         return "/" + os.path.basename(inside)
 
     def pid(self):
+        """Once the file is there: a new PID namespace's is written while the VMM starts."""
+        end = time.monotonic() + mayfly.DEADLINE_S
+        while not os.path.exists(self.inside(f"{self.name}.pid")):
+            assert time.monotonic() < end, "no PID file"
+            time.sleep(0.001)
         with open(self.inside(f"{self.name}.pid"), encoding="ascii") as f:
             return int(f.read())
 
@@ -97,10 +106,9 @@ class Jail(mayfly.Mayfly):
 
     def stop(self):
         """Kills the VMM and waits until it is gone."""
-        if self.is_detached and os.path.exists(self.inside(f"{self.name}.pid")):
-            pid = self.pid()
+        if self.is_detached and self.process and self.process.wait(mayfly.DEADLINE_S) == 0:
             try:
-                fd = os.pidfd_open(pid)
+                fd = os.pidfd_open(self.pid())
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 mayfly_ended(fd)
             except ProcessLookupError:
