@@ -1,6 +1,6 @@
 # A microVM as a Nomad job: nomad job run mayfly.nomad.hcl
-# raw_exec must be enabled on the client. It does not confine the task; with the jailer, which
-# mayfly does not have yet, this becomes a job of the exec driver.
+# raw_exec must be enabled on the client: the jailer, which jailed.sh runs, needs root and confines the
+# microVM better than the exec driver would.
 job "microvm" {
   type = "batch"
 
@@ -9,13 +9,8 @@ job "microvm" {
       driver = "raw_exec"
 
       config {
-        command = "/usr/local/bin/mayfly"
-        args = [
-          "--id", "${NOMAD_ALLOC_ID}",
-          "--api-sock", "${NOMAD_TASK_DIR}/api.sock",
-          "--config-file", "${NOMAD_TASK_DIR}/vm.json",
-          "--log-path", "${NOMAD_TASK_DIR}/log",
-        ]
+        command = "/usr/local/lib/mayfly/jailed.sh"
+        args    = ["${NOMAD_ALLOC_ID}", "${NOMAD_TASK_DIR}/vm.json", "30001"]
       }
 
       template {

@@ -2,16 +2,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 #include "api/config_file.h"
 #include "api/server.h"
 #include "vmm/clock.h"
+#include "vmm/instance_id.h"
 #include "vmm/log.h"
 #include "vmm/metrics.h"
+#include "vmm/seccomp/file.h"
 #include "vmm/signals.h"
 #include "vmm/timeline.h"
 #include "vmm/version.h"
@@ -23,8 +27,6 @@ enum exit_code {
     EXIT_BAD_LEVEL = 152,
     EXIT_BAD_ARGUMENTS = 153,
 };
-
-#define ID_MAX_BYTES 64u
 
 #define PAYLOAD_DEFAULT_BYTES 51200u
 #define PAYLOAD_MAX_BYTES     (1u << 30) /* what the JSON parser can count */
@@ -65,9 +67,9 @@ static const struct option {
     { "metrics-path", "PATH", offsetof(struct options, metrics_path),
       "file or FIFO for the metrics [none]" },
     { "no-seccomp", NULL, offsetof(struct options, no_seccomp),
-      "accepted: this version installs no filters, they come with the jailer" },
+      "leave the VMM's system calls unlimited (but for what the jailer allows)" },
     { "seccomp-filter", "PATH", offsetof(struct options, seccomp_filter),
-      "accepted if the file can be read, but not installed (as above)" },
+      "use the filters of a file, as seccompiler-bin makes them, instead of the built-in ones" },
     { "start-time-us", "US", offsetof(struct options, start_time_us),
       "when the jailer began, on CLOCK_MONOTONIC: for the metrics" },
     { "start-time-cpu-us", "US", offsetof(struct options, start_time_cpu_us),
@@ -156,18 +158,9 @@ static bool asks_only(struct options *o, char **argv)
 
 static int check_id(const char *id, struct error *e)
 {
-    size_t n = strlen(id);
+    char why[INSTANCE_ID_ERROR_BYTES];
 
-    if (n == 0 || n > ID_MAX_BYTES)
-        return fail(e, ERR_INVALID,
-                    "Invalid instance ID: Invalid len (%zu);  the length must be between 1 and %u",
-                    n, ID_MAX_BYTES);
-    for (size_t i = 0; i < n; i++)
-        if (!(id[i] & 0x80) && /* beyond ASCII all counts as a letter */
-            !strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-", id[i]))
-            return fail(e, ERR_INVALID, "Invalid instance ID: Invalid char (%c) at position %zu",
-                        id[i], i);
-    return 0;
+    return instance_id_check(id, why) ? 0 : fail(e, ERR_INVALID, "%s", why);
 }
 
 struct numbers {
@@ -291,23 +284,26 @@ static void record_startup(const struct options *o, const struct numbers *n)
                        n->parent_cpu_time_us);
 }
 
-/* Nothing is done with the file: what the guest's VMM may call is for the jailer to say. */
-static int check_seccomp(const struct options *o, struct error *e)
+/* Confines the process as it starts, unless something else has done so already (the jailer does it
+ * before it executes us), and finds the filters that the threads of a running guest will have. */
+static int set_up_seccomp(const struct seccomp_threads **out, const struct options *o,
+                          struct error *e)
 {
-    autofd int fd = -1;
-    char byte;
+    static struct seccomp_threads custom;
+    int ret;
 
-    if (!o->seccomp_filter)
+    *out = NULL;
+    if (o->no_seccomp)
         return 0;
-    fd = open(o->seccomp_filter, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0)
-        return fail_os(e, errno, "Filter file open error");
-    if (read(fd, &byte, 1) != 1)
-        return fail(e, ERR_INVALID, "Filter deserialization failed: %s is empty or can't be read",
-                    o->seccomp_filter);
-    log_warn("The seccomp filter %s is not installed: this version has no filters",
-             o->seccomp_filter);
-    return 0;
+    *out = &seccomp_threads;
+    if (o->seccomp_filter) {
+        *out = &custom;
+        return seccomp_file_read(&custom, o->seccomp_filter, e);
+    }
+    if (prctl(PR_GET_SECCOMP) == SECCOMP_MODE_FILTER)
+        return 0;
+    ret = seccomp_install(&seccomp_process);
+    return ret < 0 ? fail_os(e, -ret, "this host has no seccomp filters") : 0;
 }
 
 static int set_up_metrics(const struct options *o, struct error *e)
@@ -319,7 +315,7 @@ static int set_up_metrics(const struct options *o, struct error *e)
 
 static int run(const struct options *o, const struct numbers *n)
 {
-    const struct vm_options vm_options = { .id = o->id, .boot_timer = o->boot_timer };
+    struct vm_options vm_options = { .id = o->id, .boot_timer = o->boot_timer };
     const char *how = o->no_api ? "RunWithoutApiError error" : "RunWithApiError error";
     static struct loop loop; /* these live as long as the process: nothing is freed at its end */
     static struct vm *vm;
@@ -329,7 +325,7 @@ static int run(const struct options *o, const struct numbers *n)
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
     signals_install();
-    if (check_seccomp(o, &e) < 0)
+    if (set_up_seccomp(&vm_options.seccomp, o, &e) < 0)
         return end_with(EXIT_GENERIC, "Seccomp error", &e);
     if (set_up_metrics(o, &e) < 0)
         return end_with(EXIT_GENERIC, "Could not initialize metrics", &e);

@@ -12,6 +12,7 @@
 #include "vmm/clock.h"
 #include "vmm/cpu_template.h"
 #include "vmm/log.h"
+#include "vmm/seccomp/seccomp.h"
 #include "vmm/timeline.h"
 
 #define KICK_SIGNAL SIGRTMIN
@@ -222,19 +223,24 @@ int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error 
     return 0;
 }
 
-/* Stands still while a pause is asked for. */
+/* No guest instruction before every thread is confined. */
+static bool must_stand(const struct vcpus *v)
+{
+    return v->pause || v->ready < v->count;
+}
+
 static void comply(struct vcpu *c)
 {
     struct vcpus *v = c->all;
 
     pthread_mutex_lock(&v->lock);
-    if (v->pause) {
+    if (must_stand(v)) {
         /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
         if (ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
             metric_inc(&c->metrics.kvmclock_ctrl_fails);
         v->paused++;
         pthread_cond_broadcast(&v->changed);
-        while (v->pause)
+        while (must_stand(v))
             pthread_cond_wait(&v->changed, &v->lock);
         v->paused--;
     }
@@ -327,10 +333,21 @@ static void stand_still(struct vcpu *c)
         pthread_cond_wait(&v->changed, &v->lock);
 }
 
+static void confine(struct vcpus *v)
+{
+    BUG_ON(v->filter && seccomp_install(v->filter) < 0);
+    pthread_mutex_lock(&v->lock);
+    v->ready++;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
 
+    confine(c->all);
+    comply(c);
     timeline_mark(PHASE_GUEST_ENTRY);
     for (;;) {
         int ret;
@@ -367,21 +384,29 @@ static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
     return 0;
 }
 
-int vcpus_start(struct vcpus *v, struct error *e)
+int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)
 {
     struct sigaction kick = { .sa_handler = on_kick };
     pthread_attr_t attr;
+    unsigned started = 0;
     int ret = 0;
 
+    v->filter = filter;
+    v->pause = true;
     for (unsigned i = 0; i < v->count; i++)
         metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
     sigaction(KICK_SIGNAL, &kick, NULL);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
-    for (unsigned i = 0; i < v->count && !ret; i++)
-        ret = start_thread(&v->each[i], &attr);
+    for (; started < v->count && !ret; started += !ret)
+        ret = start_thread(&v->each[started], &attr);
     pthread_attr_destroy(&attr);
-    return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
+    if (ret == 0)
+        return 0;
+    pthread_mutex_lock(&v->lock);
+    v->count = started; /* those that there are can be paused */
+    pthread_mutex_unlock(&v->lock);
+    return fail_os(e, ret, "cannot start a vCPU thread");
 }
 
 void vcpus_pause(struct vcpus *v)

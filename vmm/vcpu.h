@@ -19,6 +19,7 @@
 #include "vmm/metrics.h"
 
 struct kvm_run;
+struct sock_fprog;
 
 /* What the vCPUs of one VM share. */
 struct vcpus {
@@ -33,11 +34,13 @@ struct vcpus {
     } each[PLATFORM_VCPUS_MAX];
     const struct bus *pio, *mmio;
     struct guest_end *end;
+    const struct sock_fprog *filter; /* for the threads' system calls; NULL: none */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
     bool pause;      /* asked for */
     unsigned paused; /* threads that have complied */
+    unsigned ready;  /* threads that are confined */
 };
 
 /* Creates the vCPUs, without running them, with the CPUID of a VM of that topology, changed by a
@@ -53,8 +56,10 @@ void vcpus_fini(struct vcpus *v, const struct kvm *k);
 /* Points the first vCPU at the kernel; the others wait for the guest to start them. */
 must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
 
-/* Starts the threads; the guest runs. */
-must_check int vcpus_start(struct vcpus *v, struct error *e);
+/* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand
+ * still, as after vcpus_pause(); after vcpus_resume() the guest is set off once all are confined.
+ */
+must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
 /* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */
 void vcpus_pause(struct vcpus *v);

@@ -453,14 +453,22 @@ static void on_guest_end(struct loop_source *src, uint32_t ready)
  * and ends the process. */
 static int set_off(struct vm *vm, struct error *e)
 {
+    const struct seccomp_threads *seccomp = vm->options.seccomp;
     struct machine *m = vm->machine;
+    int ret;
 
     vm->guest_end = (struct loop_source){ m->end.event_fd, EPOLLIN, on_guest_end };
     BUG_ON(loop_add(vm->loop, &vm->guest_end) < 0);
     if (!vm->serial.serial_out_path && console_has_input() &&
         serial_attach_input(&m->serial, vm->loop, e) == 0)
         console_raw();
-    return vcpus_start(&m->vcpus, e);
+    if (vcpus_start(&m->vcpus, seccomp ? seccomp->vcpu : NULL, e) < 0)
+        return -1;
+    ret = seccomp ? seccomp_install(seccomp->main) : 0;
+    if (ret < 0)
+        return fail_os(e, -ret, "cannot install the seccomp filter");
+    vcpus_resume(&m->vcpus);
+    return 0;
 }
 
 static int start(struct vm *vm, struct error *e)

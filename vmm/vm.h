@@ -14,6 +14,7 @@
 #include "vmm/config.h"
 #include "vmm/error.h"
 #include "vmm/loop.h"
+#include "vmm/seccomp/seccomp.h"
 
 enum vm_state { VM_NOT_STARTED, VM_RUNNING, VM_PAUSED, VM_STATES };
 
@@ -77,6 +78,7 @@ void action_fini(struct action *a);
 struct vm_options {
     const char *id; /* borrowed for the process's life */
     bool boot_timer;
+    const struct seccomp_threads *seccomp; /* NULL: none; borrowed likewise */
 };
 
 struct vm;

@@ -65,6 +65,9 @@ class Mayfly:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         self.before_exec()
 
+    def has_ended(self):
+        return self.process.poll() is not None
+
     def connect(self):
         """A new connection to the API, as a socket with a timeout."""
         end = time.monotonic() + DEADLINE_S
@@ -76,7 +79,7 @@ class Mayfly:
                 return client
             except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
                 client.close()
-                if self.process.poll() is not None or time.monotonic() > end:
+                if self.has_ended() or time.monotonic() > end:
                     raise AssertionError(f"no API; output:\n{self.output()}") from None
                 time.sleep(0.001)
 

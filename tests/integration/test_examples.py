@@ -16,6 +16,7 @@ import time
 import pytest
 
 import mayfly
+from jail import EXEC_FILE, JAILER
 from test_guests import GUESTS, pytestmark  # noqa: F401
 
 EXAMPLES = os.path.join(mayfly.ROOT, "examples")
@@ -116,27 +117,66 @@ def test_the_python_client_stays_short():
     assert len(text_of("mayfly_client.py").splitlines()) <= 72
 
 
+# In a jail
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0,
+                                reason="JAILED EXAMPLES WERE NOT RUN: only root can build a jail")
+
+
+@pytest.fixture(name="jailed")
+def a_jailed_run(tmp_path):
+    """What jailed.sh is told by its environment, and where the user inside may read."""
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    (tmp_path / "base").mkdir()
+    return {**os.environ, "MAYFLY": EXEC_FILE, "FILES": str(tmp_path), "BASE": f"{tmp_path}/base"}
+
+
+def readable(tmp_path):
+    for name in ("vmlinux", "root.ext4"):
+        (tmp_path / name).chmod(0o666)
+
+
+@needs_root
+def test_a_configuration_file_boots_in_a_jail_again_and_again(tmp_path, disk, jailed):
+    config = here(text_of("vm.json"), tmp_path, "boot")
+    readable(tmp_path)
+    for _ in range(2):
+        check_boot(run(example("jailed.sh"), "vm1", str(config), env=jailed))
+    assert disk.stat().st_size == 1 << 20, "the cell was removed, not what was mounted there"
+
+
 # The systemd unit
 
 
 def unit_command(name, tmp_path, **more):
     """A command of the unit, as systemd would run it for the instance vm1."""
     line = re.search(rf"^{name}=(.*)$", text_of("mayfly@.service"), re.M).group(1)
-    for old, new in {"%i": "vm1", "%t/mayfly/vm1": str(tmp_path), "/usr/local/bin/mayfly":
-                     mayfly.BINARY, "/etc/mayfly/vm1.json": f"{tmp_path}/vm.json", **more}.items():
+    for old, new in {"%i": "vm1", "/usr/local/lib/mayfly/jailed.sh": example("jailed.sh"),
+                     "/etc/mayfly/vm1.json": f"{tmp_path}/vm.json", "/srv/jailer":
+                     f"{tmp_path}/base", **more}.items():
         line = line.replace(old, new)
     assert "%" not in line
     return shlex.split(line)
 
 
+@needs_root
 @needs_curl
-def test_the_units_commands_start_and_stop_a_guest(tmp_path, disk):
+def test_the_units_commands_start_and_stop_a_guest(disk, jailed):
+    short = tempfile.mkdtemp(prefix="unit-") # a socket's path is short
+    tmp_path = pathlib.Path(short)
+    tmp_path.chmod(0o755)
+    shutil.copy(disk, tmp_path)
     here(text_of("vm.json"), tmp_path, "keyboard", "keys")
+    readable(tmp_path)
+    env = {**jailed, "FILES": short, "BASE": f"{short}/base"}
     vm = mayfly.Mayfly()
-    vm.socket_path = str(tmp_path / "api.sock")
+    assert run(*unit_command("ExecStartPre", tmp_path)).returncode == 0
+    vm.socket_path = f"{short}/base/mayfly/vm1/root/run/firecracker.socket"
     with open(vm.output_path, "wb") as output:
         vm.process = subprocess.Popen(unit_command("ExecStart", tmp_path), stdout=output,
-                                      stdin=subprocess.DEVNULL)
+                                      stderr=output, stdin=subprocess.DEVNULL, env=env)
     vm.wait_for_output("ready")
     assert vm.ok("GET", "/")["id"] == "vm1"
     stop = subprocess.Popen(
@@ -145,6 +185,7 @@ def test_the_units_commands_start_and_stop_a_guest(tmp_path, disk):
     assert stop.wait(DEADLINE_S) == 0
     assert "ok ctrl_alt_del_interrupts" in vm.output()
     shutil.rmtree(vm.directory)
+    shutil.rmtree(short)
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"),
@@ -152,7 +193,7 @@ def test_the_units_commands_start_and_stop_a_guest(tmp_path, disk):
 def test_systemd_takes_the_unit(tmp_path):
     """With a binary that is there; the checker wants to find it."""
     unit = tmp_path / "mayfly@.service"
-    unit.write_text(text_of("mayfly@.service").replace("/usr/local/bin/mayfly", mayfly.BINARY))
+    unit.write_text(text_of("mayfly@.service").replace("/usr/local/lib/mayfly", EXAMPLES))
     done = run("systemd-analyze", "verify", "--man=no", str(tmp_path / "mayfly@vm1.service"),
                env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"})
     complaints = [line for line in done.stderr.splitlines() if "mayfly@" in line]
@@ -218,15 +259,18 @@ def nomad_task():
     return job["group.vm"]["task.guest"]
 
 
-def test_the_nomad_jobs_command_boots_a_guest(tmp_path, disk):
+@needs_root
+def test_the_nomad_jobs_command_boots_a_guest(tmp_path, disk, jailed):
     task = nomad_task()
     assert task["driver"] == "raw_exec"
+    assert os.path.basename(task["config"]["command"]) == "jailed.sh"
     config = here(task["template"]["data"], tmp_path, "boot")
+    readable(tmp_path)
     assert os.path.basename(task["template"]["destination"]) == config.name
     arguments = [each.replace("${NOMAD_TASK_DIR}", str(tmp_path))
                  .replace("${NOMAD_ALLOC_ID}", "01234567-89ab-cdef-0123-456789abcdef")
                  for each in task["config"]["args"]]
-    check_boot(run(mayfly.BINARY, *arguments))
+    check_boot(run(example("jailed.sh"), *arguments, env=jailed))
 
 
 def test_the_nomad_job_reserves_the_guests_memory():
@@ -347,10 +391,11 @@ def test_nomad_runs_the_job(tmp_path, disk):
 
 
 def test_the_examples_options_are_offered():
-    commands = [text_of("README.md"), text_of("mayfly.nomad.hcl"), text_of("mayfly_client.py")]
-    commands[2] = re.search(r"Popen\((.*?)\)", commands[2])[1]
+    commands = [text_of("README.md"), re.search(r"Popen\((.*?)\)", text_of("mayfly_client.py"))[1]]
+    commands += re.findall(r" -- (--.*)", text_of("jailed.sh"))
     commands += re.findall(r'^"\$mayfly".*', text_of("curl.sh"), re.M)
-    commands += re.findall(r"^ExecStart=.*", text_of("mayfly@.service"), re.M)
     for command in commands:
         assert options(command), command
         assert options(command) <= offered()
+    ours = re.search(r"mayfly-jailer\" (.*?) -- ", text_of("jailed.sh"), re.S)[1]
+    assert options(ours) <= options(run(JAILER, "--help").stdout)

@@ -110,13 +110,6 @@ def test_the_payload_limit_can_be_set():
         assert "size 11 is larger than the limit of 10" in answer
 
 
-def test_a_seccomp_filter_that_is_not_installed_is_confessed(tmp_path):
-    path = tmp_path / "filter"
-    path.write_text("x")
-    with Mayfly("--seccomp-filter", str(path)) as vm:
-        assert "is not installed" in vm.output()
-
-
 # Signals
 
 

@@ -123,7 +123,8 @@ Test(vcpus_pause, returns_when_every_vcpu_stands_still)
     make(4);
     cr_assert_eq(gmem_put(&m, gpa(0x8000), &loop_for_ever), 0);
     cr_assert_eq(vcpus_boot(&v, &kernel, &e), 0, "%s", e.msg);
-    cr_assert_eq(vcpus_start(&v, &e), 0, "%s", e.msg);
+    cr_assert_eq(vcpus_start(&v, NULL, &e), 0, "%s", e.msg);
+    vcpus_resume(&v);
     for (unsigned i = 0; i < 200; i++) {
         vcpus_pause(&v);
         cr_assert_eq(v.paused, 4);

@@ -1,0 +1,115 @@
+/* The jailer: from arguments to a cell, and from there to the VMM. The order of the steps is part
+ * of what a client can see (docs/firecracker.md), and of what makes it safe: privileges go last. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "jailer/cell.h"
+#include "jailer/cgroup.h"
+#include "jailer/check.h"
+#include "jailer/die.h"
+#include "jailer/leave.h"
+#include "vmm/version.h"
+
+/* Nothing of the caller's but its standard input, output and error. */
+static void forget_caller(void)
+{
+    if (close_range(3, ~0u, CLOSE_RANGE_UNSHARE) < 0)
+        die_os(errno, "Failed to close the inherited files");
+    clearenv();
+}
+
+static void write_once(const char *path, const char *text, int bytes)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, text, (size_t)bytes) != bytes)
+        die_os(errno, "Failed to write to %s", path);
+    close(fd);
+}
+
+/* user_namespaces(7): root in a namespace where UID and GID are the caller's, and nothing else is
+ * anyone. */
+static void join_new_user_ns(const struct args *a)
+{
+    char map[64];
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+
+    if (unshare(CLONE_NEWUSER) < 0)
+        die_os(errno, "Failed to unshare into a new user namespace");
+    write_once("/proc/self/setgroups", "deny", 4);
+    write_once("/proc/self/uid_map", map,
+               snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->uid, (unsigned)uid));
+    write_once("/proc/self/gid_map", map,
+               snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->gid, (unsigned)gid));
+}
+
+static void join_netns(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        die_os(errno, "Failed to open file %s", path);
+    if (setns(fd, CLONE_NEWNET) < 0)
+        die_os(errno, "Failed to join network namespace: netns");
+    close(fd);
+}
+
+static void limit(int resource, const char *name, uint64_t n)
+{
+    const struct rlimit both = { n, n };
+
+    if (setrlimit((__rlimit_resource_t)resource, &both) < 0)
+        die_os(errno, "Failed to set limit for resource: %s=%llu", name, (unsigned long long)n);
+}
+
+static void jail(const struct args *a, const struct start *start)
+{
+    static struct plan plan;
+    struct cell cell;
+    int cgroup_fd, null_fd = -1;
+
+    plan_make(&plan, a);
+    if (a->new_user_ns)
+        join_new_user_ns(a);
+    cell_make(&cell, &plan);
+    if (a->netns)
+        join_netns(a->netns);
+    if (a->has_fsize)
+        limit(RLIMIT_FSIZE, "fsize", a->fsize);
+    limit(RLIMIT_NOFILE, "no-file", a->no_file);
+    cgroup_fd = cgroup_set_up(&plan);
+    if (a->daemonize) {
+        null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (null_fd < 0)
+            die_os(errno, "Failed to open /dev/null");
+    }
+    cell_enter(&cell, &plan);
+    cell_furnish(&cell, &plan);
+    leave(&plan, &cell, cgroup_fd, null_fd, start);
+}
+
+int main(int argc, char **argv)
+{
+    struct start start = start_now();
+    static struct args args;
+
+    (void)argc;
+    forget_caller();
+    switch (args_parse(&args, argv)) {
+    case REQUEST_HELP: args_print_help(); return 0;
+    case REQUEST_VERSION:
+        printf("Jailer v%s\nmayfly %s\n", FIRECRACKER_VERSION, MAYFLY_VERSION);
+        return 0;
+    case REQUEST_CHECK: return host_check();
+    case REQUEST_JAIL: jail(&args, &start);
+    }
+    return 1;
+}

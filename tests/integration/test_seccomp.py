@@ -1,0 +1,318 @@
+"""The seccomp filters: that they are there in time, what they stop, and what they leave."""
+
+import ctypes
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+
+from mayfly import BINARY, DEADLINE_S, Mayfly
+from test_api import make_files, start
+from test_guests import GUESTS, drive, run
+
+no_sanitizer = pytest.mark.skipif(
+    "sanitize" in BINARY, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
+needs_kvm = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK),
+    reason="FILTERS OF A RUNNING GUEST WERE NOT TESTED: no /dev/kvm that can be opened here")
+LIBC = ctypes.CDLL(None, use_errno=True)
+GETPPID, TGKILL = 110, 234 # allowed to nobody; for us
+
+
+def threads(vm):
+    """{name: (thread's number, how many filters it has)}"""
+    found = {} # without the one that KVM adds, which never leaves the kernel
+    for tid in os.listdir(f"/proc/{vm.process.pid}/task"):
+        with open(f"/proc/{vm.process.pid}/task/{tid}/status", encoding="ascii") as f:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in f)
+        if not status["Name"].startswith("kvm-"):
+            found[status["Name"]] = (int(tid), int(status["Seccomp_filters"]))
+    return found
+
+
+def filters(vm):
+    return {name: count for name, (_, count) in threads(vm).items()}
+
+
+def wait_for(condition):
+    if "MAYFLY_EXEC_FILE" in os.environ:
+        return # the filters are left out: see tests/seccomp
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def vm():
+    with Mayfly() as process:
+        yield process
+
+
+def boot(vm, vcpus=2):
+    vm.ok("PUT", "/machine-config", {"vcpu_count": vcpus, "mem_size_mib": 64})
+    start(vm, make_files(vm.directory))
+
+
+# When
+
+
+@needs_kvm
+def test_each_thread_has_its_filter_beside_that_of_the_process(vm):
+    assert filters(vm) == {"mayfly": 1}
+    boot(vm)
+    confined = {"mayfly": 2, "fc_vcpu 0": 2, "fc_vcpu 1": 2}
+    wait_for(lambda: filters(vm) == confined) # the start's answer does not wait for the threads
+
+
+@needs_kvm
+@pytest.mark.parametrize("late", ["1", "2"]) # of each thread's filters; the main thread has two
+def test_every_filter_is_there_before_the_first_guest_instruction(tmp_path, late):
+    trace = tmp_path / "trace"
+    files = make_files(str(tmp_path))
+    socket_path = str(tmp_path / "s")
+    config = tmp_path / "vm.json"
+    config.write_text(json.dumps({
+        "boot-source": {"kernel_image_path": files["kernel"]}, "drives": [],
+        "machine-config": {"vcpu_count": 4, "mem_size_mib": 64}}))
+    process = subprocess.Popen(
+        ["strace", "-D", "-f", "-qqq", "-e", "raw=all", "-e", "trace=ioctl,seccomp", "-e",
+         "signal=none", "-e", f"inject=seccomp:delay_enter=200000:when={late}", "-o", trace,
+         BINARY, "--config-file", config, "--api-sock", socket_path],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        seen = ""
+        while seen.count(", 0xae80,") < 4:
+            assert process.poll() is None
+            seen = trace.read_text() if trace.exists() else ""
+    finally:
+        process.kill()
+        process.wait()
+    before, _, after = seen.partition(", 0xae80,")
+    assert len(re.findall(r"seccomp.*= 0\b", before)) == 1 + 1 + 4, seen
+    assert "seccomp" not in after
+
+
+@needs_kvm
+def test_without_filters_there_are_none():
+    with Mayfly("--no-seccomp") as vm:
+        boot(vm)
+        assert set(filters(vm).values()) == {0}
+
+
+# What they stop
+
+
+def ptrace(request, tid, address=0, data=0):
+    LIBC.ptrace.restype = ctypes.c_long
+    LIBC.ptrace.argtypes = [ctypes.c_long] * 4
+    ctypes.set_errno(0)
+    result = LIBC.ptrace(request, tid, address, data)
+    if ctypes.get_errno():
+        raise OSError(ctypes.get_errno(), f"ptrace {request:#x}")
+    return result
+
+
+def make_call(tid, number):
+    """Makes a thread's next system call another one, before its filters see it."""
+    peek, poke, cont, detach, seize, interrupt = 3, 6, 24, 17, 0x4206, 0x4207
+    orig_rax, rax, enosys = 15 * 8, 10 * 8, -38
+    ptrace(seize, tid)
+    ptrace(interrupt, tid)
+    os.waitpid(tid, 0x40000000)
+    while True:
+        ptrace(cont, tid)
+        os.waitpid(tid, 0x40000000)
+        if ptrace(peek, tid, rax) == enosys: # at the call's entry
+            break
+    ptrace(poke, tid, orig_rax, number)
+    ptrace(detach, tid)
+
+
+@no_sanitizer
+@needs_kvm
+@pytest.mark.parametrize("thread", ["mayfly", "fc_vcpu 0", "fc_vcpu 1"])
+def test_a_forbidden_call_ends_the_process_and_is_told(tmp_path, thread):
+    metrics = tmp_path / "metrics"
+    with Mayfly("--metrics-path", str(metrics)) as vm:
+        boot(vm)
+        wait_for(lambda: set(filters(vm).values()) == {2})
+        make_call(threads(vm)[thread][0], GETPPID)
+        assert vm.wait() == 148
+        name = "main" if thread == "mayfly" else thread
+        assert re.search(rf":{name}\] Shutting down VM after intercepting signal 31, code 1\.\n",
+                         vm.output()), vm.output()
+    assert json.loads(metrics.read_text().splitlines()[-1])["seccomp"]["num_faults"] == 1
+
+
+@no_sanitizer
+def test_a_forbidden_call_ends_a_process_that_only_starts(vm):
+    make_call(vm.process.pid, GETPPID)
+    assert vm.wait() == 148
+    assert "intercepting signal 31, code 1" in vm.output()
+
+
+# Filters of the caller's
+
+
+ALLOW, TRAP = 0x7fff0000, 0x00030000
+
+
+def program(*steps):
+    return b"".join(struct.pack("<HBBI", *step) for step in steps)
+
+
+RETURN_ALLOW = program((6, 0, 0, ALLOW))
+
+
+def trap(number):
+    """Traps one call, allows all others."""
+    return program((0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, TRAP), (6, 0, 0, ALLOW))
+
+
+def filter_file(path, **programs):
+    data = struct.pack("<Q", len(programs))
+    for name, code in programs.items():
+        data += struct.pack("<Q", len(name)) + name.encode()
+        data += struct.pack("<Q", len(code) // 8) + code
+    path.write_bytes(data)
+    return str(path)
+
+
+@needs_kvm
+def test_filters_of_a_file_take_the_place_of_our_own(tmp_path):
+    path = filter_file(tmp_path / "f", api=RETURN_ALLOW, vcpu=RETURN_ALLOW, vmm=trap(GETPPID))
+    with Mayfly("--seccomp-filter", path) as vm:
+        assert filters(vm) == {"mayfly": 0}
+        boot(vm)
+        wait_for(lambda: filters(vm) == {"mayfly": 1, "fc_vcpu 0": 1, "fc_vcpu 1": 1})
+        make_call(threads(vm)["mayfly"][0], GETPPID)
+        assert vm.wait() == 148
+
+
+@needs_kvm
+def test_a_file_has_a_filter_for_vcpus(tmp_path):
+    path = filter_file(tmp_path / "f", vmm=RETURN_ALLOW, vcpu=trap(16), api=RETURN_ALLOW)
+    with Mayfly("--seccomp-filter", path) as vm:
+        vm.ok("PUT", "/boot-source",
+              {"kernel_image_path": make_files(vm.directory)["kernel"]})
+        try:
+            vm.request("PUT", "/actions", {"action_type": "InstanceStart"})
+        except ConnectionResetError:
+            pass
+        assert vm.wait() == 148, "ioctl(KVM_RUN) is not allowed"
+
+
+@needs_kvm
+def test_a_program_that_the_kernel_refuses_fails_the_start(tmp_path):
+    path = filter_file(tmp_path / "f", vmm=program((0, 0, 0, 0)), vcpu=RETURN_ALLOW, api=RETURN_ALLOW)
+    with Mayfly("--seccomp-filter", path) as vm:
+        vm.ok("PUT", "/boot-source", {"kernel_image_path": make_files(vm.directory)["kernel"]})
+        status, _, answer = vm.request("PUT", "/actions", {"action_type": "InstanceStart"})
+        assert status == 400
+        assert "cannot install the seccomp filter: Invalid argument" in answer["fault_message"]
+        assert vm.wait() == 1
+
+
+def broken_files(tmp_path):
+    whole = filter_file(tmp_path / "whole", vmm=RETURN_ALLOW, vcpu=RETURN_ALLOW, api=RETURN_ALLOW)
+    with open(whole, "rb") as f:
+        data = f.read()
+    yield from (data[:n] for n in range(0, len(data), 7))
+    yield data + b"x"
+    yield data + b"x" * 200000
+    yield struct.pack("<Q", 1 << 63) + data[8:]
+    for programs in ({"vmm": RETURN_ALLOW, "vcpu": RETURN_ALLOW},
+                     {"vmm": RETURN_ALLOW, "vcpu": RETURN_ALLOW, "other": RETURN_ALLOW},
+                     {"vmm": RETURN_ALLOW, "vcpu": RETURN_ALLOW, "api": b""},
+                     {"vmm": RETURN_ALLOW, "vcpu": RETURN_ALLOW, "api": RETURN_ALLOW * 4097},
+                     {"vmm": RETURN_ALLOW, "vcpu": RETURN_ALLOW, "a" * 17: RETURN_ALLOW}):
+        with open(filter_file(tmp_path / "f", **programs), "rb") as f:
+            yield f.read()
+    with open(filter_file(tmp_path / "f", vmm=RETURN_ALLOW, vcpu=RETURN_ALLOW), "rb") as f:
+        once = f.read()[8:]
+    yield struct.pack("<Q", 3) + once + once[:8 + 3 + 8 + 8]
+
+
+def test_what_is_not_three_filters_is_refused(tmp_path):
+    path = tmp_path / "broken"
+    for data in broken_files(tmp_path):
+        path.write_bytes(data)
+        done = subprocess.run([BINARY, "--seccomp-filter", path], capture_output=True, text=True,
+                              timeout=10)
+        assert done.returncode == 1, data
+        assert f"Seccomp error: Filter deserialization failed: {path} does not have the three " \
+            "filters vmm, api and vcpu" in done.stderr
+
+
+# What they leave: calls that other tests don't bring about while a guest runs
+
+
+def kill_thread(vm, tid, number):
+    assert LIBC.syscall(TGKILL, vm.process.pid, tid, number) == 0
+
+
+@needs_kvm
+def test_large_requests_and_too_many_connections_are_served_while_a_guest_runs():
+    with Mayfly("--http-api-max-payload-size", str(8 << 20)) as vm:
+        boot(vm)
+        for path in ("\n" * 2_000_000, "x" * 200_000, "x" * 5_000_000):
+            body = {"drive_id": "none", "path_on_host": path}
+            assert vm.request("PATCH", "/drives/none", body)[0] == 400
+        clients = [vm.connect() for _ in range(11)]
+        assert b"503" in clients[-1].recv(1000)
+        for client in clients:
+            client.close()
+
+
+@needs_kvm
+def test_sigpipe_is_survived_while_a_guest_runs(vm):
+    boot(vm)
+    kill_thread(vm, vm.process.pid, signal.SIGPIPE)
+    assert "mayfly_signals_sigpipe_total 1\n" in vm.request("GET", "/metrics")[2]
+
+
+@needs_kvm
+def test_a_fatal_signal_on_a_vcpu_restores_terminal_and_standard_output():
+    master, slave = pty.openpty()
+    ours, theirs = socket.socketpair()
+    ours.settimeout(DEADLINE_S)
+    before = termios.tcgetattr(slave)
+    try:
+        with Mayfly("--level", "Off", stdin=slave, stdout=theirs) as vm:
+            vm.ok("PUT", "/boot-source", {"kernel_image_path": f"{GUESTS}/exit"})
+            vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+            for letter in b"ending": # the guest runs
+                assert ours.recv(1)[0] == letter
+            assert termios.tcgetattr(slave) != before
+            assert not os.get_blocking(theirs.fileno())
+            kill_thread(vm, threads(vm)["fc_vcpu 0"][0], signal.SIGSEGV)
+            assert vm.wait() == 150
+            assert termios.tcgetattr(slave) == before
+            assert os.get_blocking(theirs.fileno())
+    finally:
+        for fd in (master, slave):
+            os.close(fd)
+        ours.close()
+        theirs.close()
+
+
+@needs_kvm
+@pytest.mark.parametrize("engine", ["Sync", "Async"])
+def test_a_thin_disk_is_trimmed(tmp_path, engine):
+    path = tmp_path / "disk"
+    with open(path, "wb") as disk:
+        disk.truncate(1 << 20)
+        disk.write(b"x" * 65536)
+    run("trim", drives=[drive(path, io_engine=engine)])
+    with open(path, "rb") as disk:
+        assert disk.read(65536) == b"\0" * 65536

@@ -1,0 +1,168 @@
+/*
+ * Compiles the policy while building: writes the filters as C (the default), or with --list as
+ * text, a line a row, for whoever wants to compare it with what a process calls.
+ *
+ * A filter is either a list in the order of the policy's rows, or a balanced tree. Loading one
+ * costs more than running it: the kernel (5.11) tries every call's number, to find those that need
+ * no filter at all. A tree makes that quick; the vCPUs' short filter is a list, with KVM_RUN first.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/io_uring.h>
+#include <linux/kvm.h>
+#include <sched.h>
+#include <signal.h>
+#include <seccomp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+
+#define START  1u
+#define MAIN   2u
+#define VCPU   4u
+#define UNSEEN 8u
+#define EVER   (START | MAIN)
+#define BOTH   (MAIN | VCPU)
+
+#define KICK_SIGNAL 34 /* SIGRTMIN as the C library numbers it, which is no constant */
+
+/* What pthread_create() asks for. */
+#define THREAD_FLAGS                                                                               \
+    (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |            \
+     CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
+
+#define IS(arg, value)                                                                             \
+    {                                                                                              \
+        (arg), SCMP_CMP_EQ, (uint32_t)(value), 0                                                   \
+    }
+#define HAS_NONE_OF(arg, bits)                                                                     \
+    {                                                                                              \
+        (arg), SCMP_CMP_MASKED_EQ, (bits), 0                                                       \
+    }
+#define HAS_ONLY(arg, bits)                                                                        \
+    {                                                                                              \
+        (arg), SCMP_CMP_MASKED_EQ, (uint32_t) ~(bits), 0                                           \
+    }
+
+static const struct row {
+    unsigned who;
+    int call;
+    uint32_t action;
+    unsigned count; /* of tests */
+    struct scmp_arg_cmp test;
+    const char *text, *why;
+} rows[] = {
+#define ALLOW(w, c, y)       { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 0, { 0 }, #c, y },
+#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 1, t, #c " " #t, y },
+#define REFUSE(w, c, e, y)   { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { 0 }, #c, y },
+#include "vmm/seccomp/policy.h"
+};
+#define ROWS (sizeof(rows) / sizeof(*rows))
+
+static const struct {
+    const char *name;
+    unsigned who;
+    bool is_tree;
+} filters[] = {
+    { "process", START | BOTH, true },
+    { "main", MAIN, true },
+    { "vcpu", VCPU, false },
+};
+#define FILTERS (sizeof(filters) / sizeof(*filters))
+
+static void check(int ret, const char *what)
+{
+    if (ret >= 0)
+        return;
+    fprintf(stderr, "seccomp policy: %s: %s\n", what, strerror(-ret));
+    exit(1);
+}
+
+/* The exported program, which the kernel checks again when it is loaded. */
+static void write_program(const char *name, scmp_filter_ctx ctx)
+{
+    static struct sock_filter program[BPF_MAXINSNS];
+    FILE *f = tmpfile();
+    size_t n;
+
+    check(f ? 0 : -errno, "temporary file");
+    check(seccomp_export_bpf(ctx, fileno(f)), "export");
+    rewind(f);
+    n = fread(program, sizeof(*program), BPF_MAXINSNS, f);
+    check(n > 0 && feof(f) ? 0 : -E2BIG, name);
+    fclose(f);
+    printf("static const struct sock_filter filter_%s[] = {\n", name);
+    for (size_t i = 0; i < n; i++)
+        printf("    { 0x%02x, %u, %u, 0x%08x },\n", program[i].code, program[i].jt, program[i].jf,
+               program[i].k);
+    printf("};\n"
+           "const struct sock_fprog seccomp_%s = { %zu, (struct sock_filter *)filter_%s };\n\n",
+           name, n, name);
+}
+
+static void compile(const char *name, unsigned who, bool is_tree)
+{
+    scmp_filter_ctx ctx = seccomp_init(DEFAULT_ACTION);
+
+    check(ctx ? 0 : -ENOMEM, name);
+    check(seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS), "architecture");
+    check(seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, is_tree ? 2 : 1), "optimisation");
+    for (size_t i = 0; i < ROWS; i++)
+        if (rows[i].who & who)
+            check(seccomp_rule_add_array(ctx, rows[i].action, rows[i].call, rows[i].count,
+                                         &rows[i].test),
+                  rows[i].text);
+    for (size_t i = ROWS; i-- > 0;) /* the first row of a call decides */
+        if (rows[i].who & who)
+            check(seccomp_syscall_priority(ctx, rows[i].call, i < 255 ? (uint8_t)(255 - i) : 0),
+                  rows[i].text);
+    write_program(name, ctx);
+    seccomp_release(ctx);
+}
+
+/* For each row of a filter: the filter, the row's number, the call (and test), why, "unseen" or
+ * "seen", and the number of the argument that is tested, a mask, and the value that the masked
+ * argument must have; separated by tabs. */
+static void list(void)
+{
+    for (size_t f = 0; f < FILTERS; f++)
+        for (size_t i = 0; i < ROWS; i++) {
+            const struct row *r = &rows[i];
+            bool is_exact = r->test.op == SCMP_CMP_EQ;
+
+            if (!(r->who & filters[f].who))
+                continue;
+            printf("%s\t%zu\t%s\t%s\t%s", filters[f].name, i, r->text, r->why,
+                   r->who & UNSEEN ? "unseen" : "seen");
+            if (r->count > 0)
+                printf("\t%u\t%llu\t%llu", r->test.arg,
+                       is_exact ? ~0ULL : (unsigned long long)r->test.datum_a,
+                       (unsigned long long)(is_exact ? r->test.datum_a : r->test.datum_b));
+            putchar('\n');
+        }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--list") == 0) {
+        list();
+        return 0;
+    }
+    printf("#include \"vmm/seccomp/seccomp.h\"\n\n");
+    for (size_t i = 0; i < FILTERS; i++)
+        compile(filters[i].name, filters[i].who, filters[i].is_tree);
+    printf("const struct seccomp_threads seccomp_threads = { &seccomp_main, &seccomp_vcpu };\n");
+    return fflush(stdout) == 0 ? 0 : 1;
+}

@@ -1,0 +1,131 @@
+/*
+ * The policy: each row leaves a system call to the threads named, and says what for.
+ *
+ *   ALLOW(who, call, why)                 with any arguments
+ *   ALLOW_IF(who, call, test, why)        if an argument passes a test: IS(place, value),
+ *                                         HAS_NONE_OF(place, bits), HAS_ONLY(place, bits)
+ *   REFUSE(who, call, errno, why)         fails with an error instead of ending the process
+ *
+ * Arguments have places from 0. who is MAIN (the main thread once the guest runs), VCPU (a vCPU's
+ * thread), BOTH, START (only until the guest runs) or EVER (START and MAIN). UNSEEN is added where
+ * no test can bring the call about on every host. The filter of the whole process allows each row.
+ * What is frequent comes first: a filter that is a list looks at the calls in this order.
+ *
+ * ./devtool seccomp compares this list with what the tests make the VMM call.
+ */
+
+/* The guest's processors. */
+ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
+ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
+ALLOW_IF(MAIN, tgkill, IS(2, KICK_SIGNAL), "to get a vCPU out of the guest, for a pause")
+ALLOW(BOTH, rt_sigreturn, "after a kick or a SIGPIPE")
+
+/* Locks and conditions between threads; no other kind of futex. */
+ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_PRIVATE), "to wait for a lock")
+ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAKE_PRIVATE), "to hand over a lock")
+ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
+         "to wait for a condition")
+
+/* Devices. Interrupts are lines of KVM's interrupt controllers, or eventfds that KVM watches. */
+ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
+ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
+ALLOW(MAIN, preadv, "disks, to guest memory")
+ALLOW(MAIN, pwritev, "disks, from guest memory")
+ALLOW(MAIN, fdatasync, "a guest's flush")
+ALLOW(MAIN, fallocate, "a guest's discard or write-zeroes")
+ALLOW(MAIN, io_uring_enter, "the Async engine; each ring is restricted to its disk")
+ALLOW(VCPU | UNSEEN, io_uring_enter, "a device is reset while the Async engine is at work")
+ALLOW_IF(EVER, io_uring_register, IS(1, IORING_REGISTER_FILES_UPDATE), "PATCH /drives")
+ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_FILES), "the Async engine's disk")
+ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_RESTRICTIONS), "the Async engine's limits")
+ALLOW_IF(START, io_uring_register, IS(1, IORING_REGISTER_ENABLE_RINGS), "the Async engine's limits")
+ALLOW(START, io_uring_setup, "the Async engine")
+
+/* The event loop. */
+ALLOW(EVER, epoll_wait, "the event loop")
+ALLOW(EVER, epoll_ctl, "the event loop")
+ALLOW(START, epoll_create1, "the event loop")
+ALLOW(START, eventfd2, "queues, interrupts, the guest's end")
+ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics")
+ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics")
+ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
+
+/* The API: connections on a UNIX socket, no others. */
+ALLOW(EVER, accept4, "the API")
+ALLOW(EVER, recvfrom, "the API")
+ALLOW(EVER, sendmsg, "the API")
+ALLOW(EVER, sendto, "the API, when there are too many connections")
+ALLOW(EVER, close, "connections of the API, replaced disks")
+ALLOW_IF(START, socket, IS(0, AF_UNIX), "the API's socket")
+ALLOW(START, bind, "the API's socket")
+ALLOW(START, listen, "the API's socket")
+
+/* Files. Where the VMM is jailed, there are few. */
+ALLOW(EVER, openat, "what a configuration names; PATCH /drives")
+ALLOW(EVER, newfstatat, "what kind of file it is, how large")
+ALLOW(EVER, lseek, "the size of a disk")
+ALLOW_IF(EVER, fcntl, IS(1, F_SETFL), "disks block; the console does not")
+ALLOW_IF(START, fcntl, IS(1, F_GETFL), "the console's flags, when it is a socket")
+ALLOW(START, pread64, "kernel and initrd")
+
+/* Memory: never executable. */
+ALLOW(EVER, brk, "the heap")
+ALLOW_IF(EVER, mmap, HAS_NONE_OF(2, PROT_EXEC), "the heap; guest memory, vCPUs, stacks, rings")
+ALLOW(EVER, munmap, "the heap; what a failed start leaves")
+ALLOW(EVER, mremap, "the heap: large requests to the API")
+ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
+ALLOW_IF(START, mprotect, HAS_NONE_OF(2, PROT_EXEC), "stacks, relocations")
+
+/* Log lines, and ways to end. */
+ALLOW(BOTH, gettid, "the thread's name in the log")
+ALLOW(BOTH, getpid, "the thread's name in the log")
+ALLOW_IF(VCPU, prctl, IS(0, PR_GET_NAME), "the thread's name in the log")
+ALLOW(EVER, rt_sigprocmask, "around signals sent to oneself")
+ALLOW(BOTH | UNSEEN, clock_gettime, "time, on hosts where reading it needs the kernel")
+ALLOW(BOTH, exit_group, "the end")
+ALLOW_IF(BOTH, ioctl, IS(1, TCGETS), "the terminal's mode")
+ALLOW_IF(BOTH, ioctl, IS(1, TCSETS), "the terminal's old mode, at the end")
+ALLOW_IF(VCPU, fcntl, IS(1, F_SETFL), "standard output's old flags, after a fatal signal")
+ALLOW_IF(BOTH | UNSEEN, tgkill, IS(2, SIGABRT), "a broken invariant")
+ALLOW(VCPU | UNSEEN, rt_sigprocmask, "a broken invariant")
+
+/* A start: what KVM is asked for. */
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_API_VERSION), "to check the host")
+ALLOW_IF(START, ioctl, IS(1, KVM_CHECK_EXTENSION), "to check the host")
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_VCPU_MMAP_SIZE), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_SUPPORTED_CPUID), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_VM), "the VM")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_USER_MEMORY_REGION), "guest memory")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_TSS_ADDR), "the VM")
+ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_IRQCHIP), "interrupt controllers")
+ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_PIT2), "the interval timer")
+ALLOW_IF(START, ioctl, IS(1, KVM_IRQFD), "interrupts of the legacy devices")
+ALLOW_IF(START, ioctl, IS(1, KVM_IOEVENTFD), "notifications of the virtio devices")
+ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_VCPU), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_CPUID2), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_MSRS), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_MSRS), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_LAPIC), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_LAPIC), "vCPUs")
+ALLOW_IF(START, ioctl, IS(1, KVM_GET_SREGS), "the first vCPU's entry")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_SREGS), "the first vCPU's entry")
+ALLOW_IF(START, ioctl, IS(1, KVM_SET_REGS), "the first vCPU's entry")
+ALLOW(EVER, getrandom, "the VM's generation id; the seed of hashes of JSON members")
+ALLOW(START, rt_sigaction, "handlers")
+
+/* Threads, but no processes: a filter can't see the flags of clone3, so the C library is told that
+ * there is none. */
+REFUSE(START, clone3, ENOSYS, "so that clone is called")
+ALLOW_IF(START, clone, IS(0, THREAD_FLAGS), "the vCPUs' threads")
+ALLOW(START, set_robust_list, "threads")
+ALLOW(START, rseq, "threads")
+ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install the filters of the threads")
+ALLOW_IF(START, prctl, IS(0, PR_GET_SECCOMP), "to see whether the jailer was there")
+ALLOW(START, seccomp, "the filters of the threads")
+
+/* From the jailer's execve to main(). */
+ALLOW(START, execve, "the jailer becomes the VMM")
+ALLOW(START, arch_prctl, "the C library's start")
+ALLOW(START, set_tid_address, "the C library's start")
+ALLOW(START, readlink, "the C library's start")
+ALLOW(START, prlimit64, "the C library's start")

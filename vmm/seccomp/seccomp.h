@@ -1,0 +1,23 @@
+/*
+ * The seccomp filters: which system calls are left to whom. The policy is policy.h; it is compiled
+ * to BPF while building, so that installing a filter is one system call on constant data.
+ *
+ * A filter is for the calling thread and for those it starts later; a thread that has several can
+ * do what all of them allow. What isn't allowed raises SIGSYS in the calling thread (signals.h).
+ */
+#pragma once
+
+#include <linux/filter.h>
+
+/* What the whole process may call from the jailer's execve on, and as it starts. */
+extern const struct sock_fprog seccomp_process;
+
+/* What is left to each thread from the guest's first instruction on. */
+struct seccomp_threads {
+    const struct sock_fprog *main, *vcpu;
+};
+extern const struct seccomp_threads seccomp_threads;
+extern const struct sock_fprog seccomp_main, seccomp_vcpu;
+
+/* Installs a filter. 0 or -errno. Sets no_new_privs, which the kernel asks for. */
+__attribute__((warn_unused_result)) int seccomp_install(const struct sock_fprog *program);
