@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <sched.h>
 #include <signal.h>
@@ -177,7 +178,8 @@ static void use_kvm(bool is_running)
     TRY("create another VM", SYS_ioctl, kvm, KVM_CREATE_VM, 0);
     TRY("start a thread", SYS_clone, CLONE_VM | CLONE_THREAD | CLONE_SIGHAND, 0, 0, 0, 0);
     TRY("set up an io_uring", SYS_io_uring_setup, 1, NULL);
-    TRY("open a UNIX socket", SYS_socket, AF_UNIX, SOCK_STREAM, 0);
+    TRY("listen for connections", SYS_listen, kvm, 1);
+    TRY("attach to another tap", SYS_ioctl, kvm, TUNSETIFF, NULL);
     TRY("change what signals do", SYS_rt_sigaction, SIGSYS, NULL, NULL, 8);
     TRY("lift a filter", SYS_seccomp, 0, 0, NULL);
 }

@@ -14,7 +14,8 @@
 /* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
 static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
 {
-    const unsigned device_count = plan->drive_count + plan->interface_count + (plan->vsock ? 1 : 0);
+    const unsigned device_count =
+        plan->drive_count + plan->interfaces->count + (plan->vsock ? 1 : 0);
     uint32_t gsi = GSI_FIRST;
 
     *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
@@ -167,8 +168,8 @@ static int add_drives(struct machine *m, const struct machine_plan *plan, struct
 
 static int add_interfaces(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
-    for (unsigned i = 0; i < plan->interface_count; i++) {
-        struct interface *interface = &plan->interfaces[i];
+    for (unsigned i = 0; i < plan->interfaces->count; i++) {
+        struct interface *interface = &plan->interfaces->items[i];
         const struct net_config *config = &interface->config;
         const struct net_host host = {
             .tap = &interface->tap,

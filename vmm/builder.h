@@ -5,11 +5,11 @@
 
 #include "virtio/block.h"
 #include "virtio/mmio.h"
-#include "virtio/net.h"
 #include "virtio/vsock.h"
 #include "vmm/boot_timer.h"
 #include "vmm/config.h"
 #include "vmm/i8042.h"
+#include "vmm/interfaces.h"
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
 
@@ -27,15 +27,10 @@ struct machine_plan {
     struct drive {
         struct drive_config config;
         struct block_file file;
-        struct block_async *async; /* NULL: the Sync engine */
-    } * drives;                    /* in attach order */
-    unsigned interface_count;
-    struct interface {
-        struct net_config config;
-        uint8_t mac[NET_MAC_BYTES]; /* of config.guest_mac */
-        struct net_tap tap;
-    } * interfaces;                   /* in attach order, behind the drives */
-    const struct vsock_config *vsock; /* NULL: none; else borrowed, as its listener, for good */
+        struct block_async *async;       /* NULL: the Sync engine */
+    } * drives;                          /* in attach order */
+    const struct interfaces *interfaces; /* attached behind the drives */
+    const struct vsock_config *vsock;    /* NULL: none; else borrowed, as its listener, for good */
     int vsock_listener;
 };
 

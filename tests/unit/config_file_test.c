@@ -90,10 +90,8 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
           SYNTAX "unknown field `zz`, expected one of `vcpu_count`, `mem_size_mib`, `smt`, "
                  "`cpu_template`, `track_dirty_pages`, `huge_pages` at line 1 column 56" },
         { "{\"drives\":[],\"drives\":[]}", SYNTAX "duplicate field `drives` at line 1 column 21" },
-        { "{\"vsock\":{\"guest_cid\":3}}",
-          SYNTAX "missing field `uds_path` at line 1 column 24" },
-        { "{\"network-interfaces\":[{}]}",
-          SYNTAX "missing field `iface_id` at line 1 column 25" },
+        { "{\"vsock\":{\"guest_cid\":3}}", SYNTAX "missing field `uds_path` at line 1 column 24" },
+        { "{\"network-interfaces\":[{}]}", SYNTAX "missing field `iface_id` at line 1 column 25" },
         { "{\"mmds-config\":{}}",
           SYNTAX "`mmds-config` is not supported by this version at line 1 column 15" },
         { "{\"balloon\":{}}",

@@ -81,7 +81,7 @@ Test(seccomp_filters, look_at_all_64_bits_of_a_request)
 
 Test(seccomp_filters, leave_what_a_start_needs_to_the_process_only)
 {
-    static const int calls[] = { SYS_clone,          SYS_execve,       SYS_socket, SYS_bind,
+    static const int calls[] = { SYS_clone,          SYS_execve,       SYS_listen, SYS_bind,
                                  SYS_io_uring_setup, SYS_rt_sigaction, SYS_seccomp };
 
     for (unsigned i = 0; i < sizeof(calls) / sizeof(*calls); i++) {
