@@ -496,6 +496,26 @@ void vm_stop(struct vm *vm)
     }
 }
 
+void vm_free(struct vm *vm)
+{
+    struct log_options log = log_get_options();
+
+    for (unsigned i = 0; i < vm->drive_count; i++)
+        close_drive(&vm->drives[i]);
+    free(vm->drives);
+    close_fdp(&vm->kernel_fd);
+    close_fdp(&vm->initrd_fd);
+    boot_source_fini(&vm->boot_source);
+    serial_config_fini(&vm->serial);
+    cpu_config_fini(&vm->cpu_config);
+    if (vm->log_module) {
+        log.module = NULL;
+        log_set_options(log);
+        free(vm->log_module);
+    }
+    free(vm);
+}
+
 const char *vm_id(const struct vm *vm)
 {
     return vm->options.id;
