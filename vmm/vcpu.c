@@ -378,8 +378,10 @@ int vcpus_start(struct vcpus *v, struct error *e)
     sigaction(KICK_SIGNAL, &kick, NULL);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
-    for (unsigned i = 0; i < v->count && !ret; i++)
-        ret = start_thread(&v->each[i], &attr);
+    while (v->started < v->count && !ret) {
+        ret = start_thread(&v->each[v->started], &attr);
+        v->started += !ret;
+    }
     pthread_attr_destroy(&attr);
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
@@ -388,12 +390,12 @@ void vcpus_pause(struct vcpus *v)
 {
     pthread_mutex_lock(&v->lock);
     v->pause = true;
-    for (unsigned i = 0; i < v->count; i++) {
+    for (unsigned i = 0; i < v->started; i++) {
         /* Read by the kernel on entry: closes the gap between a thread's last look and KVM_RUN. */
         __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
         pthread_kill(v->each[i].thread, KICK_SIGNAL);
     }
-    while (v->paused < v->count)
+    while (v->paused < v->started)
         pthread_cond_wait(&v->changed, &v->lock);
     pthread_mutex_unlock(&v->lock);
 }

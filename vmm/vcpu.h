@@ -23,6 +23,7 @@ struct kvm_run;
 /* What the vCPUs of one VM share. */
 struct vcpus {
     unsigned count;
+    unsigned started; /* the first so many have a thread */
     struct vcpu {
         struct vcpus *all;
         unsigned index;
@@ -53,9 +54,9 @@ void vcpus_fini(struct vcpus *v, const struct kvm *k);
 /* Points the first vCPU at the kernel; the others wait for the guest to start them. */
 must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, struct error *e);
 
-/* Starts the threads; the guest runs. */
+/* Starts the threads; the guest runs. On failure some of them may run. */
 must_check int vcpus_start(struct vcpus *v, struct error *e);
 
-/* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */
+/* Returns once every vCPU thread that was started has left the guest and stands still; harmless to repeat. */
 void vcpus_pause(struct vcpus *v);
 void vcpus_resume(struct vcpus *v);
