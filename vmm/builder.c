@@ -127,7 +127,8 @@ static int add_registers(struct machine *m, struct error *e)
     if (m->platform.virtio_count == 0)
         return 0;
     pages = mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    BUG_ON(pages == MAP_FAILED);
+    if (pages == MAP_FAILED)
+        return fail_os(e, errno, "cannot map the registers of the virtio devices");
     m->registers = pages;
     return kvm_add_readable(&m->kvm, m->platform.virtio[0].base, pages,
                             (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);

@@ -352,9 +352,12 @@ static void on_guest_end(struct loop_source *src, uint32_t ready)
 static int set_off(struct vm *vm, struct error *e)
 {
     struct machine *m = vm->machine;
+    int ret;
 
     vm->guest_end = (struct loop_source){ m->end.event_fd, EPOLLIN, on_guest_end };
-    BUG_ON(loop_add(vm->loop, &vm->guest_end) < 0);
+    ret = loop_add(vm->loop, &vm->guest_end);
+    if (ret < 0)
+        return fail_os(e, -ret, "event loop");
     if (!vm->serial.serial_out_path && console_has_input() &&
         serial_attach_input(&m->serial, vm->loop, e) == 0)
         console_raw();
