@@ -25,7 +25,7 @@ static int plan_platform(struct platform *p, const struct machine_plan *plan, st
     for (; p->virtio_count < device_count; p->virtio_count++)
         p->virtio[p->virtio_count] = (struct virtio_slot){
             .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
-            .gsi = gsi++,
+            .gsi = gsi++, // cppcheck-suppress unknownEvaluationOrder; two different names
         };
     p->vmgenid_gsi = gsi++;
     p->vmclock_gsi = gsi;
