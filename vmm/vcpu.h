@@ -57,6 +57,7 @@ must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, st
 /* Starts the threads; the guest runs. On failure some of them may run. */
 must_check int vcpus_start(struct vcpus *v, struct error *e);
 
-/* Returns once every vCPU thread that was started has left the guest and stands still; harmless to repeat. */
+/* Returns once every vCPU thread that was started has left the guest and stands still; harmless to
+ * repeat. */
 void vcpus_pause(struct vcpus *v);
 void vcpus_resume(struct vcpus *v);
