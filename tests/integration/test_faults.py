@@ -73,6 +73,10 @@ START_FAULTS = {
     "munmap": ["ENOMEM"], "write": ["ENOSPC", "EAGAIN"], "accept4": ["EINTR", "EMFILE"],
     "epoll_wait": ["EINTR"], "recvfrom": ["EINTR"], "sendmsg": ["EINTR", "EAGAIN"],
 }
+with open(mayfly.BINARY, "rb") as binary:
+    IS_SANITIZED = b"__asan_init" in binary.read()
+if IS_SANITIZED: # its own allocator can't go on without memory
+    del START_FAULTS["mmap"], START_FAULTS["munmap"]
 # Of these nobody notices one that fails.
 HARMLESS = {"munmap", "write", "accept4", "epoll_wait", "recvfrom", "sendmsg"}
 
@@ -156,7 +160,7 @@ def test_a_start_without_what_it_needs_says_why_and_leaves_nothing(tmp_path):
     ("lseek", "EIO", "Sync"), ("newfstatat", "EIO", "Sync"), ("fcntl", "EMFILE", "Sync"),
     ("io_uring_setup", "ENOMEM", "Async"), ("io_uring_setup", "EMFILE", "Async"),
     ("io_uring_setup", "ENOSYS", "Async"), ("io_uring_register", "ENOMEM", "Async"),
-    ("mmap", "ENOMEM", "Async"),
+    *([] if IS_SANITIZED else [("mmap", "ENOMEM", "Async")]),
 ])
 def test_a_drive_that_cannot_be_opened_is_refused_whole(tmp_path, call, error, engine):
     config = drive(make_disk(tmp_path / "disk", SECTORS), io_engine=engine)
