@@ -10,18 +10,6 @@
 static struct serial s;
 static int input_fd = -1; /* the other end of stdin */
 
-static void serve(struct loop *l)
-{
-    struct epoll_event ready[LOOP_BATCH];
-    int n = epoll_wait(l->epoll_fd, ready, LOOP_BATCH, 0);
-
-    for (int i = 0; i < n; i++) {
-        struct loop_source *src = ready[i].data.ptr;
-
-        src->on_ready(src, ready[i].events);
-    }
-}
-
 static void access_port(struct input *in, bool is_write)
 {
     uint8_t data[8], how = take8(in);
@@ -57,7 +45,7 @@ static void run(struct loop *loop, struct input *in)
         default: serial_resume(&s);
         }
         MUST(s.state.fifo_count <= SERIAL_FIFO_BYTES && s.state.fifo_head < SERIAL_FIFO_BYTES);
-        serve(loop);
+        loop_turn(loop, 0);
     }
 }
 

@@ -99,18 +99,8 @@ static inline void start_device(struct hostile *h, uint64_t features, const uint
 /* Serves what is ready now, until nothing is or it was a lot. */
 static inline void serve_loop(struct hostile *h)
 {
-    for (unsigned turn = 0; turn < TURNS_MAX; turn++) {
-        struct epoll_event ready[LOOP_BATCH];
-        int n = epoll_wait(h->loop.epoll_fd, ready, LOOP_BATCH, 0);
-
-        for (int i = 0; i < n; i++) {
-            struct loop_source *src = ready[i].data.ptr;
-
-            src->on_ready(src, ready[i].events);
-        }
-        if (n <= 0)
-            return;
-    }
+    for (unsigned turn = 0; turn < TURNS_MAX && loop_turn(&h->loop, 0); turn++)
+        ;
 }
 
 static inline unsigned take_queue(struct hostile *h)
