@@ -509,6 +509,8 @@ void vm_free(struct vm *vm)
     close_fdp(&vm->kernel_fd);
     close_fdp(&vm->initrd_fd);
     boot_source_fini(&vm->boot_source);
+    close_fdp(&vm->vsock_listener);
+    vsock_config_fini(&vm->vsock);
     serial_config_fini(&vm->serial);
     cpu_config_fini(&vm->cpu_config);
     if (vm->log_module) {
