@@ -200,7 +200,7 @@ static int read_cpu_config(const struct config_file *c, struct cpu_config *out, 
             BUG_ON(true);
         if (schema_decode(&path_schema, &path, list, strlen(list), e) < 0)
             return -1;
-        text = file = read_file(path, &size, e);
+        text = file = read_file(path, &size, e); /* NOLINT(*DeadStores): freed at the end */
         if (!text)
             return -1;
     }

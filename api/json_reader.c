@@ -79,7 +79,7 @@ static void show_double(char *out, size_t size, double d)
         snprintf(out, size, "%.*e", digits, d);
     while (strtod(out, NULL) != d && ++digits < 17);
     e = strchr(out, 'e');
-    exponent = e ? atoi(e + 1) : 0;
+    exponent = e ? (int)strtol(e + 1, NULL, 10) : 0;
     if (exponent >= -5 && exponent < 16)
         snprintf(out, size, "%.*f", digits > exponent ? digits - exponent : 1, d);
     else if (e && e[2] == '0') /* printf's exponent has two digits at least */

@@ -16,7 +16,7 @@ static size_t escape(char out[12], const char *s, size_t n)
     if (found)
         snprintf(out, 12, "\\%c", names[found - special]);
     else if (c == 0)
-        strcpy(out, "\\0");
+        snprintf(out, 12, "\\0");
     else if (length == 0)
         snprintf(out, 12, "\\x%02x", c);
     else if (c < 0x20 || c == 0x7f)

@@ -537,8 +537,8 @@ static void log_failure(const char *message)
     char line[sizeof(((struct error *)0)->msg)];
     size_t i = 0;
 
-    for (; message[i] && i < sizeof(line) - 1; i++)
-        line[i] = (unsigned char)message[i] < 0x20 ? ' ' : message[i];
+    for (; i < sizeof(line) - 1 && message[i]; i++)
+        line[i] = (char)((unsigned char)message[i] < 0x20 ? ' ' : message[i]);
     line[i] = '\0';
     log_error("Received Error. Status code: 400 Bad Request. Message: %s", line);
 }

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mount.h>
@@ -114,7 +115,7 @@ void cell_make(struct cell *c, const struct plan *p)
 static int find_uffd_minor(void)
 {
     char text[4096] = "\n"; /* so that each line begins with a line feed */
-    int fd = open("/proc/misc", O_RDONLY | O_CLOEXEC), minor;
+    int fd = open("/proc/misc", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text + 1, sizeof(text) - 2);
     char *name;
 
@@ -126,7 +127,7 @@ static int find_uffd_minor(void)
         return -1;
     while (*name != '\n')
         name--;
-    return sscanf(name, "%d", &minor) == 1 ? minor : -1;
+    return (int)strtol(name, NULL, 10); /* past the line feed and blanks */
 }
 
 /* A mount of one file, to be put where it belongs later; -1 if the host has no such file. */

@@ -172,6 +172,7 @@ static void count(struct block *b, const struct block_request *r)
 {
     struct block_metrics *m = &b->metrics;
 
+    /* NOLINTNEXTLINE(*NullDereference): next() sets the request where it says NEXT_OK */
     if (r->type == UINT32_MAX || r->status == VIRTIO_BLK_S_UNSUPP) {
         metric_inc(&m->invalid_reqs_count);
     } else if (r->status != VIRTIO_BLK_S_OK) {

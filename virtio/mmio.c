@@ -140,14 +140,14 @@ void virtio_needs_reset(struct virtio_device *d, const char *why)
 
 static bool is_active(const struct virtio_mmio *t)
 {
-    return (t->state.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET)) == STATUS_DRIVER_OK;
+    return t->state.is_activated && !(t->state.status & STATUS_NEEDS_RESET);
 }
 
 static void reset(struct virtio_mmio *t)
 {
     struct virtio_device *d = t->device;
 
-    if (t->state.status & STATUS_DRIVER_OK)
+    if (t->state.is_activated)
         d->ops->reset(d);
     for (unsigned i = 0; i < d->ops->queue_count; i++)
         virtq_stop(&d->queues[i]);
@@ -169,6 +169,7 @@ static void activate(struct virtio_mmio *t)
             return;
         }
     }
+    t->state.is_activated = true;
     d->ops->activate(d);
 }
 
@@ -373,7 +374,7 @@ void virtio_mmio_pause(struct virtio_mmio *t)
 {
     pthread_mutex_lock(&t->lock);
     t->is_paused = true;
-    if (is_active(t))
+    if (t->state.is_activated) /* also where it needs a reset: what was begun is still under way */
         t->device->ops->drain(t->device);
     pthread_mutex_unlock(&t->lock);
 }

@@ -25,6 +25,7 @@ struct virtio_mmio_state { /* what the guest can observe, beside the queues' sta
     uint64_t driver_features;
     uint32_t queue_sel;
     uint32_t config_generation;
+    bool is_activated; /* the device has its queues, until it is reset */
 };
 
 struct virtio_mmio {

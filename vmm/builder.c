@@ -15,7 +15,7 @@
 static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
 {
     const unsigned device_count =
-        plan->drive_count + plan->interfaces->count + (plan->vsock ? 1 : 0);
+        plan->drives->count + plan->interfaces->count + (plan->vsock ? 1 : 0);
     uint32_t gsi = GSI_FIRST;
 
     *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
@@ -26,7 +26,7 @@ static int plan_platform(struct platform *p, const struct machine_plan *plan, st
     for (; p->virtio_count < device_count; p->virtio_count++)
         p->virtio[p->virtio_count] = (struct virtio_slot){
             .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
-            .gsi = gsi++,
+            .gsi = gsi++, // cppcheck-suppress unknownEvaluationOrder; two different names
         };
     p->vmgenid_gsi = gsi++;
     p->vmclock_gsi = gsi;
@@ -38,8 +38,8 @@ static int write_cmdline(struct cmdline *c, const struct machine_plan *plan,
 {
     if (cmdline_init(c, plan->boot_args, e) < 0 || cmdline_add(c, e, "pci=off") < 0)
         return -1;
-    for (unsigned i = 0; i < plan->drive_count; i++) {
-        const struct drive_config *d = &plan->drives[i].config;
+    for (unsigned i = 0; i < plan->drives->count; i++) {
+        const struct drive_config *d = &plan->drives->items[i].config;
 
         if (!d->is_root_device)
             continue;
@@ -128,7 +128,8 @@ static int add_registers(struct machine *m, struct error *e)
     if (m->platform.virtio_count == 0)
         return 0;
     pages = mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    BUG_ON(pages == MAP_FAILED);
+    if (pages == MAP_FAILED)
+        return fail_os(e, errno, "cannot map the registers of the virtio devices");
     m->registers = pages;
     return kvm_add_readable(&m->kvm, m->platform.virtio[0].base, pages,
                             (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);
@@ -149,8 +150,8 @@ static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, st
 
 static int add_drives(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
-    for (unsigned i = 0; i < plan->drive_count; i++) {
-        struct drive *d = &plan->drives[i];
+    for (unsigned i = 0; i < plan->drives->count; i++) {
+        struct drive *d = &plan->drives->items[i];
         const struct block_host host = {
             .file = &d->file,
             .async = d->async,
@@ -182,7 +183,7 @@ static int add_interfaces(struct machine *m, const struct machine_plan *plan, st
 
         metrics_add_source(METRICS_OF_NET, config->iface_id, &m->nets[i].metrics);
         if (net_init(&m->nets[i], &host, e) < 0 ||
-            add_virtio(m, plan->drive_count + i, &m->nets[i].dev, e) < 0)
+            add_virtio(m, plan->drives->count + i, &m->nets[i].dev, e) < 0)
             return -1;
     }
     return 0;

@@ -3,11 +3,11 @@
  */
 #pragma once
 
-#include "virtio/block.h"
 #include "virtio/mmio.h"
 #include "virtio/vsock.h"
 #include "vmm/boot_timer.h"
 #include "vmm/config.h"
+#include "vmm/drives.h"
 #include "vmm/i8042.h"
 #include "vmm/interfaces.h"
 #include "vmm/serial.h"
@@ -23,12 +23,7 @@ struct machine_plan {
     const struct cpu_config *cpu_template; /* NULL: none */
     const struct serial_config *serial;
     bool boot_timer;
-    unsigned drive_count;
-    struct drive {
-        struct drive_config config;
-        struct block_file file;
-        struct block_async *async;       /* NULL: the Sync engine */
-    } * drives;                          /* in attach order */
+    struct drives *drives;               /* whose files PATCH may replace */
     const struct interfaces *interfaces; /* attached behind the drives */
     const struct vsock_config *vsock;    /* NULL: none; else borrowed, as its listener, for good */
     int vsock_listener;

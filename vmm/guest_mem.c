@@ -143,7 +143,7 @@ static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct er
             return fail_os(e, errno, "cannot read the image");
         if (got == 0)
             return fail(e, ERR_INVALID, "the image ends before byte %llu",
-                        (unsigned long long)(offset + n));
+                        (unsigned long long)offset + n);
         dst += got;
         offset += (uint64_t)got;
         n -= (uint64_t)got;

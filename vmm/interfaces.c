@@ -1,7 +1,6 @@
 #include "vmm/interfaces.h"
 
 #include <linux/if_ether.h>
-#include <stdio.h>
 #include <string.h>
 
 unsigned interfaces_find(const struct interfaces *list, const char *id)
@@ -59,9 +58,8 @@ int interfaces_put(struct interfaces *list, struct net_config *c, struct error *
 
     if (check_interface(list, c, e) < 0 || open_interface(&new.tap, c, old, e) < 0)
         return -1;
-    if (c->guest_mac)
-        BUG_ON(sscanf(c->guest_mac, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &new.mac[0], &new.mac[1],
-                      &new.mac[2], &new.mac[3], &new.mac[4], &new.mac[5]) != 6);
+    for (unsigned i = 0; c->guest_mac && i < NET_MAC_BYTES; i++)
+        new.mac[i] = (uint8_t)strtoul(&c->guest_mac[3 * i], NULL, 16);
     new.config = *c;
     *c = (struct net_config){ 0 };
     free(new.config.host_dev_name); /* the kernel may have chosen one */
@@ -76,4 +74,12 @@ int interfaces_put(struct interfaces *list, struct net_config *c, struct error *
     }
     list->items[list->count - 1] = new;
     return 0;
+}
+
+void interfaces_fini(struct interfaces *list)
+{
+    for (unsigned i = 0; i < list->count; i++)
+        close_interface(&list->items[i]);
+    free(list->items);
+    *list = (struct interfaces){ 0 };
 }

@@ -15,6 +15,9 @@ struct interfaces {
     unsigned count;
 };
 
+/* Closes all. Works on a zeroed object. */
+void interfaces_fini(struct interfaces *list);
+
 /* The interface of that id, or `count`. */
 unsigned interfaces_find(const struct interfaces *list, const char *id);
 

@@ -42,20 +42,25 @@ void loop_remove(struct loop *l, struct loop_source *src)
             l->batch[i].data.ptr = NULL;
 }
 
+bool loop_turn(struct loop *l, int timeout_ms)
+{
+    l->batch_next = 0;
+    l->batch_count = epoll_wait(l->epoll_fd, l->batch, LOOP_BATCH, timeout_ms);
+    BUG_ON(l->batch_count < 0 && errno != EINTR);
+    while (l->batch_next < l->batch_count && !l->stopping) {
+        struct epoll_event *ev = &l->batch[l->batch_next++];
+        struct loop_source *src = ev->data.ptr;
+
+        if (src)
+            src->on_ready(src, ev->events);
+    }
+    return l->batch_count > 0;
+}
+
 int loop_run(struct loop *l)
 {
-    while (!l->stopping) {
-        l->batch_next = 0;
-        l->batch_count = epoll_wait(l->epoll_fd, l->batch, LOOP_BATCH, -1);
-        BUG_ON(l->batch_count < 0 && errno != EINTR);
-        while (l->batch_next < l->batch_count && !l->stopping) {
-            struct epoll_event *ev = &l->batch[l->batch_next++];
-            struct loop_source *src = ev->data.ptr;
-
-            if (src)
-                src->on_ready(src, ev->events);
-        }
-    }
+    while (!l->stopping)
+        loop_turn(l, -1);
     return l->exit_code;
 }
 

@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -46,6 +47,10 @@ void loop_want(struct loop *l, struct loop_source *src, uint32_t want);
 
 /* Stops watching; harmless on a source that was never added (on_ready NULL). */
 void loop_remove(struct loop *l, struct loop_source *src);
+
+/* Serves the events there are, waiting for one up to timeout_ms (-1: for ever). False: none came.
+ */
+bool loop_turn(struct loop *l, int timeout_ms);
 
 /* Serves events until loop_stop(); returns its exit code. */
 int loop_run(struct loop *l);

@@ -388,7 +388,6 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
 {
     struct sigaction kick = { .sa_handler = on_kick };
     pthread_attr_t attr;
-    unsigned started = 0;
     int ret = 0;
 
     v->filter = filter;
@@ -398,27 +397,24 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     sigaction(KICK_SIGNAL, &kick, NULL);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
-    for (; started < v->count && !ret; started += !ret)
-        ret = start_thread(&v->each[started], &attr);
+    while (v->started < v->count && !ret) {
+        ret = start_thread(&v->each[v->started], &attr);
+        v->started += !ret;
+    }
     pthread_attr_destroy(&attr);
-    if (ret == 0)
-        return 0;
-    pthread_mutex_lock(&v->lock);
-    v->count = started; /* those that there are can be paused */
-    pthread_mutex_unlock(&v->lock);
-    return fail_os(e, ret, "cannot start a vCPU thread");
+    return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
 
 void vcpus_pause(struct vcpus *v)
 {
     pthread_mutex_lock(&v->lock);
     v->pause = true;
-    for (unsigned i = 0; i < v->count; i++) {
+    for (unsigned i = 0; i < v->started; i++) {
         /* Read by the kernel on entry: closes the gap between a thread's last look and KVM_RUN. */
         __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
         pthread_kill(v->each[i].thread, KICK_SIGNAL);
     }
-    while (v->paused < v->count)
+    while (v->paused < v->started)
         pthread_cond_wait(&v->changed, &v->lock);
     pthread_mutex_unlock(&v->lock);
 }

@@ -24,6 +24,7 @@ struct sock_fprog;
 /* What the vCPUs of one VM share. */
 struct vcpus {
     unsigned count;
+    unsigned started; /* the first so many have a thread */
     struct vcpu {
         struct vcpus *all;
         unsigned index;
@@ -61,6 +62,7 @@ must_check int vcpus_boot(struct vcpus *v, const struct kernel_image *kernel, st
  */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
-/* Returns once every vCPU thread has left the guest and stands still; harmless to repeat. */
+/* Returns once every vCPU thread that was started has left the guest and stands still; harmless to
+ * repeat. */
 void vcpus_pause(struct vcpus *v);
 void vcpus_resume(struct vcpus *v);

@@ -21,8 +21,7 @@ struct vm {
     struct machine_config machine_config;
     struct boot_source boot_source;
     int kernel_fd, initrd_fd; /* of boot_source; -1: none */
-    struct drive *drives;     /* in attach order: the root drive first */
-    unsigned drive_count;
+    struct drives drives;
     struct interfaces interfaces;
     struct vsock_config vsock;
     int vsock_listener; /* of vsock; -1: none */
@@ -141,87 +140,6 @@ static int put_boot_source(struct vm *vm, struct boot_source *b, struct error *e
     return 0;
 }
 
-/* The drive of that id, or drive_count. */
-static unsigned find_drive(const struct vm *vm, const char *id)
-{
-    unsigned i = 0;
-
-    while (i < vm->drive_count && strcmp(vm->drives[i].config.drive_id, id) != 0)
-        i++;
-    return i;
-}
-
-static int check_drive(const struct vm *vm, const struct drive_config *d, struct error *e)
-{
-    const struct drive_config *first = vm->drive_count ? &vm->drives[0].config : NULL;
-
-    if (!d->path_on_host == !d->socket)
-        return fail(e, ERR_INVALID,
-                    "Unable to create the virtio block device: Invalid block "
-                    "config.");
-    if (d->socket)
-        return fail(e, ERR_INVALID,
-                    "Unable to create the virtio block device: vhost-user sockets "
-                    "are not supported.");
-    if (d->is_root_device && first && first->is_root_device &&
-        strcmp(first->drive_id, d->drive_id) != 0)
-        return fail(e, ERR_INVALID, "A root block device already exists!");
-    return 0;
-}
-
-static void swap_drives(struct drive *a, struct drive *b)
-{
-    struct drive t = *a;
-
-    *a = *b;
-    *b = t;
-}
-
-/* Opens what a drive of that configuration needs; the configuration stays the caller's. */
-static int open_drive(struct drive *out, const struct drive_config *d, struct error *e)
-{
-    *out = (struct drive){ .file = { .fd = -1 } };
-    if (block_file_open(&out->file, d->path_on_host, d->is_read_only, e) < 0)
-        return fail_within(e, "Unable to create the virtio block device");
-    if (d->io_engine == IO_ENGINE_ASYNC && block_async_new(&out->async, &out->file, e) < 0) {
-        block_file_close(&out->file);
-        return fail_within(e, "Unable to create the virtio block device");
-    }
-    return 0;
-}
-
-static void close_drive(struct drive *d)
-{
-    block_async_free(d->async);
-    block_file_close(&d->file);
-    drive_config_fini(&d->config);
-}
-
-static int put_drive(struct vm *vm, struct drive_config *d, struct error *e)
-{
-    unsigned at = find_drive(vm, d->drive_id);
-    bool is_new = at == vm->drive_count;
-    struct drive drive;
-
-    if (check_drive(vm, d, e) < 0 || open_drive(&drive, d, e) < 0)
-        return -1;
-    drive.config = *d;
-    *d = (struct drive_config){ 0 };
-    if (is_new) {
-        vm->drives = reallocarray(vm->drives, ++vm->drive_count, sizeof(*vm->drives));
-        BUG_ON(!vm->drives);
-    } else {
-        close_drive(&vm->drives[at]);
-    }
-    vm->drives[at] = drive;
-    /* The root drive is attached first. A new one moves the others back, one that was there already
-     * changes places with the first. */
-    if (vm->drives[at].config.is_root_device)
-        for (; at > 0; at = is_new ? at - 1 : 0)
-            swap_drives(&vm->drives[at], &vm->drives[is_new ? at - 1 : 0]);
-    return 0;
-}
-
 /* The guest stands still while its disk changes. It reads the configuration in several loads, which
  * are plain ones (virtio/mmio.h): between two of them both the configuration and its generation
  * change, or neither (virtio 1.2, section 2.5.1). */
@@ -244,13 +162,13 @@ static int update_block(struct vm *vm, unsigned at, const struct block_file *fil
 static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
 {
     const struct rate_limits *limits = p->has_rate_limits ? &p->rate_limits : NULL;
-    unsigned at = find_drive(vm, p->drive_id);
+    unsigned at = drives_find(&vm->drives, p->drive_id);
     struct block_file file = { .fd = -1 };
     struct drive_config *config;
 
-    if (at == vm->drive_count)
+    if (at == vm->drives.count)
         return fail(e, ERR_INVALID, "Failed perform action on device: Device not found");
-    config = &vm->drives[at].config;
+    config = &vm->drives.items[at].config;
     if (!p->path_on_host && !limits)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
     if (p->path_on_host && block_file_open(&file, p->path_on_host, config->is_read_only, e) < 0)
@@ -378,7 +296,9 @@ static int set_off(struct vm *vm, struct error *e)
     int ret;
 
     vm->guest_end = (struct loop_source){ m->end.event_fd, EPOLLIN, on_guest_end };
-    BUG_ON(loop_add(vm->loop, &vm->guest_end) < 0);
+    ret = loop_add(vm->loop, &vm->guest_end);
+    if (ret < 0)
+        return fail_os(e, -ret, "event loop");
     if (!vm->serial.serial_out_path && console_has_input() &&
         serial_attach_input(&m->serial, vm->loop, e) == 0)
         console_raw();
@@ -401,8 +321,7 @@ static int start(struct vm *vm, struct error *e)
         .cpu_template = &vm->cpu_config,
         .serial = &vm->serial,
         .boot_timer = vm->options.boot_timer,
-        .drive_count = vm->drive_count,
-        .drives = vm->drives,
+        .drives = &vm->drives,
         .interfaces = &vm->interfaces,
         .vsock = vm_vsock(vm),
         .vsock_listener = vm->vsock_listener,
@@ -470,7 +389,7 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
     case ACT_PUT_MACHINE: return put_machine(vm, &a->machine, e);
     case ACT_PATCH_MACHINE: return apply_machine(vm, &a->machine, &vm->machine_config, e);
     case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
-    case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
+    case ACT_PUT_DRIVE: return drives_put(&vm->drives, &a->drive, e);
     case ACT_PATCH_DRIVE: return patch_drive(vm, &a->drive_patch, e);
     case ACT_PUT_NET: return interfaces_put(&vm->interfaces, &a->net, e);
     case ACT_PATCH_NET: return patch_net(vm, &a->net_patch, e);
@@ -522,13 +441,34 @@ void vm_stop(struct vm *vm)
     vcpus_pause(&vm->machine->vcpus);
     for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
         virtio_mmio_pause(&vm->machine->transports[i]);
-    for (unsigned i = 0; i < vm->drive_count; i++) {
-        const struct drive *d = &vm->drives[i];
+    for (unsigned i = 0; i < vm->drives.count; i++) {
+        const struct drive *d = &vm->drives.items[i];
         int ret = d->config.cache_type == CACHE_WRITEBACK ? block_file_sync(&d->file) : 0;
 
         if (ret)
             log_error("Drive %s: cannot sync: %s", d->config.drive_id, strerror(-ret));
     }
+}
+
+void vm_free(struct vm *vm)
+{
+    struct log_options log = log_get_options();
+
+    drives_fini(&vm->drives);
+    interfaces_fini(&vm->interfaces);
+    close_fdp(&vm->kernel_fd);
+    close_fdp(&vm->initrd_fd);
+    boot_source_fini(&vm->boot_source);
+    close_fdp(&vm->vsock_listener);
+    vsock_config_fini(&vm->vsock);
+    serial_config_fini(&vm->serial);
+    cpu_config_fini(&vm->cpu_config);
+    if (vm->log_module) {
+        log.module = NULL;
+        log_set_options(log);
+        free(vm->log_module);
+    }
+    free(vm);
 }
 
 const char *vm_id(const struct vm *vm)
@@ -553,12 +493,12 @@ const struct boot_source *vm_boot_source(const struct vm *vm)
 
 unsigned vm_drive_count(const struct vm *vm)
 {
-    return vm->drive_count;
+    return vm->drives.count;
 }
 
 const struct drive_config *vm_drive(const struct vm *vm, unsigned i)
 {
-    return &vm->drives[i].config;
+    return &vm->drives.items[i].config;
 }
 
 unsigned vm_net_count(const struct vm *vm)

@@ -86,12 +86,12 @@ struct vm;
 /* Never fails but for lack of memory, which ends the process. Borrows the loop. */
 struct vm *vm_new(struct loop *loop, const struct vm_options *options);
 
-/* Frees what an action still owns. */
-void action_fini(struct action *a);
-
 /* Carries out an action. 0, or -1 with nothing changed and a text for the client, which may put the
  * name of the subsystem before it. ERR_STATE: the action is not allowed in this state. */
 must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
+
+/* Frees a VM that was never started, with all it opened. (One that ran goes with its process.) */
+void vm_free(struct vm *vm);
 
 /* Ends a started or never started VM in order, flushing what a guest was promised is on the disk,
  * and restores the terminal. The vCPUs stop; the kernel frees the rest when the process exits. */

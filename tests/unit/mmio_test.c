@@ -227,6 +227,20 @@ Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
     cr_expect_eq(probe.kicks, 1);
 }
 
+Test(activation, that_failed_is_neither_drained_nor_reset)
+{
+    struct virtq_state st = { .size = 16, .ready = true, .desc = gpa(LAYOUT_VIRTIO) };
+
+    cr_assert(driver_negotiate(&d, FEATURES));
+    driver_set_queue(&d, &st);
+    driver_ok(&d);
+    cr_assert(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_resume(&d.transport);
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    cr_expect_eq(probe.activations + probe.drains + probe.resets, 0);
+}
+
 Test(activation, does_not_serve_a_queue_that_is_not_ready)
 {
     struct virtq_state st;
@@ -314,6 +328,17 @@ Test(kick, waits_while_paused)
     virtio_mmio_resume(&d.transport);
     run_loop();
     cr_expect_eq(probe.kicks, 1);
+}
+
+Test(kick, of_a_broken_device_is_drained_at_a_pause)
+{
+    driver_start(&d);
+    probe.breaks = true;
+    driver_kick(&d);
+    cr_assert(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    virtio_mmio_pause(&d.transport);
+    cr_expect_eq(probe.drains, 1);
+    virtio_mmio_resume(&d.transport);
 }
 
 Test(kick, wakes_the_loop_once_a_write)

@@ -48,9 +48,14 @@ int generation_write(struct guest_mem *m, struct error *e)
         .flags = VMCLOCK_FLAG_GENERATION | VMCLOCK_FLAG_NOTIFICATION,
     };
     uint8_t id[VMGENID_BYTES];
+    ssize_t got;
 
-    /* Requests of up to 256 bytes are served whole (getrandom(2)). */
-    if (getrandom(id, sizeof(id), 0) != sizeof(id))
+    /* Requests of up to 256 bytes are served whole; a signal comes only before there are any
+     * (getrandom(2)). */
+    do
+        got = getrandom(id, sizeof(id), 0);
+    while (got < 0 && errno == EINTR);
+    if (got != sizeof(id))
         return fail_os(e, errno, "Cannot get random bytes for the VM Generation ID");
     if (gmem_put(m, gpa(LAYOUT_VMGENID), &id) < 0 || gmem_put(m, gpa(LAYOUT_VMCLOCK), &clock) < 0)
         return fail(e, ERR_INVALID, "guest memory is too small for VMGenID and VMClock");

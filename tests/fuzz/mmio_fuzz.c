@@ -1,0 +1,124 @@
+/*
+ * virtio/mmio.c under any sequence of accesses, with a device that checks what the transport
+ * promises it: one activation between two resets, kicks only in between and only for queues that
+ * exist, and nothing acknowledged that was not offered.
+ */
+#include "tests/fuzz/support/device.h"
+
+#define OFFERED (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX | 0x55)
+
+static struct hostile h;
+static bool is_active, is_paused, wants_more, breaks;
+
+static void activate(struct virtio_device *d)
+{
+    MUST(!is_active);
+    MUST(!(d->acked & ~d->offered) && d->acked & UINT64_C(1) << VIRTIO_F_VERSION_1);
+    is_active = true;
+}
+
+static bool kick(struct virtio_device *d, unsigned queue)
+{
+    bool more = wants_more;
+
+    MUST(is_active && !is_paused && queue < 3 && d->queues[queue].mem);
+    MUST(!(read_status(&h) & VIRTIO_CONFIG_S_NEEDS_RESET));
+    if (breaks)
+        virtio_needs_reset(d, "it wants to");
+    virtio_signal_used(d, queue);
+    wants_more = false;
+    return more;
+}
+
+static void drain(struct virtio_device *d)
+{
+    (void)d;
+    MUST(is_active && is_paused);
+}
+
+static void reset(struct virtio_device *d)
+{
+    (void)d;
+    MUST(is_active);
+    is_active = false;
+}
+
+static const struct virtio_ops ops = {
+    .name = "fuzz",
+    .id = 42,
+    .queue_count = 3,
+    .activate = activate,
+    .kick = kick,
+    .drain = drain,
+    .reset = reset,
+};
+
+static void check(const struct virtio_device *d)
+{
+    uint32_t status = read_status(&h);
+
+    if (status & VIRTIO_CONFIG_S_DRIVER_OK)
+        MUST((status & 0xf) == 0xf);
+    if (status & VIRTIO_CONFIG_S_FEATURES_OK)
+        MUST((status & 0xb) == 0xb);
+    else
+        MUST(d->acked == 0 && !is_active);
+    MUST(!(d->acked & ~d->offered));
+    MUST(h.page[0] == 'v' && h.page[VIRTIO_MMIO_DEVICE_ID] == 42);
+}
+
+static void change_config(struct virtio_device *d)
+{
+    virtio_lock(d);
+    virtio_config_changed(d);
+    virtio_unlock(d);
+}
+
+static void touch(struct virtio_device *d)
+{
+    static const uint8_t steps[] = { 0, 1, 3, 0xb, 0xf, 0x80 };
+    static const uint16_t sizes[] = { 256, 1, 3 };
+    uint8_t op = take8(h.in);
+
+    switch (op % 9) {
+    case 0: step_register(&h); break;
+    case 1: write_register(&h, VIRTIO_MMIO_STATUS, steps[take8(h.in) % sizeof(steps)]); break;
+    case 2: step_start(&h); break;
+    case 3: step_queue(&h); break;
+    case 4:
+        wants_more = op & 0x80;
+        breaks = op >= 0xe0;
+        virtio_kick(d, op >> 3 & 1);
+        break;
+    case 5:
+        is_paused = true;
+        virtio_mmio_pause(&h.transport);
+        break;
+    case 6:
+        is_paused = false;
+        virtio_mmio_resume(&h.transport);
+        break;
+    case 7: change_config(d); break;
+    default: start_device(&h, OFFERED, sizes);
+    }
+    serve_loop(&h);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const uint8_t config[60];
+    struct input in = { data, size };
+    struct virtio_device d = { .ops = &ops, .offered = OFFERED, .config = config };
+
+    d.config_bytes = take8(&in) % sizeof(config);
+    is_active = is_paused = wants_more = breaks = false;
+    hostile_init(&h, &in);
+    hostile_attach(&h, &d);
+    while (in.left > 0) {
+        touch(&d);
+        check(&d);
+    }
+    virtio_mmio_fini(&h.transport);
+    loop_fini(&h.loop);
+    return 0;
+}

@@ -1,0 +1,270 @@
+/*
+ * A guest that attacks its VMM at full speed, from two vCPUs and until the test sends a byte, in
+ * the way that the command line names. Meanwhile the first vCPU reads from the second disk as an
+ * honest guest does; in the end the first disk, the victim, works after a reset.
+ */
+#include "runtime/block.h"
+#include "runtime/boot.h"
+#include "runtime/interrupts.h"
+#include "runtime/io.h"
+#include "runtime/report.h"
+#include "runtime/smp.h"
+
+#define COM1    0x3f8
+#define I8042   0x60
+#define QUEUE   256
+#define SPOILED 8 /* descriptors and heads that are garbage */
+#define SECTORS 64
+
+static struct virtio_device victim, bystander;
+static struct block_request request;
+static uint8_t *data, *other;
+static uint64_t places[8]; /* where the victim is lured to: pages of our own, or no RAM */
+static volatile uint32_t stop, stopped, wraps;
+
+static uint32_t draw(uint32_t *state)
+{
+    *state = *state * 1664525 + 1013904223;
+    return *state >> 8;
+}
+
+static bool victim_is_broken(void)
+{
+    return (virtio_read(&victim, VIRTIO_STATUS) & STATUS_NEEDS_RESET) != 0;
+}
+
+/* Without a look at what the device makes of it. */
+static void start_again(uint64_t wanted)
+{
+    virtio_write(&victim, VIRTIO_STATUS, 0);
+    virtio_negotiate(&victim, wanted);
+    victim.queue.avail[1] = 0;
+    virtq_tell(&victim, &victim.queue);
+    virtio_go(&victim);
+}
+
+/* A good request, for an attack that is about something else: the head is always 0. */
+static void offer_read(void)
+{
+    struct block_part part = { data, SECTOR };
+    struct virtq *q = &victim.queue;
+
+    block_lay(q, 0, &request, BLOCK_IN, 1, &part, 1);
+    q->avail[1]++;
+    virtio_kick(&victim);
+}
+
+static void garbage(uint32_t id, uint32_t r)
+{
+    static const uint32_t sizes[] = { 0, 1, 16, 512, 513, 1024, 4096, 0x80000000 };
+    struct virtq *q = &victim.queue;
+
+    q->desc[r % SPOILED] = (struct virtq_desc){ places[r >> 3 & 7], sizes[r >> 6 & 7], r >> 9 & 7,
+                                                (uint16_t)((r >> 12 & 15) % (SPOILED + 1)) };
+    q->avail[2 + (r >> 16 & 7)] = r >> 19 & 15 ? (r >> 19) % SPOILED : QUEUE;
+    if ((r & 3) != 0)
+        q->avail[1]++;
+    virtio_kick(&victim);
+    if (id == 1 && victim_is_broken())
+        start_again(r & 1 ? F_EVENT_IDX | F_INDIRECT_DESC : 0);
+}
+
+/* The rings move and vanish while the device is active and its requests are under way. */
+static void moving_rings(uint32_t id, uint32_t r)
+{
+    static const uint32_t registers[] = { VIRTIO_QUEUE_DESC, VIRTIO_QUEUE_DRIVER,
+                                          VIRTIO_QUEUE_DEVICE };
+
+    if (id == 2) {
+        offer_read();
+        return;
+    }
+    virtio_write(&victim, VIRTIO_QUEUE_SEL, r >> 20 & 1);
+    virtio_write(&victim, registers[r % 3], (uint32_t)places[r >> 3 & 7]);
+    virtio_write(&victim, registers[r % 3] + 4, (uint32_t)(places[r >> 3 & 7] >> 32));
+    virtio_write(&victim, VIRTIO_QUEUE_NUM, r >> 6 & 0x1ff);
+    virtio_write(&victim, VIRTIO_QUEUE_READY, r >> 15 & 1);
+    if ((r & 0xf0000) == 0)
+        start_again(0);
+}
+
+static void resets(uint32_t id, uint32_t r)
+{
+    if (id == 1)
+        start_again(r & 1 ? F_EVENT_IDX : 0);
+    else
+        offer_read();
+}
+
+/* Every status after every other, right and wrong. */
+static void statuses(uint32_t id, uint32_t r)
+{
+    static const uint8_t values[] = { 0, 1, 3, 0xb, 0xf, 0x4f, 0x80, 0xff };
+
+    virtio_write(&victim, VIRTIO_STATUS, values[(id == 1 ? r >> 3 : r) & 7]);
+    if ((r & 0x100) != 0)
+        virtq_tell(&victim, &victim.queue);
+    virtio_kick(&victim);
+}
+
+/* Notifications to a queue that is not ready, to queues that do not exist, in every width. */
+static void notifications(uint32_t id, uint32_t r)
+{
+    uint64_t at = victim.base + VIRTIO_QUEUE_NOTIFY;
+
+    if (id == 1 && (r & 0xff) == 0)
+        virtio_write(&victim, VIRTIO_STATUS, 0);
+    mmio_write32(at, 0);
+    mmio_write32(at, r & 1 ? r : 1);
+    mmio_write8(at, (uint8_t)r);
+    mmio_write64(at, r);
+}
+
+/* Interrupts acknowledged before they came, or never. */
+static void acknowledgements(uint32_t id, uint32_t r)
+{
+    if (id == 1)
+        virtio_write(&victim, VIRTIO_INTERRUPT_ACK, r & 1 ? 3 : ~0u);
+    else
+        offer_read();
+    if (id == 1 && victim_is_broken())
+        start_again(0);
+}
+
+/* Writes of every width to the configuration space and to the registers below the queue's, aligned
+ * or not, and across the end of the device. */
+static void configuration(uint32_t id, uint32_t r)
+{
+    uint64_t at = victim.base + (id == 1 ? VIRTIO_CONFIG + r % 0xf00 : r % VIRTIO_QUEUE_NUM);
+
+    mmio_write8(at, (uint8_t)r);
+    mmio_write16(at, (uint16_t)r);
+    mmio_write64(at, r);
+    if (id == 1)
+        mmio_write32(at & ~3ul, r);
+    mmio_write64(victim.base + VIRTIO_STEP - 1 - r % 8, r);
+}
+
+/* Never the divisor latch, nor loopback, and what the host sends is not thrown away. */
+static void serial_ports(uint32_t id, uint32_t r)
+{
+    if (id == 1)
+        outb(COM1, '\n');
+    else
+        outb((uint16_t)(COM1 + 1 + r % 7), (uint8_t)(r >> 8) & 0x6d);
+}
+
+/* Any command but the reset, any data, any width. */
+static void keyboard_ports(uint32_t id, uint32_t r)
+{
+    uint8_t value = (uint8_t)(r >> 8);
+
+    if (value != 0xfe)
+        outb(I8042 + 4, value);
+    outb(I8042, value);
+    outl((uint16_t)(I8042 + r % 2), r);
+    if (id == 2)
+        inb((uint16_t)(I8042 + (r & 4)));
+}
+
+/* The indices go round: each time a whole ring of requests without a buffer. */
+static void wrapping_indices(uint32_t id, uint32_t r)
+{
+    struct virtq *q = &victim.queue;
+    uint16_t index = q->avail[1];
+
+    (void)r;
+    if (id != 1 || virtq_used_index(q) != index)
+        return;
+    q->desc[0] = (struct virtq_desc){ (uint64_t)data, 0, 0, 0 };
+    q->avail[1] = (uint16_t)(index + QUEUE);
+    wraps += q->avail[1] == 0;
+    virtio_kick(&victim);
+}
+
+static const struct attack {
+    const char *name;
+    void (*strike)(uint32_t id, uint32_t r); /* id: 1 or 2, of the vCPU; r: random */
+} attacks[] = {
+    { "garbage", garbage },
+    { "moving_rings", moving_rings },
+    { "resets", resets },
+    { "statuses", statuses },
+    { "notifications", notifications },
+    { "acknowledgements", acknowledgements },
+    { "configuration", configuration },
+    { "serial_ports", serial_ports },
+    { "keyboard_ports", keyboard_ports },
+    { "wrapping_indices", wrapping_indices },
+}, *chosen;
+
+static volatile uint64_t strikes[3];
+
+static void attack(uint32_t id)
+{
+    uint32_t state = id;
+
+    while (!__atomic_load_n(&stop, __ATOMIC_ACQUIRE)) {
+        chosen->strike(id, draw(&state));
+        strikes[id]++;
+    }
+    __atomic_add_fetch(&stopped, 1, __ATOMIC_RELEASE);
+}
+
+static bool works(struct virtio_device *d, uint8_t *at, uint64_t number)
+{
+    return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
+}
+
+/* The host has written, and indices that are to wrap have. */
+static bool is_over(void)
+{
+    return (inb(COM1 + 5) & 1) != 0 && (chosen->strike != wrapping_indices || wraps > 1);
+}
+
+static bool both_start(void)
+{
+    return virtio_find(0, &victim) && virtio_find(1, &bystander) &&
+           virtio_start(&victim, 0, QUEUE) && virtio_start(&bystander, 0, 64);
+}
+
+static void lay_out(void)
+{
+    data = alloc_pages(2);
+    other = alloc_pages(1);
+    places[0] = places[1] = (uint64_t)data;
+    places[2] = (uint64_t)victim.queue.desc;
+    places[3] = (uint64_t)victim.queue.used;
+    places[4] = victim.base;
+    places[5] = LAPIC;
+    places[6] = 1ul << 46;
+    places[7] = ~0ul - 10;
+    ioapic_mask(victim.gsi); /* nobody waits for it */
+}
+
+void guest_main(void)
+{
+    unsigned wrong = 0;
+    uint64_t rounds = 0;
+
+    for (unsigned i = 0; i < sizeof(attacks) / sizeof(attacks[0]); i++)
+        if (boot_has(attacks[i].name))
+            chosen = &attacks[i];
+    if (!expect(chosen != NULL, "the_attack_is_known") || !expect(both_start(), "both_disks_start"))
+        return;
+    lay_out();
+    if (!expect(smp_start(1, attack) && smp_start(2, attack), "the_attackers_start"))
+        return;
+    print("attacking\n");
+    for (; !is_over(); rounds++)
+        wrong += !works(&bystander, other, rounds % SECTORS);
+    __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
+    expect(wait_until(stopped == 2), "the_attackers_stop");
+    outb(COM1 + 3, 3); /* as it was: eight bits, no interrupts */
+    outb(COM1 + 1, 0);
+    print("\n");
+    expect(strikes[1] > 0 && strikes[2] > 0 && rounds > 0, "both_sides_did_something");
+    expect_equal(wrong, 0, "the_other_disk_works_throughout");
+    expect(virtio_start(&victim, 0, QUEUE) && works(&victim, data, 5), "the_victim_works_again");
+    print("%lu and %lu strikes in %lu rounds\n", strikes[1], strikes[2], rounds);
+}

@@ -1,0 +1,307 @@
+"""What the host refuses: strace makes one system call of a running VMM fail, or do less than it was
+asked, at the process's start, while drives are configured, at each call of a microVM's start, and
+while devices work. The client gets the reason and nothing is left behind, or nobody notices.
+
+Errors are injected by ptrace at the real system calls, so it is the binary as it is that is tested.
+"""
+
+import collections
+import contextlib
+import errno
+import os
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+import mayfly
+from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark as needs_kvm
+
+SECTORS = 256
+THIN_BYTES = 1 << 20 # of a disk with a hole, which can be discarded
+LIMITS = {"ops": {"size": 1, "refill_time": 1}}
+STRERROR = {name: f"{os.strerror(number)} (os error {number})"
+            for number, name in errno.errorcode.items()}
+
+pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="NO FAULTS: there is no strace")
+
+
+@pytest.fixture(autouse=True)
+def no_leak_check(monkeypatch):
+    """LeakSanitizer does not work under ptrace."""
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+
+
+@contextlib.contextmanager
+def traced(machine, tmp_path, *injections, thread=None):
+    """Attaches strace to the main thread, or another one; yields the path of what it writes."""
+    log = tmp_path / "strace"
+    expressions = [word for i in injections for word in ("-e", f"inject={i}")]
+    with subprocess.Popen(["strace", "-p", str(thread or machine.process.pid), "-o", log,
+                           *expressions], stderr=subprocess.PIPE) as strace:
+        assert b"attached" in strace.stderr.readline()
+        try:
+            yield log
+        finally:
+            strace.terminate()
+
+
+def injected(log):
+    return [line for line in log.read_text().splitlines() if line.endswith("(INJECTED)")]
+
+
+def descriptors(machine):
+    """Without those of API connections, which may still be closing."""
+    directory = f"/proc/{machine.process.pid}/fd"
+    links = []
+    for fd in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"{directory}/{fd}"))
+    return sorted(re.sub(r"\d+", "N", link) for link in links if not link.startswith("socket:"))
+
+
+# The start of a microVM.
+
+# Which calls of the main thread fail, and how. What libc does to its own threads' stacks and signals
+# is left alone, as is what can't fail.
+START_FAULTS = {
+    "openat": ["EMFILE"], "ioctl": ["ENOMEM"], "mmap": ["ENOMEM"], "epoll_ctl": ["ENOMEM"],
+    "eventfd2": ["EMFILE"], "timerfd_create": ["EMFILE"], "pread64": ["EIO", "EINTR"],
+    "newfstatat": ["EIO"], "getrandom": ["EAGAIN", "EINTR"], "clone3": ["EAGAIN"],
+    "munmap": ["ENOMEM"], "write": ["ENOSPC", "EAGAIN"], "accept4": ["EINTR", "EMFILE"],
+    "epoll_wait": ["EINTR"], "recvfrom": ["EINTR"], "sendmsg": ["EINTR", "EAGAIN"],
+}
+with open(mayfly.BINARY, "rb") as binary:
+    IS_SANITIZED = b"__asan_init" in binary.read()
+if IS_SANITIZED: # its own allocator can't go on without memory
+    del START_FAULTS["mmap"], START_FAULTS["munmap"]
+# Of these nobody notices one that fails.
+HARMLESS = {"munmap", "write", "accept4", "epoll_wait", "recvfrom", "sendmsg"}
+
+
+@contextlib.contextmanager
+def configured(tmp_path):
+    disk = make_disk(tmp_path / "disk", SECTORS)
+    drives = [drive(disk), drive(disk, "async", io_engine="Async", is_read_only=True,
+                                 rate_limiter=LIMITS)]
+    with Machine("smp", vcpus=2, drives=drives) as machine:
+        machine.configure()
+        yield machine
+
+
+def calls_of_a_start(tmp_path):
+    """How often each system call is made from the request to its answer."""
+    with configured(tmp_path) as machine, traced(machine, tmp_path) as log:
+        assert machine.instance_start()[0] == 204
+        machine.finish()
+    until_answer, answer, _ = log.read_text().partition("sendmsg(")
+    return collections.Counter(re.findall(r"^(\w+)\(", until_answer + answer, re.M))
+
+
+def answer_of(machine):
+    """Status and text; None where the connection was cut before."""
+    try:
+        status, _, body = machine.instance_start()
+    except ConnectionError:
+        return None, ""
+    return status, body["fault_message"] if body else ""
+
+
+def start_with_fault(tmp_path, call, error, which):
+    """One start with one fault; what was wrong with it, or None."""
+    with configured(tmp_path) as machine:
+        before = descriptors(machine)
+        with traced(machine, tmp_path, f"{call}:error={error}:when={which}") as log:
+            status, text = answer_of(machine)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                machine.wait(0 if status == 204 else 0.1)
+        if not injected(log):
+            return "the fault did not happen"
+        if status == 204:
+            machine.finish()
+            return None
+        if call in HARMLESS:
+            return f"{status} {text}"
+        if status == 400 and not re.search(r"os error \d+\)|Kernel Loader|lacks the capab", text):
+            return f"no reason in {text!r}"
+        if machine.process.poll() is not None: # threads had begun to run
+            return None if machine.wait() == 1 and status == 400 else f"exit code {machine.wait()}"
+        if machine.ok("GET", "/")["state"] != "Not started":
+            return "not as it was before"
+        if descriptors(machine) != before:
+            return f"left open: {set(descriptors(machine)) - set(before)}"
+        if machine.instance_start()[0] != 204:
+            return "does not start afterwards"
+        machine.finish()
+    return None
+
+
+@needs_kvm
+def test_a_start_without_what_it_needs_says_why_and_leaves_nothing(tmp_path):
+    calls = calls_of_a_start(tmp_path)
+    assert calls["ioctl"] > 30 and calls["clone3"] == 2
+    wrong = {}
+    for call, errors in START_FAULTS.items():
+        assert calls[call] > 0, call
+        for error in errors:
+            for which in range(1, calls[call] + 1):
+                result = start_with_fault(tmp_path, call, error, which)
+                if result:
+                    wrong[f"{call} {which} {error}"] = result
+    assert not wrong
+
+
+# Configuration.
+
+@pytest.mark.parametrize("call, error, engine", [
+    ("openat", "EMFILE", "Sync"), ("openat", "EINTR", "Sync"), ("openat", "EIO", "Sync"),
+    ("lseek", "EIO", "Sync"), ("newfstatat", "EIO", "Sync"), ("fcntl", "EMFILE", "Sync"),
+    ("io_uring_setup", "ENOMEM", "Async"), ("io_uring_setup", "EMFILE", "Async"),
+    ("io_uring_setup", "ENOSYS", "Async"), ("io_uring_register", "ENOMEM", "Async"),
+    *([] if IS_SANITIZED else [("mmap", "ENOMEM", "Async")]),
+])
+def test_a_drive_that_cannot_be_opened_is_refused_whole(tmp_path, call, error, engine):
+    config = drive(make_disk(tmp_path / "disk", SECTORS), io_engine=engine)
+    with mayfly.Mayfly() as vm:
+        before = descriptors(vm)
+        with traced(vm, tmp_path, f"{call}:error={error}:when=1") as log:
+            status, _, body = vm.request("PUT", "/drives/disk", config)
+        assert len(injected(log)) == 1
+        assert status == 400 and STRERROR[error] in body["fault_message"]
+        assert vm.ok("GET", "/vm/config")["drives"] == []
+        assert descriptors(vm) == before
+        vm.ok("PUT", "/drives/disk", config)
+
+
+@pytest.mark.parametrize("path, body", [
+    ("/boot-source", {"kernel_image_path": "/bin/true"}),
+    ("/logger", {"log_path": "{}/log"}),
+    ("/metrics", {"metrics_path": "{}/metrics"}),
+])
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path, path, body):
+    body = {name: value.format(tmp_path) for name, value in body.items()}
+    with mayfly.Mayfly() as vm:
+        before = descriptors(vm)
+        with traced(vm, tmp_path, "openat:error=EMFILE:when=1"):
+            status, _, answer = vm.request("PUT", path, body)
+        assert status == 400 and STRERROR["EMFILE"] in answer["fault_message"]
+        assert descriptors(vm) == before
+        vm.ok("PUT", path, body)
+
+
+# The start of the process.
+
+@pytest.mark.parametrize("call, error", [
+    ("socket", "EMFILE"), ("bind", "EACCES"), ("listen", "ENOMEM"), ("epoll_create1", "EMFILE"),
+    ("epoll_ctl", "ENOMEM"), ("openat", "EMFILE"),
+])
+def test_a_process_that_cannot_begin_ends_with_the_reason(tmp_path, call, error):
+    socket = tmp_path / "api.sock"
+    options = ["-e", f"inject={call}:error={error}"]
+    if call == "openat": # the loader's, in a build that has one, are left alone
+        options += ["-P", str(tmp_path / "log")]
+    result = subprocess.run(
+        ["strace", "-o", tmp_path / "strace", *options, mayfly.BINARY, "--api-sock", socket,
+         "--log-path", tmp_path / "log"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert injected(tmp_path / "strace")
+    assert result.returncode == 1
+    assert re.fullmatch(rf"Error: .*{re.escape(STRERROR[error])}.*\n", result.stderr)
+
+
+# Devices at work.
+
+@contextlib.contextmanager
+def at_work(tmp_path, engine="Sync"):
+    disk = make_disk(tmp_path / "disk", SECTORS)
+    os.truncate(disk, THIN_BYTES)
+    drives = [drive(disk, io_engine=engine, cache_type="Writeback")]
+    with Machine("requests", drives=drives, stdin=subprocess.PIPE) as machine:
+        machine.boot()
+        machine.wait_for_output("ready\n")
+        yield machine
+        send(machine, "q")
+        machine.finish()
+
+
+def send(machine, letter):
+    machine.process.stdin.write(letter.encode())
+    machine.process.stdin.flush()
+
+
+def answer_to(machine, letter):
+    seen = len(machine.output())
+    end = time.monotonic() + DEADLINE_S
+    send(machine, letter)
+    while "\n" not in machine.output()[seen:]:
+        assert machine.process.poll() is None and time.monotonic() < end
+        time.sleep(0.001)
+    return machine.output()[seen:].strip()
+
+
+OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
+
+
+@needs_kvm
+@pytest.mark.parametrize("letter, call, error, status", [
+    ("r", "preadv", "EIO", IO_ERROR), ("r", "preadv", "EINTR", OK),
+    ("w", "pwritev", "ENOSPC", IO_ERROR), ("w", "pwritev", "EIO", IO_ERROR),
+    ("w", "pwritev", "EINTR", OK), ("f", "fdatasync", "EIO", IO_ERROR),
+    ("f", "fdatasync", "ENOSPC", IO_ERROR), ("d", "fallocate", "EOPNOTSUPP", UNSUPPORTED),
+    ("d", "fallocate", "EINTR", OK), ("z", "fallocate", "ENOSPC", IO_ERROR),
+    ("r", "epoll_wait", "EINTR", OK), ("r", "read", "EINTR", OK), ("r", "read", "EAGAIN", OK),
+])
+def test_a_request_tells_the_guest_what_became_of_it(tmp_path, letter, call, error, status):
+    with at_work(tmp_path) as machine:
+        with traced(machine, tmp_path, f"{call}:error={error}:when=1") as log:
+            assert answer_to(machine, letter) == f"{letter} {status}"
+        assert len(injected(log)) == 1
+        assert answer_to(machine, "r").startswith("r 0")
+
+
+@needs_kvm
+@pytest.mark.parametrize("letter, call", [("r", "preadv"), ("w", "pwritev")])
+def test_a_transfer_that_was_cut_short_goes_on_where_it_stopped(tmp_path, letter, call):
+    with at_work(tmp_path) as machine:
+        with traced(machine, tmp_path, f"{call}:retval=100:when=1") as log:
+            assert answer_to(machine, letter) == f"{letter} 0"
+        moves = re.findall(rf"^{call}\(.*iov_len=(\d+)}}\], 1, (\d+)\)", log.read_text(), re.M)
+        assert moves == [("1024", "2048"), ("924", "2148")]
+
+
+@needs_kvm
+def test_a_file_that_ends_early_is_an_error(tmp_path):
+    with at_work(tmp_path) as machine, traced(machine, tmp_path, "preadv:retval=0:when=1"):
+        assert answer_to(machine, "r") == "r 1"
+
+
+@needs_kvm
+@pytest.mark.parametrize("error", ["EAGAIN", "EBUSY", "EINTR", "ENOMEM"])
+@pytest.mark.parametrize("letter", ["r", "f"])
+def test_a_ring_that_the_host_does_not_take_is_submitted_again(tmp_path, letter, error):
+    with at_work(tmp_path, "Async") as machine:
+        with traced(machine, tmp_path, f"io_uring_enter:error={error}:when=1..3") as log:
+            assert answer_to(machine, letter) == f"{letter} 0"
+        assert len(injected(log)) == 3
+
+
+@needs_kvm
+@pytest.mark.parametrize("error", ["EINTR", "EAGAIN"])
+def test_a_vcpu_that_was_interrupted_goes_on(tmp_path, error):
+    with at_work(tmp_path) as machine:
+        threads = sorted(map(int, os.listdir(f"/proc/{machine.process.pid}/task")))
+        with traced(machine, tmp_path, f"ioctl:error={error}:when=1..9", thread=threads[1]) as log:
+            assert answer_to(machine, "r") == "r 0"
+        assert len(injected(log)) == 9
+
+
+@needs_kvm
+@pytest.mark.parametrize("error", ["EAGAIN", "ENOSPC", "EIO"])
+def test_output_that_the_host_does_not_take_is_dropped_and_counted(tmp_path, error):
+    with at_work(tmp_path) as machine:
+        threads = sorted(map(int, os.listdir(f"/proc/{machine.process.pid}/task")))
+        with traced(machine, tmp_path, f"write:error={error}:when=1", thread=threads[1]) as log:
+            assert answer_to(machine, "f") == "0" # of "f 0": the blank is the second byte
+        assert len(injected(log)) == 1

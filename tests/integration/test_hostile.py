@@ -1,0 +1,84 @@
+"""A guest attacks its VMM (tests/guests/evil.c) while a client works with the API: the VMM lives,
+answers, stays within its memory, descriptors and threads, sleeps when the guest is paused, and the
+guest's second disk works throughout.
+
+MAYFLY_ROUNDS sets how often the client goes round during each attack.
+"""
+
+import os
+import subprocess
+import time
+
+import pytest
+
+import mayfly
+from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark  # noqa: F401
+
+ROUNDS = int(os.environ.get("MAYFLY_ROUNDS", "10"))
+SECTORS = 256
+MEMORY_KIB = 4096 # what an attack may make the VMM hold beyond what it held before
+ATTACKS = ["garbage", "moving_rings", "resets", "statuses", "notifications", "acknowledgements",
+           "configuration", "serial_ports", "keyboard_ports", "wrapping_indices"]
+
+
+def at_rest(machine):
+    """(RssAnon in KiB, threads, open descriptors) once the API's last connection is closed: the
+    third answer on one that stays open shows that the loop has been round since."""
+    with machine.connect() as client:
+        for _ in range(3):
+            client.sendall(mayfly.encode("GET", "/"))
+            mayfly.Answers(client).next()
+        with open(f"/proc/{machine.process.pid}/status", encoding="ascii") as text:
+            fields = dict(line.split(":", 1) for line in text)
+        return (int(fields["RssAnon"].split()[0]), int(fields["Threads"]),
+                len(os.listdir(f"/proc/{machine.process.pid}/fd")))
+
+
+def main_thread_state(machine):
+    with open(f"/proc/{machine.process.pid}/task/{machine.process.pid}/stat",
+              encoding="ascii") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0]
+
+
+def assert_sleeps(machine):
+    """What an event loop that has something to do for ever does not."""
+    end = time.monotonic() + DEADLINE_S
+    in_a_row = 0
+    while in_a_row < 20:
+        in_a_row = in_a_row + 1 if main_thread_state(machine) == "S" else 0
+        assert time.monotonic() < end, "the paused VMM does not come to rest"
+
+
+def go_round(machine, limits):
+    assert machine.ok("GET", "/")["state"] == "Running"
+    machine.ok("PATCH", "/drives/victim", {"drive_id": "victim", "rate_limiter": limits})
+    machine.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
+    machine.ok("PATCH", "/vm", {"state": "Paused"})
+    assert_sleeps(machine)
+    machine.ok("PATCH", "/vm", {"state": "Resumed"})
+
+
+@pytest.mark.parametrize("engine", ["Sync", "Async"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_harms_nobody_else(tmp_path, attack, engine):
+    disk = make_disk(tmp_path / "disk", SECTORS)
+    other = make_disk(tmp_path / "other", SECTORS)
+    before = disk.read_bytes()
+    drives = [drive(disk, "victim", is_read_only=True, io_engine=engine), drive(other, "other")]
+    with Machine("evil", attack, vcpus=3, drives=drives, stdin=subprocess.PIPE) as machine:
+        start = time.monotonic()
+        machine.boot()
+        machine.wait_for_output("attacking")
+        go_round(machine, {"ops": {"size": 1000, "refill_time": 10}})
+        memory, threads, descriptors = at_rest(machine)
+        for i in range(ROUNDS):
+            go_round(machine, {"ops": {"size": 1000 * (i % 2), "refill_time": 10}})
+        after = at_rest(machine)
+        machine.process.stdin.write(b"x")
+        machine.process.stdin.flush()
+        machine.finish()
+        complaints = machine.log().count("stops until the guest resets it")
+        assert complaints <= time.monotonic() - start + 2 # one in each second that was begun
+    assert after[0] <= memory + MEMORY_KIB
+    assert after[1:] == (threads, descriptors)
+    assert disk.read_bytes() == before
