@@ -66,7 +66,7 @@ host() { # APPLET ARGUMENT...
 }
 
 if [ -n "$net" ]; then
-    host tunctl -t tap0 >/dev/null
+    host tunctl -t tap0
     host ip address add 172.30.0.1/24 dev tap0
     host ip link set tap0 up
     mkdir "$work/www"
