@@ -317,7 +317,9 @@ int net_init(struct net *n, const struct net_host *host, struct error *e)
     *n = (struct net){
         .dev = { .ops = &net_ops,
                  .config = &n->config,
-                 .config_bytes = offsetof(struct virtio_net_config, mtu) + sizeof(n->config.mtu) },
+                 .config_bytes = offsetof(struct virtio_net_config, mtu) + sizeof(n->config.mtu),
+                 .activate_fails = &n->metrics.activate_fails,
+                 .cfg_fails = &n->metrics.cfg_fails },
         .host = *host,
     };
     describe(n);
