@@ -43,7 +43,8 @@ def inside(network):
 def new_network():
     """A descriptor of an empty network; the network goes with the last one that holds it."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    assert LIBC.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    if LIBC.unshare(CLONE_NEWNET) < 0:
+        pytest.skip("THE NETWORK'S EXAMPLE WAS NOT RUN: this root may make no network namespace")
     made = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     run("ip", "link", "set", "lo", "up")
     enter(before)

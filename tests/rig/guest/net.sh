@@ -7,6 +7,7 @@ mount -t proc proc $tools/proc
 head -c 500001 /dev/urandom >/tmp/data
 echo 0 >/proc/sys/net/ipv6/conf/eth0/dad_transmits
 ip address add fd00:30::2/64 dev eth0
+while ip address show dev eth0 | grep -q tentative; do sleep 0.1; done
 sum=$(sha256sum </tmp/data)
 nc -ll -p 9003 -e sha256sum &
 
