@@ -1,6 +1,7 @@
 """api/openapi.yaml and the server say the same: the file's operations, schemas and examples are
 walked against the running server. Needs python3-yaml."""
 
+import ctypes
 import json
 import os
 import re
@@ -19,6 +20,8 @@ METHODS = ("get", "put", "patch", "delete")
 JSON = "application/json"
 FILES = "/srv/vm"
 EXAMPLE_ID = "rootfs"
+CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
+LIBC = ctypes.CDLL(None)
 needs_kvm = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK),
     reason="WHAT FOLLOWS THE START WAS NOT CHECKED: no /dev/kvm that can be opened here")
@@ -220,8 +223,20 @@ def test_the_checker_finds_what_does_not_fit():
 # The server
 
 
+def enter_own_network():
+    """A network namespace in which the process may make taps. Who is not root becomes it there."""
+    user = os.getuid()
+    if LIBC.unshare(CLONE_NEWNET | (CLONE_NEWUSER if user else 0)) == 0 and user:
+        with open("/proc/self/uid_map", "w", encoding="ascii") as ids:
+            ids.write(f"0 {user} 1")
+
+
 class Served(Mayfly):
-    """A server with the files of the examples in its directory, in any phase."""
+    """A server with the files of the examples in its directory, in any phase, on a network without
+    anything."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, before_exec=enter_own_network, **more)
 
     def start(self):
         for name in ("vmlinux", "initrd", "root.ext4", "data.ext4"):
@@ -248,6 +263,7 @@ class Served(Mayfly):
             drive = {"drive_id": EXAMPLE_ID, "path_on_host": f"{self.directory}/root.ext4",
                      "is_root_device": True}
             self.ok("PUT", f"/drives/{EXAMPLE_ID}", drive)
+            self.ok("PUT", "/network-interfaces/eth0", {"iface_id": "eth0", "host_dev_name": "tap0"})
             self.ok("PUT", "/actions", {"action_type": "InstanceStart"})
         return self
 

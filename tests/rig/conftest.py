@@ -14,6 +14,13 @@ ROOT = HERE.parent.parent
 KERNEL_VERSION = "6.1"
 
 
+NET_TOOLS = ["iperf3", "ethtool"]
+
+
+def find(program):
+    return shutil.which(program, path=os.environ["PATH"] + ":/sbin:/usr/sbin")
+
+
 def last_line(*argv):
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
 
@@ -26,8 +33,10 @@ def files(tmp_path_factory):
     files = {"mayfly": mayfly.resolve()}
     for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
-    if shutil.which("fio"):
-        files["fio.ext4"] = pathlib.Path(last_line(HERE / "guest" / "build-fio"))
+    for name, programs, config in ("fio", ["fio"], "fio.ini"), ("net", NET_TOOLS, "net.sh"):
+        if all(find(program) for program in programs):
+            build = [HERE / "guest" / "build-tools", name, *programs, "--", config]
+            files[f"{name}.ext4"] = pathlib.Path(last_line(*build))
     build = ROOT / "guest-kernel-configs" / "build"
     for variant in ("acpi", "noacpi"):
         directory = pathlib.Path(last_line(build, KERNEL_VERSION, variant))
@@ -57,15 +66,17 @@ def host(files, tmp_path_factory):
     if choose_host().startswith("direct"):
         for name, path in files.items():
             (directory / name).symlink_to(path)
-        host = Host([], str(directory), log)
+        # A network of its own, in which taps may be made.
+        unshare = ["unshare", "--net", *(["--map-root-user"] if os.getuid() else [])]
+        host = Host(unshare, str(directory), log)
+        host.run("busybox ip link set lo up")
     else:
         argv = [HERE / "rig", "--stdin", "--memory", "3072", "--timeout", "1200"]
         argv += ["--log", directory / "console"]
         for name, path in files.items():
             argv += ["--file", f"{path}:/mayfly/{name}"]
-        for tool in ("curl", "debugfs", "e2fsck"):
-            path = shutil.which(tool, path=os.environ["PATH"] + ":/sbin")
-            argv += ["--file", f"{path}:/bin/{tool}"]
+        for tool in ("curl", "debugfs", "e2fsck", *filter(find, NET_TOOLS)):
+            argv += ["--file", f"{find(tool)}:/bin/{tool}"]
         host = Host([*argv, "--"], "/mayfly", log)
     yield host
     host.close()

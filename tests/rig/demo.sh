@@ -1,17 +1,24 @@
 #!/bin/bash
 # What ./devtool run shows, on hardware and in the rig alike: starts mayfly, configures it with curl
 # step by step, boots Debian's kernel from an ext4 disk, shows the guest's console and where the
-# time went.
+# time went. With --net the guest has a TAP, pings this host and gets a page of it by HTTP; that
+# takes a network namespace in which a TAP may be made.
 set -euo pipefail
 
-[ $# -ge 2 ] || { echo "usage: demo.sh MAYFLY GUEST-DIRECTORY [--shell]" >&2; exit 2; }
-mayfly=$1 guest=$2 shell=
-[ "${3:-}" = --shell ] && shell=1
+[ $# -ge 2 ] || { echo "usage: demo.sh MAYFLY GUEST-DIRECTORY [--net] [--shell]" >&2; exit 2; }
+mayfly=$1 guest=$2 shell='' net=''
+shift 2
+for option; do
+    case $option in
+    --shell) shell=1 ;;
+    --net) net=1 ;;
+    esac
+done
 
 work=$(mktemp -d)
 socket=$work/api.sock
-trap 'kill "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
-pid=
+trap 'kill $pid $server 2>/dev/null || true; rm -rf "$work"' EXIT
+pid='' server=''
 newline=$'\n'
 [ -n "$shell" ] && newline=$'\r\n' # mayfly has the terminal in raw mode
 
@@ -52,6 +59,22 @@ show_console() {
     done
 }
 
+# Shows a command and runs it: those of busybox, which this host and the guest both have.
+host() { # APPLET ARGUMENT...
+    say "host# $*"
+    busybox "$@"
+}
+
+if [ -n "$net" ]; then
+    host tunctl -t tap0
+    host ip address add 172.30.0.1/24 dev tap0
+    host ip link set tap0 up
+    mkdir "$work/www"
+    echo "This page is the host's." >"$work/www/index.html"
+    say "host# httpd -p 172.30.0.1:80 -h www"
+    busybox httpd -f -p 172.30.0.1:80 -h "$work/www" &
+    server=$!
+fi
 cp "$guest/root.ext4" "$work/root.ext4"
 mkfifo "$work/console" "$work/never"
 exec 3<&0 4<>"$work/never"
@@ -72,19 +95,30 @@ now; row "mayfly started to its API socket there" $((time_us - launched))
 
 arguments="console=ttyS0 reboot=k panic=1"
 [ -n "$shell" ] && arguments+=" quiet mayfly.shell"
+if [ -n "$net" ]; then
+    arguments+=" quiet ip=172.30.0.2::172.30.0.1:255.255.255.0::eth0:off"
+    run="ifconfig eth0; ping -c 3 172.30.0.1; wget -O - http://172.30.0.1/"
+    [ -n "$shell" ] || arguments+=" mayfly.run=\\\"$run\\\""
+fi
 request PUT /machine-config '{"vcpu_count": 1, "mem_size_mib": 256}'
 request PUT /boot-source "{\"kernel_image_path\": \"$guest/vmlinuz\",\
  \"initrd_path\": \"$guest/initrd\", \"boot_args\": \"$arguments\"}"
 request PUT /drives/rootfs "{\"drive_id\": \"rootfs\", \"path_on_host\": \"$work/root.ext4\",\
  \"is_root_device\": true, \"is_read_only\": false}"
+[ -z "$net" ] || request PUT /network-interfaces/eth0 '{"iface_id": "eth0",
+ "host_dev_name": "tap0", "guest_mac": "06:00:ac:1e:00:02"}'
 now; started=$time_us
 request PUT /actions '{"action_type": "InstanceStart"}'
 
 status=0
 wait $pid || status=$?
 now; ended=$time_us
-pid=
-wait
+pid=''
+if [ -n "$server" ]; then
+    kill "$server"
+    server=''
+fi
+wait || true
 newline=$'\n'
 if [ -z "$shell" ]; then
     row "InstanceStart sent to the first line on the console" $(($(cat "$work/first") - started))
