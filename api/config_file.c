@@ -11,7 +11,8 @@
 #include "vmm/log.h"
 
 struct config_file {
-    struct schema_list drives; /* of struct drive_config */
+    struct schema_list drives;     /* of struct drive_config */
+    struct schema_list interfaces; /* of struct net_config */
     struct boot_source boot_source;
     char *cpu_config; /* the JSON of a template, or of a string: a file that has it */
     struct logger_config logger;
@@ -37,7 +38,8 @@ static const struct schema_field config_fields[] = {
     SCHEMA_FIELD("metrics", OBJECT, SCHEMA_NULLABLE, CONFIG(metrics),
                  .has_at = SCHEMA_HAS(struct config_file, has_metrics), .object = &metrics_schema),
     SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
-    SCHEMA_FIELD("network-interfaces", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("network-interfaces", LIST, SCHEMA_DEFAULT, CONFIG(interfaces),
+                 .object = &net_schema),
     SCHEMA_FIELD("vsock", OBJECT, SCHEMA_NULLABLE, CONFIG(vsock),
                  .has_at = SCHEMA_HAS(struct config_file, has_vsock), .object = &vsock_schema),
     SCHEMA_FIELD("entropy", ABSENT, SCHEMA_NULLABLE, 0),
@@ -60,6 +62,9 @@ static void config_fini(struct config_file *c)
     for (size_t i = 0; i < c->drives.count; i++)
         drive_config_fini(&drives[i]);
     free(drives);
+    for (size_t i = 0; i < c->interfaces.count; i++)
+        net_config_fini(&((struct net_config *)c->interfaces.items)[i]);
+    free(c->interfaces.items);
     boot_source_fini(&c->boot_source);
     free(c->cpu_config);
     logger_config_fini(&c->logger);
@@ -149,6 +154,23 @@ static int apply_drives(struct vm *vm, struct config_file *c, struct error *e)
     return 0;
 }
 
+static int apply_interfaces(struct vm *vm, struct config_file *c, struct error *e)
+{
+    struct net_config *interfaces = c->interfaces.items;
+
+    for (size_t i = 0; i < c->interfaces.count; i++) {
+        struct action a = { .kind = ACT_PUT_NET, .net = interfaces[i] };
+        int ret;
+
+        interfaces[i] = (struct net_config){ 0 };
+        ret = apply(vm, &a, "Network device error", e);
+        action_fini(&a);
+        if (ret < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static int apply_logger(struct vm *vm, struct config_file *c, struct error *e)
 {
     struct action a = { .kind = ACT_PUT_LOGGER, .logger = c->logger };
@@ -231,7 +253,8 @@ static int apply_config(struct vm *vm, struct config_file *c, struct error *e)
         (c->has_machine && apply(vm, &machine, "VM config error", e) < 0) ||
         (c->cpu_config && apply_cpu_config(vm, c, e) < 0))
         return -1;
-    if (apply_boot_source(vm, c, e) < 0 || apply_drives(vm, c, e) < 0)
+    if (apply_boot_source(vm, c, e) < 0 || apply_drives(vm, c, e) < 0 ||
+        apply_interfaces(vm, c, e) < 0)
         return -1;
     return c->has_vsock ? apply_vsock(vm, c, e) : 0;
 }

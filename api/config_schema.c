@@ -1,5 +1,8 @@
 #include "api/config_schema.h"
 
+#include <ctype.h>
+#include <string.h>
+
 #include "vmm/config.h"
 #include "vmm/log.h"
 #include "vmm/vm.h"
@@ -149,7 +152,7 @@ static void settle_drive(void *object)
 {
     struct drive_config *d = object;
 
-    d->has_rate_limits = d->rate_limits.has_bandwidth || d->rate_limits.has_ops;
+    d->has_rate_limits = rate_limits_any(&d->rate_limits);
 }
 
 #define DRIVE(m) offsetof(struct drive_config, m)
@@ -241,6 +244,70 @@ static void settle_serial(void *object)
 
     s->has_limit = s->has_limit && token_bucket_limits(&s->limit);
 }
+
+/* Six pairs of hexadecimal digits. */
+static int parse_mac(const char *text, void *member, struct error *e)
+{
+    char *mac = strdup(text);
+
+    BUG_ON(!mac);
+    *(char **)member = mac;
+    for (unsigned i = 0; i < 17; i++) {
+        if (i % 3 == 2 ? mac[i] != ':' : !isxdigit((unsigned char)mac[i]))
+            return fail(e, ERR_INVALID, "The provided MAC address is invalid.");
+        mac[i] = (char)tolower((unsigned char)mac[i]);
+    }
+    return mac[17] ? fail(e, ERR_INVALID, "The provided MAC address is invalid.") : 0;
+}
+
+static void settle_net(void *object)
+{
+    struct net_config *n = object;
+
+    n->has_rx_limits = rate_limits_any(&n->rx_limits);
+    n->has_tx_limits = rate_limits_any(&n->tx_limits);
+}
+
+#define NET(m) offsetof(struct net_config, m)
+
+static const struct schema_field net_fields[] = {
+    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, NET(iface_id)),
+    SCHEMA_FIELD("host_dev_name", STRING, SCHEMA_REQUIRED, NET(host_dev_name)),
+    SCHEMA_FIELD("guest_mac", PARSED, SCHEMA_NULLABLE, NET(guest_mac), .parse = parse_mac),
+    SCHEMA_FIELD("mtu", U16, SCHEMA_NULLABLE, NET(mtu),
+                 .has_at = SCHEMA_HAS(struct net_config, has_mtu)),
+    SCHEMA_FIELD("rx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET(rx_limits),
+                 .has_at = SCHEMA_HAS(struct net_config, has_rx_limits),
+                 .object = &rate_limits_schema),
+    SCHEMA_FIELD("tx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET(tx_limits),
+                 .has_at = SCHEMA_HAS(struct net_config, has_tx_limits),
+                 .object = &rate_limits_schema),
+};
+
+const struct schema net_schema = {
+    .name = "NetworkInterfaceConfig",
+    .size = sizeof(struct net_config),
+    FIELDS(net_fields),
+    .settle = settle_net,
+};
+
+#define NET_PATCH(m) offsetof(struct net_patch, m)
+
+static const struct schema_field net_patch_fields[] = {
+    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, NET_PATCH(iface_id)),
+    SCHEMA_FIELD("rx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET_PATCH(rx_limits),
+                 .has_at = SCHEMA_HAS(struct net_patch, has_rx_limits),
+                 .object = &rate_limits_patch_schema),
+    SCHEMA_FIELD("tx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET_PATCH(tx_limits),
+                 .has_at = SCHEMA_HAS(struct net_patch, has_tx_limits),
+                 .object = &rate_limits_patch_schema),
+};
+
+const struct schema net_patch_schema = {
+    .name = "NetworkInterfaceUpdateConfig",
+    .size = sizeof(struct net_patch),
+    FIELDS(net_patch_fields),
+};
 
 #define VSOCK(m) offsetof(struct vsock_config, m)
 

@@ -8,6 +8,8 @@ extern const struct schema machine_patch_schema; /* struct machine_request */
 extern const struct schema boot_source_schema;   /* struct boot_source */
 extern const struct schema drive_schema;         /* struct drive_config */
 extern const struct schema drive_patch_schema;   /* struct drive_patch */
+extern const struct schema net_schema;           /* struct net_config */
+extern const struct schema net_patch_schema;     /* struct net_patch */
 extern const struct schema vsock_schema;         /* struct vsock_config */
 extern const struct schema vsock_shown_schema;   /* the same, as it is shown */
 extern const struct schema logger_schema;        /* struct logger_config */

@@ -54,6 +54,7 @@ static int apply(struct api_call *c, struct action *a, struct error *e)
         [ACT_RESUME] = "Internal VMM error",         [ACT_FLUSH_METRICS] = "Internal VMM error",
         [ACT_PUT_LOGGER] = "Logger error",           [ACT_PUT_METRICS] = "Metrics error",
         [ACT_PUT_SERIAL] = "Serial error",           [ACT_PUT_CPU_CONFIG] = "Configure CPU error",
+        [ACT_PUT_NET] = "Network config error",      [ACT_PATCH_NET] = "Network config error",
         [ACT_PUT_VSOCK] = "Vsock config error",
     };
 
@@ -118,7 +119,13 @@ static int get_vm_config(struct api_call *c, struct error *e)
     schema_encode(&boot_source_schema, vm_boot_source(c->vm), w);
     json_put(w, ",\"cpu-config\":null,\"logger\":null,\"machine-config\":");
     put_machine_config(w, c->vm);
-    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[],\"vsock\":");
+    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[");
+    for (unsigned i = 0; i < vm_net_count(c->vm); i++) {
+        if (i > 0)
+            json_put(w, ",");
+        schema_encode(&net_schema, vm_net(c->vm, i), w);
+    }
+    json_put(w, "],\"vsock\":");
     if (vm_vsock(c->vm))
         schema_encode(&vsock_shown_schema, vm_vsock(c->vm), w);
     else
@@ -264,6 +271,53 @@ static int patch_drive(struct api_call *c, struct error *e)
     return ret;
 }
 
+/* Interfaces name both ids, drives do not. */
+static int check_interface_id(const struct api_call *c, const char *id, struct error *e)
+{
+    if (strcmp(id, c->id) == 0)
+        return 0;
+    return fail(e, ERR_INVALID,
+                "The id from the path [%.400s] does not match the id from the body "
+                "[%.400s]!",
+                c->id, id);
+}
+
+static int apply_net(struct api_call *c, struct action *a, struct error *e)
+{
+    if (decode_body(c, &net_schema, &a->net, e) < 0 ||
+        check_interface_id(c, a->net.iface_id, e) < 0)
+        return -1;
+    if (vm_state(c->vm) != VM_NOT_STARTED)
+        return fail_hotplug(e);
+    return apply(c, a, e);
+}
+
+static int put_net(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PUT_NET };
+    int ret = apply_net(c, &a, e);
+
+    action_fini(&a);
+    return ret;
+}
+
+static int apply_net_patch(struct api_call *c, struct action *a, struct error *e)
+{
+    if (decode_body(c, &net_patch_schema, &a->net_patch, e) < 0 ||
+        check_interface_id(c, a->net_patch.iface_id, e) < 0)
+        return -1;
+    return apply(c, a, e);
+}
+
+static int patch_net(struct api_call *c, struct error *e)
+{
+    struct action a = { .kind = ACT_PATCH_NET };
+    int ret = apply_net_patch(c, &a, e);
+
+    action_fini(&a);
+    return ret;
+}
+
 static int delete_device(struct api_call *c, struct error *e)
 {
     if (vm_state(c->vm) == VM_NOT_STARTED)
@@ -336,6 +390,8 @@ static const struct route {
     { HTTP_VERB_PUT, "drives", NULL, true, put_drive, PUTS(drive) },
     { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive, PATCHES(drive) },
     { HTTP_VERB_DELETE, "drives", NULL, true, delete_device, UNCOUNTED },
+    { HTTP_VERB_PUT, "network-interfaces", NULL, true, put_net, PUTS(network) },
+    { HTTP_VERB_PATCH, "network-interfaces", NULL, true, patch_net, PATCHES(network) },
     { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device, UNCOUNTED },
     { HTTP_VERB_PUT, "vsock", NULL, false, put_vsock, PUTS(vsock) },
     { HTTP_VERB_PUT, "logger", NULL, false, put_logger, PUTS(logger) },

@@ -242,6 +242,11 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
             return -1;
         *(uint8_t *)member = (uint8_t)number;
         return 0;
+    case SCHEMA_U16:
+        if (decode_unsigned(r, UINT16_MAX, "u16", &number, e) < 0)
+            return -1;
+        *(uint16_t *)member = (uint16_t)number;
+        return 0;
     case SCHEMA_U32:
         if (decode_unsigned(r, UINT32_MAX, "u32", &number, e) < 0)
             return -1;
@@ -435,10 +440,12 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     switch (f->type) {
     case SCHEMA_BOOL: json_put(w, *(const bool *)member ? "true" : "false"); return;
     case SCHEMA_U8: encode_number(f, *(const uint8_t *)member, w); return;
+    case SCHEMA_U16: encode_number(f, *(const uint16_t *)member, w); return;
     case SCHEMA_U32: encode_number(f, *(const uint32_t *)member, w); return;
     case SCHEMA_U64:
     case SCHEMA_USIZE: encode_number(f, *(const uint64_t *)member, w); return;
     case SCHEMA_STRING:
+    case SCHEMA_PARSED:
     case SCHEMA_PATH: encode_string(f, *(char *const *)member, w); return;
     case SCHEMA_ENUM:
         json_put_string(w, name_of_variant(f->variants, *(const unsigned *)member));
@@ -446,8 +453,7 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     case SCHEMA_OBJECT: schema_encode(f->object, member, w); return;
     case SCHEMA_LIST: encode_list(f->object, member, w); return;
     case SCHEMA_ABSENT: json_put(w, "null"); return;
-    case SCHEMA_PARSED: /* nothing of these is ever shown */
-    case SCHEMA_TEXT: break;
+    case SCHEMA_TEXT: break; /* nothing of these is ever shown */
     }
     BUG_ON(true);
 }

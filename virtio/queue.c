@@ -161,14 +161,24 @@ void virtq_push(struct virtq *q, const struct chain *c)
 
 void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written)
 {
+    virtq_use(q, head, written);
+    virtq_publish(q);
+}
+
+void virtq_use(struct virtq *q, uint16_t head, uint32_t written)
+{
     struct virtq_state *st = &q->state;
     struct vring_used_elem elem = { .id = head, .len = written };
 
     memcpy(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem,
            sizeof(elem));
     st->next_used++;
+}
+
+void virtq_publish(struct virtq *q)
+{
     /* Pairs with the driver's read barrier after it reads the index (2.7.14). */
-    __atomic_store_n(&q->used[RING_IDX], st->next_used, __ATOMIC_RELEASE);
+    __atomic_store_n(&q->used[RING_IDX], q->state.next_used, __ATOMIC_RELEASE);
 }
 
 bool virtq_rearm(struct virtq *q)
@@ -253,6 +263,29 @@ int chain_write_(struct chain *c, const void *src, size_t n)
         advance(c, &c->write_at, step);
         from += step;
         n -= step;
+    }
+    return 0;
+}
+
+int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n)
+{
+    const struct iovec *v = &c->iov[c->read_at];
+    uint8_t *to = dst;
+
+    if (at > c->readable || n > c->readable - at)
+        return -EBADMSG;
+    for (; n; v++) {
+        size_t step;
+
+        if (at >= v->iov_len) {
+            at -= v->iov_len;
+            continue;
+        }
+        step = v->iov_len - at < n ? v->iov_len - at : n;
+        memcpy(to, (const uint8_t *)v->iov_base + at, step);
+        to += step;
+        n -= step;
+        at = 0;
     }
     return 0;
 }

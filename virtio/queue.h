@@ -73,6 +73,11 @@ void virtq_push(struct virtq *q, const struct chain *c);
 /* The same where only the chain's head and count were kept. */
 void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written);
 
+/* The same in two steps, for chains that the guest must see come back together: each is used, then
+ * all are published. */
+void virtq_use(struct virtq *q, uint16_t head, uint32_t written);
+void virtq_publish(struct virtq *q);
+
 /* Asks for a kick when the next chain comes. True: one came meanwhile, so pop again. */
 must_check bool virtq_rearm(struct virtq *q);
 
@@ -82,6 +87,12 @@ must_check bool virtq_wants_interrupt(struct virtq *q);
 /* Copies the next n readable bytes out, or fails with -EBADMSG when fewer are left. */
 must_check int chain_read_(struct chain *c, void *dst, size_t n);
 #define chain_get(c, obj) chain_read_((c), (obj), sizeof(*(obj)))
+
+/* Copies n readable bytes out that lie `at` bytes ahead, and does not move on: for what is looked
+ * at before it goes to a file as a whole. The guest may change them in between, so that nothing may
+ * depend on them. -EBADMSG when there are not so many. */
+must_check int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n);
+#define chain_peek(c, at, obj) chain_peek_((c), (at), (obj), sizeof(*(obj)))
 
 /* Copies n bytes into the next writable bytes, or fails with -EBADMSG when fewer are left. */
 must_check int chain_write_(struct chain *c, const void *src, size_t n);
@@ -96,8 +107,8 @@ void chain_skip_writable(struct chain *c, uint32_t n);
 must_check ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n);
 must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n);
 
-/* Writes up to n of the next readable bytes to a socket that does not block, without a copy. n is
- * at most what is left. The bytes it took, or -errno; -EPIPE comes with a SIGPIPE. */
+/* Writes up to n of the next readable bytes to a socket or tap that does not block, without a copy.
+ * n is at most what is left. The bytes it took, or -errno; -EPIPE comes with a SIGPIPE. */
 must_check ssize_t chain_send(struct chain *c, int fd, uint32_t n);
 
 /*

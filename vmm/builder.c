@@ -14,7 +14,7 @@
 /* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
 static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
 {
-    const unsigned device_count = plan->drive_count + (plan->vsock ? 1 : 0);
+    const unsigned device_count = plan->drive_count + plan->interface_count + (plan->vsock ? 1 : 0);
     uint32_t gsi = GSI_FIRST;
 
     *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
@@ -165,6 +165,28 @@ static int add_drives(struct machine *m, const struct machine_plan *plan, struct
     return 0;
 }
 
+static int add_interfaces(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    for (unsigned i = 0; i < plan->interface_count; i++) {
+        struct interface *interface = &plan->interfaces[i];
+        const struct net_config *config = &interface->config;
+        const struct net_host host = {
+            .tap = &interface->tap,
+            .mac = config->guest_mac ? interface->mac : NULL,
+            .mtu = config->mtu,
+            .rx_limits = config->rx_limits,
+            .tx_limits = config->tx_limits,
+            .loop = m->loop,
+        };
+
+        metrics_add_source(METRICS_OF_NET, config->iface_id, &m->nets[i].metrics);
+        if (net_init(&m->nets[i], &host, e) < 0 ||
+            add_virtio(m, plan->drive_count + i, &m->nets[i].dev, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* The last in attach order. */
 static int add_vsock(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
@@ -214,7 +236,7 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
         return -1;
     timeline_mark(PHASE_KVM_VCPUS);
     if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0 ||
-        add_vsock(m, plan, e) < 0)
+        add_interfaces(m, plan, e) < 0 || add_vsock(m, plan, e) < 0)
         return -1;
     timeline_mark(PHASE_DEVICES);
     return 0;
@@ -247,6 +269,7 @@ void machine_free(struct machine *m)
     for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++) {
         virtio_mmio_fini(&m->transports[i]);
         block_fini(&m->blocks[i]);
+        net_fini(&m->nets[i]);
     }
     vsock_fini(&m->vsock);
     close_fdp(&m->i8042_irq_fd);

@@ -5,6 +5,7 @@
 
 #include "virtio/block.h"
 #include "virtio/mmio.h"
+#include "virtio/net.h"
 #include "virtio/vsock.h"
 #include "vmm/boot_timer.h"
 #include "vmm/config.h"
@@ -26,8 +27,14 @@ struct machine_plan {
     struct drive {
         struct drive_config config;
         struct block_file file;
-        struct block_async *async;    /* NULL: the Sync engine */
-    } * drives;                       /* in attach order */
+        struct block_async *async; /* NULL: the Sync engine */
+    } * drives;                    /* in attach order */
+    unsigned interface_count;
+    struct interface {
+        struct net_config config;
+        uint8_t mac[NET_MAC_BYTES]; /* of config.guest_mac */
+        struct net_tap tap;
+    } * interfaces;                   /* in attach order, behind the drives */
     const struct vsock_config *vsock; /* NULL: none; else borrowed, as its listener, for good */
     int vsock_listener;
 };
@@ -47,6 +54,7 @@ struct machine {
     uint8_t *registers; /* a page a transport, which the guest reads */
     struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
     struct block blocks[PLATFORM_VIRTIO_MAX];
+    struct net nets[PLATFORM_VIRTIO_MAX];
     struct vsock vsock;
     struct vcpus vcpus;
 };

@@ -54,6 +54,20 @@ void drive_patch_fini(struct drive_patch *p)
     *p = (struct drive_patch){ 0 };
 }
 
+void net_config_fini(struct net_config *n)
+{
+    free(n->iface_id);
+    free(n->host_dev_name);
+    free(n->guest_mac);
+    *n = (struct net_config){ 0 };
+}
+
+void net_patch_fini(struct net_patch *p)
+{
+    free(p->iface_id);
+    *p = (struct net_patch){ 0 };
+}
+
 void vsock_config_fini(struct vsock_config *v)
 {
     free(v->uds_path);

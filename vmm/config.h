@@ -53,6 +53,12 @@ struct rate_limits {
  * bits of nanoseconds hold. */
 bool token_bucket_limits(const struct token_bucket *b);
 
+/* Whether there is a limit at all. */
+static inline bool rate_limits_any(const struct rate_limits *l)
+{
+    return l->has_bandwidth || l->has_ops;
+}
+
 /* What a PATCH does: a bucket that `patch` has replaces the one in *l, or removes it when it limits
  * nothing; the others stay. */
 void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch);
@@ -79,6 +85,22 @@ struct drive_patch {
     char *path_on_host; /* NULL: unchanged */
     bool has_rate_limits;
     struct rate_limits rate_limits; /* see rate_limits_update() */
+};
+
+struct net_config {
+    char *iface_id;
+    char *host_dev_name; /* "": the host chooses */
+    char *guest_mac;     /* "xx:xx:xx:xx:xx:xx" in lower case, or NULL: the guest chooses */
+    bool has_mtu, has_rx_limits, has_tx_limits;
+    uint16_t mtu;
+    struct rate_limits rx_limits, tx_limits;
+};
+
+/* What PATCH /network-interfaces changes of an interface: see rate_limits_update(). */
+struct net_patch {
+    char *iface_id;
+    bool has_rx_limits, has_tx_limits;
+    struct rate_limits rx_limits, tx_limits;
 };
 
 /* PUT /vsock. */
@@ -141,6 +163,8 @@ struct cpu_config {
     size_t msr_count;
 };
 
+void net_config_fini(struct net_config *n);
+void net_patch_fini(struct net_patch *p);
 void vsock_config_fini(struct vsock_config *v);
 void logger_config_fini(struct logger_config *l);
 void metrics_config_fini(struct metrics_config *m);

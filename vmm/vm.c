@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_ether.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "virtio/vsock_unix.h"
@@ -23,6 +25,8 @@ struct vm {
     int kernel_fd, initrd_fd; /* of boot_source; -1: none */
     struct drive *drives;     /* in attach order: the root drive first */
     unsigned drive_count;
+    struct interface *interfaces; /* in attach order */
+    unsigned interface_count;
     struct vsock_config vsock;
     int vsock_listener; /* of vsock; -1: none */
     struct serial_config serial;
@@ -46,6 +50,7 @@ static const unsigned allowed_in[ACTIONS] = {
     [ACT_RESUME] = AFTER_START,           [ACT_FLUSH_METRICS] = AFTER_START,
     [ACT_PUT_LOGGER] = BEFORE_START,      [ACT_PUT_METRICS] = BEFORE_START,
     [ACT_PUT_SERIAL] = BEFORE_START,      [ACT_PUT_CPU_CONFIG] = BEFORE_START,
+    [ACT_PUT_NET] = BEFORE_START,         [ACT_PATCH_NET] = AFTER_START,
     [ACT_PUT_VSOCK] = BEFORE_START,
 };
 
@@ -264,7 +269,7 @@ static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
     }
     if (limits) {
         rate_limits_update(&config->rate_limits, limits);
-        config->has_rate_limits = config->rate_limits.has_bandwidth || config->rate_limits.has_ops;
+        config->has_rate_limits = rate_limits_any(&config->rate_limits);
     }
     return 0;
 }
@@ -278,6 +283,103 @@ static int patch_drive(struct vm *vm, struct drive_patch *p, struct error *e)
     return fail(e, why.kind,
                 "Unable to patch the block device: %.900s Please verify the request arguments.",
                 why.msg);
+}
+
+/* The interface of that id, or interface_count. */
+static unsigned find_interface(const struct vm *vm, const char *id)
+{
+    unsigned i = 0;
+
+    while (i < vm->interface_count && strcmp(vm->interfaces[i].config.iface_id, id) != 0)
+        i++;
+    return i;
+}
+
+static int check_interface(const struct vm *vm, const struct net_config *c, struct error *e)
+{
+    for (unsigned i = 0; i < vm->interface_count && c->guest_mac; i++) {
+        const struct net_config *other = &vm->interfaces[i].config;
+
+        if (other->guest_mac && strcmp(other->guest_mac, c->guest_mac) == 0 &&
+            strcmp(other->iface_id, c->iface_id) != 0)
+            return fail(e, ERR_INVALID, "The MAC address is already in use: %s", c->guest_mac);
+    }
+    if (c->has_mtu && c->mtu < ETH_MIN_MTU)
+        return fail(e, ERR_INVALID,
+                    "Could not create the network device: MTU %u is out of range [%u, %u]", c->mtu,
+                    ETH_MIN_MTU, UINT16_MAX);
+    return 0;
+}
+
+/* A tap that an interface of the same id holds already is taken over: most can't be opened twice.
+ */
+static int open_interface(struct net_tap *t, const struct net_config *c, struct interface *old,
+                          struct error *e)
+{
+    if (old && strcmp(old->tap.name, c->host_dev_name) == 0) {
+        *t = old->tap;
+        old->tap.fd = -1;
+        return 0;
+    }
+    if (net_tap_open(t, c->host_dev_name, e) < 0)
+        return fail_within(e, "Could not create the network device");
+    return 0;
+}
+
+static void close_interface(struct interface *i)
+{
+    net_tap_close(&i->tap);
+    net_config_fini(&i->config);
+}
+
+/* An interface that is configured anew becomes the last in attach order, and the last one takes its
+ * place, as in Firecracker. */
+static int put_net(struct vm *vm, struct net_config *c, struct error *e)
+{
+    unsigned at = find_interface(vm, c->iface_id);
+    struct interface *old = at < vm->interface_count ? &vm->interfaces[at] : NULL;
+    struct interface new = { 0 };
+
+    if (check_interface(vm, c, e) < 0 || open_interface(&new.tap, c, old, e) < 0)
+        return -1;
+    if (c->guest_mac)
+        BUG_ON(sscanf(c->guest_mac, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &new.mac[0], &new.mac[1],
+                      &new.mac[2], &new.mac[3], &new.mac[4], &new.mac[5]) != 6);
+    new.config = *c;
+    *c = (struct net_config){ 0 };
+    free(new.config.host_dev_name); /* the kernel may have chosen one */
+    new.config.host_dev_name = strdup(new.tap.name);
+    BUG_ON(!new.config.host_dev_name);
+    if (old) {
+        close_interface(old);
+        *old = vm->interfaces[vm->interface_count - 1];
+    } else {
+        vm->interfaces =
+            reallocarray(vm->interfaces, ++vm->interface_count, sizeof(*vm->interfaces));
+        BUG_ON(!vm->interfaces);
+    }
+    vm->interfaces[vm->interface_count - 1] = new;
+    return 0;
+}
+
+static int patch_net(struct vm *vm, const struct net_patch *p, struct error *e)
+{
+    unsigned at = find_interface(vm, p->iface_id);
+    struct net_config *config;
+
+    if (at == vm->interface_count)
+        return fail(e, ERR_INVALID,
+                    "Unable to update the net device: Failed perform action on device: Device not "
+                    "found");
+    if (net_update(&vm->machine->nets[at], p->has_rx_limits ? &p->rx_limits : NULL,
+                   p->has_tx_limits ? &p->tx_limits : NULL, e) < 0)
+        return fail_within(e, "Unable to update the net device");
+    config = &vm->interfaces[at].config;
+    rate_limits_update(&config->rx_limits, &p->rx_limits);
+    config->has_rx_limits = rate_limits_any(&config->rx_limits);
+    rate_limits_update(&config->tx_limits, &p->tx_limits);
+    config->has_tx_limits = rate_limits_any(&config->tx_limits);
+    return 0;
 }
 
 /* A socket that was configured before gives way with its file, also to one at the same path. */
@@ -373,6 +475,8 @@ static int start(struct vm *vm, struct error *e)
         .boot_timer = vm->options.boot_timer,
         .drive_count = vm->drive_count,
         .drives = vm->drives,
+        .interface_count = vm->interface_count,
+        .interfaces = vm->interfaces,
         .vsock = vm_vsock(vm),
         .vsock_listener = vm->vsock_listener,
     };
@@ -441,6 +545,8 @@ static int carry_out(struct vm *vm, struct action *a, struct error *e)
     case ACT_PUT_BOOT_SOURCE: return put_boot_source(vm, &a->boot_source, e);
     case ACT_PUT_DRIVE: return put_drive(vm, &a->drive, e);
     case ACT_PATCH_DRIVE: return patch_drive(vm, &a->drive_patch, e);
+    case ACT_PUT_NET: return put_net(vm, &a->net, e);
+    case ACT_PATCH_NET: return patch_net(vm, &a->net_patch, e);
     case ACT_PUT_VSOCK: return put_vsock(vm, &a->vsock, e);
     case ACT_PUT_LOGGER: return put_logger(vm, &a->logger, e);
     case ACT_PUT_METRICS: return metrics_open(&a->metrics, vm->options.id, e);
@@ -470,6 +576,8 @@ void action_fini(struct action *a)
     case ACT_PUT_BOOT_SOURCE: boot_source_fini(&a->boot_source); break;
     case ACT_PUT_DRIVE: drive_config_fini(&a->drive); break;
     case ACT_PATCH_DRIVE: drive_patch_fini(&a->drive_patch); break;
+    case ACT_PUT_NET: net_config_fini(&a->net); break;
+    case ACT_PATCH_NET: net_patch_fini(&a->net_patch); break;
     case ACT_PUT_VSOCK: vsock_config_fini(&a->vsock); break;
     case ACT_PUT_LOGGER: logger_config_fini(&a->logger); break;
     case ACT_PUT_METRICS: metrics_config_fini(&a->metrics); break;
@@ -524,6 +632,16 @@ unsigned vm_drive_count(const struct vm *vm)
 const struct drive_config *vm_drive(const struct vm *vm, unsigned i)
 {
     return &vm->drives[i].config;
+}
+
+unsigned vm_net_count(const struct vm *vm)
+{
+    return vm->interface_count;
+}
+
+const struct net_config *vm_net(const struct vm *vm, unsigned i)
+{
+    return &vm->interfaces[i].config;
 }
 
 const struct vsock_config *vm_vsock(const struct vm *vm)

@@ -23,6 +23,8 @@ enum action_kind {
     ACT_PUT_BOOT_SOURCE,
     ACT_PUT_DRIVE,
     ACT_PATCH_DRIVE,
+    ACT_PUT_NET,
+    ACT_PATCH_NET,
     ACT_PUT_VSOCK,
     ACT_PUT_LOGGER,
     ACT_PUT_METRICS,
@@ -60,6 +62,8 @@ struct action {
         struct boot_source boot_source; /* ACT_PUT_BOOT_SOURCE */
         struct drive_config drive;      /* ACT_PUT_DRIVE */
         struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
+        struct net_config net;          /* ACT_PUT_NET */
+        struct net_patch net_patch;     /* ACT_PATCH_NET */
         struct vsock_config vsock;      /* ACT_PUT_VSOCK */
         struct logger_config logger;
         struct metrics_config metrics;
@@ -98,4 +102,6 @@ const struct machine_config *vm_machine_config(const struct vm *vm);
 const struct boot_source *vm_boot_source(const struct vm *vm);
 unsigned vm_drive_count(const struct vm *vm);
 const struct drive_config *vm_drive(const struct vm *vm, unsigned i); /* root drive first */
-const struct vsock_config *vm_vsock(const struct vm *vm);             /* NULL: none */
+unsigned vm_net_count(const struct vm *vm);
+const struct net_config *vm_net(const struct vm *vm, unsigned i); /* in attach order */
+const struct vsock_config *vm_vsock(const struct vm *vm);         /* NULL: none */

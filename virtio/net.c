@@ -1,0 +1,354 @@
+#include "virtio/net.h"
+
+#include <errno.h>
+#include <linux/if_ether.h>
+#include <string.h>
+
+#include "vmm/clock.h"
+
+enum { RX, TX, QUEUES };
+
+/* What one turn may move before others get theirs: about a millisecond of copying. */
+#define TURN_FRAMES 64u
+
+/* A frame without segmentation, with its header (section 5.1.6.3.1). */
+#define PLAIN_FRAME_MAX 1526u
+
+#define BIT(feature) (UINT64_C(1) << (feature))
+
+/* What leads to frames longer than the link takes. */
+#define GUEST_SEGMENTATION                                                                         \
+    (BIT(VIRTIO_NET_F_GUEST_TSO4) | BIT(VIRTIO_NET_F_GUEST_TSO6) | BIT(VIRTIO_NET_F_GUEST_UFO) |   \
+     BIT(NET_F_GUEST_USO4) | BIT(NET_F_GUEST_USO6))
+
+#define OFFERED                                                                                    \
+    (BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_RING_F_EVENT_IDX) | BIT(VIRTIO_RING_F_INDIRECT_DESC) |   \
+     BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_GUEST_TSO4) |        \
+     BIT(VIRTIO_NET_F_GUEST_TSO6) | BIT(VIRTIO_NET_F_GUEST_UFO) | BIT(VIRTIO_NET_F_HOST_TSO4) |    \
+     BIT(VIRTIO_NET_F_HOST_TSO6) | BIT(VIRTIO_NET_F_HOST_UFO) | BIT(VIRTIO_NET_F_MRG_RXBUF))
+#define OFFERED_WITH_USO (BIT(NET_F_GUEST_USO4) | BIT(NET_F_GUEST_USO6) | BIT(NET_F_HOST_USO))
+
+static struct net *net_of(struct virtio_device *d)
+{
+    return owner_of(d, struct net, dev);
+}
+
+/* Takes what the guest has offered until the longest frame fits. False: the ring is broken. */
+static bool gather_buffers(struct net *n)
+{
+    struct virtq *q = &n->dev.queues[RX];
+
+    for (unsigned i = 0; i < VIRTQ_SIZE_MAX; i++) {
+        if (n->rx.bytes >= NET_FRAME_MAX || !net_rx_has_room(&n->rx))
+            return true;
+        switch (virtq_pop(q, &n->chain)) {
+        case POP_EMPTY: return true;
+        case POP_BROKEN:
+            metric_inc(&n->metrics.event_fails);
+            virtio_needs_reset(&n->dev, "its receive queue is broken");
+            return false;
+        case POP_OK: break;
+        }
+        if (n->chain.readable || n->chain.writable < (uint32_t)NET_HEADER_BYTES) {
+            metric_inc(&n->metrics.rx_fails);
+            virtq_push(q, &n->chain); /* no buffer to receive into (section 5.1.6.3.1) */
+            continue;
+        }
+        net_rx_add(&n->rx, &n->chain);
+    }
+    return true;
+}
+
+/* False: a frame has to wait for the guest, which is asked to kick when it offers more. */
+static bool has_buffers(struct net *n)
+{
+    do {
+        if (!gather_buffers(n))
+            return false;
+        if (n->rx.bytes >= n->rx_min)
+            return true;
+    } while (virtq_rearm(&n->dev.queues[RX]));
+    metric_inc(&n->metrics.no_rx_avail_buffer);
+    return false;
+}
+
+/* Reads the next frame. False: there is none, or no place for it. */
+static bool read_frame(struct net *n)
+{
+    const bool may_merge = n->dev.acked & BIT(VIRTIO_NET_F_MRG_RXBUF);
+    ssize_t got;
+
+    if (!has_buffers(n))
+        return false;
+    got = net_rx_read(&n->rx, n->host.tap->fd, may_merge ? VIRTQ_SIZE_MAX : 1);
+    if (got >= NET_HEADER_BYTES) {
+        n->held = (uint32_t)got;
+        return true;
+    }
+    if (got >= 0) { /* longer than the buffers: lost, and the next one may fit */
+        metric_inc(&n->metrics.rx_fails);
+        return true;
+    }
+    n->tap_is_ready = false;
+    if (got != -EAGAIN) {
+        metric_inc(&n->metrics.tap_read_fails);
+        metric_inc(&n->metrics.rx_fails);
+    }
+    return false;
+}
+
+static void deliver(struct net *n)
+{
+    net_rx_deliver(&n->rx, &n->dev.queues[RX], n->held);
+    metric_inc(&n->metrics.rx_packets_count);
+    metric_inc(&n->metrics.rx_count);
+    metric_add(&n->metrics.rx_bytes_count, n->held);
+    n->held = 0;
+}
+
+/* True: there may be more. */
+static bool receive(struct net *n)
+{
+    for (unsigned i = 0; i < TURN_FRAMES; i++) {
+        if (n->held == 0 && (!n->tap_is_ready || !read_frame(n)))
+            return false;
+        if (n->held == 0)
+            continue;
+        if (!rate_limiter_take(&n->rx_limiter, n->held)) {
+            metric_inc(&n->metrics.rx_rate_limiter_throttled);
+            return false;
+        }
+        deliver(n);
+    }
+    return true;
+}
+
+/* Whoever pretends to be another is counted, not stopped: the host's bridge knows better. */
+static void check_source(struct net *n)
+{
+    struct ethhdr ethernet;
+
+    if (n->host.mac && chain_peek(&n->chain, (size_t)NET_HEADER_BYTES, &ethernet) == 0 &&
+        memcmp(ethernet.h_source, n->host.mac, NET_MAC_BYTES) != 0)
+        metric_inc(&n->metrics.tx_spoofed_mac_count);
+}
+
+static void write_frame(struct net *n)
+{
+    uint32_t bytes = n->chain.readable;
+    uint64_t start_us = monotonic_us();
+    ssize_t put;
+
+    check_source(n);
+    put = chain_send(&n->chain, n->host.tap->fd, bytes);
+    if (put < 0) { /* the interface is down or gone, or the header lies */
+        metric_inc(&n->metrics.tap_write_fails);
+        metric_inc(&n->metrics.tx_fails);
+        return;
+    }
+    latency_record(&n->metrics.tap_write_agg, start_us);
+    metric_inc(&n->metrics.tx_packets_count);
+    metric_inc(&n->metrics.tx_count);
+    metric_add(&n->metrics.tx_bytes_count, bytes);
+}
+
+static bool is_frame(const struct chain *c)
+{
+    return !c->writable && c->readable >= NET_HEADER_BYTES + sizeof(struct ethhdr) &&
+           c->readable <= NET_FRAME_MAX;
+}
+
+/* False: its limiter lets the frame wait, and calls again. */
+static bool transmit_one(struct net *n)
+{
+    struct virtq *q = &n->dev.queues[TX];
+
+    if (!is_frame(&n->chain)) {
+        metric_inc(&n->metrics.tx_malformed_frames);
+        metric_inc(&n->metrics.tx_fails);
+    } else if (rate_limiter_take(&n->tx_limiter, n->chain.readable)) {
+        write_frame(n);
+    } else {
+        metric_inc(&n->metrics.tx_rate_limiter_throttled);
+        virtq_unpop(q);
+        return false;
+    }
+    virtq_push_head(q, n->chain.head, 0);
+    return true;
+}
+
+/* True: there may be more. */
+static bool transmit(struct net *n)
+{
+    struct virtq *q = &n->dev.queues[TX];
+
+    for (unsigned i = 0; i < TURN_FRAMES; i++) {
+        switch (virtq_pop(q, &n->chain)) {
+        case POP_EMPTY:
+            if (!virtq_rearm(q))
+                return false;
+            break;
+        case POP_BROKEN:
+            metric_inc(&n->metrics.event_fails);
+            virtio_needs_reset(&n->dev, "its transmit queue is broken");
+            return false;
+        case POP_OK:
+            if (!transmit_one(n))
+                return false;
+        }
+    }
+    return true;
+}
+
+static bool kick(struct virtio_device *d, unsigned queue)
+{
+    struct net *n = net_of(d);
+    bool is_more = queue == RX ? receive(n) : transmit(n);
+
+    virtio_signal_used(d, queue);
+    return is_more;
+}
+
+static void on_frames(struct loop_source *src, uint32_t ready)
+{
+    struct net *n = owner_of(src, struct net, frames);
+
+    (void)ready;
+    metric_inc(&n->metrics.rx_tap_event_count);
+    n->tap_is_ready = true;
+    virtio_kick(&n->dev, RX);
+}
+
+static void on_rx_refilled(struct rate_limiter *l)
+{
+    struct net *n = owner_of(l, struct net, rx_limiter);
+
+    metric_inc(&n->metrics.rx_event_rate_limiter_count);
+    virtio_kick(&n->dev, RX);
+}
+
+static void on_tx_refilled(struct rate_limiter *l)
+{
+    struct net *n = owner_of(l, struct net, tx_limiter);
+
+    metric_inc(&n->metrics.tx_rate_limiter_event_count);
+    virtio_kick(&n->dev, TX);
+}
+
+static void forget(struct net *n)
+{
+    net_rx_clear(&n->rx);
+    n->held = 0;
+}
+
+static void activate(struct virtio_device *d)
+{
+    struct net *n = net_of(d);
+
+    forget(n);
+    n->rx_min = d->acked & GUEST_SEGMENTATION ? NET_FRAME_MAX : PLAIN_FRAME_MAX;
+    if (!(d->acked & BIT(VIRTIO_NET_F_MRG_RXBUF)))
+        n->rx_min = 1; /* one chain, of whatever length, must do */
+    if (net_tap_offload(n->host.tap, d->acked) < 0) {
+        metric_inc(&n->metrics.activate_fails);
+        virtio_needs_reset(d, "the tap does not take the offloads");
+    }
+}
+
+/* A frame that was read is delivered, limits or not; buffers that wait go back to the ring, so that
+ * nothing is known here that the guest's memory does not say. */
+static void drain(struct virtio_device *d)
+{
+    struct net *n = net_of(d);
+
+    if (n->held) {
+        deliver(n);
+        virtio_signal_used(d, RX);
+    }
+    for (unsigned i = n->rx.first; i < n->rx.last; i++)
+        virtq_unpop(&d->queues[RX]);
+    net_rx_clear(&n->rx);
+}
+
+static void reset(struct virtio_device *d)
+{
+    forget(net_of(d));
+}
+
+static const struct virtio_ops net_ops = {
+    .name = "net",
+    .id = VIRTIO_ID_NET,
+    .queue_count = QUEUES,
+    .activate = activate,
+    .kick = kick,
+    .drain = drain,
+    .reset = reset,
+};
+
+static void describe(struct net *n)
+{
+    n->dev.offered = OFFERED;
+    if (n->host.tap->has_uso)
+        n->dev.offered |= OFFERED_WITH_USO;
+    if (n->host.mac) {
+        n->dev.offered |= BIT(VIRTIO_NET_F_MAC);
+        memcpy(n->config.mac, n->host.mac, NET_MAC_BYTES);
+    }
+    if (n->host.mtu) {
+        n->dev.offered |= BIT(VIRTIO_NET_F_MTU);
+        n->config.mtu = n->host.mtu;
+    }
+}
+
+static int add_limiter(struct net *n, struct rate_limiter *l, const struct rate_limits *limits,
+                       refilled_fn *on_refilled, struct error *e)
+{
+    rate_limiter_init(l, n->host.loop, monotonic_ns, on_refilled);
+    if (rate_limiter_prepare(l, limits, e) < 0)
+        return -1;
+    rate_limiter_update(l, limits);
+    return 0;
+}
+
+int net_init(struct net *n, const struct net_host *host, struct error *e)
+{
+    int ret;
+
+    *n = (struct net){
+        .dev = { .ops = &net_ops,
+                 .config = &n->config,
+                 .config_bytes = offsetof(struct virtio_net_config, mtu) + sizeof(n->config.mtu) },
+        .host = *host,
+    };
+    describe(n);
+    if (add_limiter(n, &n->rx_limiter, &host->rx_limits, on_rx_refilled, e) < 0 ||
+        add_limiter(n, &n->tx_limiter, &host->tx_limits, on_tx_refilled, e) < 0)
+        return -1;
+    n->frames = (struct loop_source){ host->tap->fd, EPOLLIN | EPOLLET, on_frames };
+    ret = loop_add(host->loop, &n->frames);
+    return ret < 0 ? fail_os(e, -ret, "event loop") : 0;
+}
+
+void net_fini(struct net *n)
+{
+    if (!n->host.loop)
+        return;
+    loop_remove(n->host.loop, &n->frames);
+    rate_limiter_fini(&n->rx_limiter);
+    rate_limiter_fini(&n->tx_limiter);
+}
+
+int net_update(struct net *n, const struct rate_limits *rx, const struct rate_limits *tx,
+               struct error *e)
+{
+    if ((rx && rate_limiter_prepare(&n->rx_limiter, rx, e) < 0) ||
+        (tx && rate_limiter_prepare(&n->tx_limiter, tx, e) < 0))
+        return -1;
+    virtio_lock(&n->dev);
+    if (rx)
+        rate_limiter_update(&n->rx_limiter, rx);
+    if (tx)
+        rate_limiter_update(&n->tx_limiter, tx);
+    virtio_unlock(&n->dev);
+    return 0;
+}

@@ -1,0 +1,61 @@
+/*
+ * The network device (virtio 1.2, section 5.1) on a tap: one receive and one transmit queue.
+ *
+ * Frames go between guest pages and the tap with the virtio header that both sides speak, so that
+ * nothing is copied and nothing parsed: the kernel judges a header as it judges any tap user's, and
+ * refuses one that lies. A turn moves a bounded number of frames, and the guest is interrupted once
+ * for all of them. A frame for the VMM itself would be recognised where the transmitting side looks
+ * at its addresses.
+ */
+#pragma once
+
+#include <linux/virtio_net.h>
+#include <stdbool.h>
+
+#include "virtio/device.h"
+#include "virtio/net_rx.h"
+#include "virtio/net_tap.h"
+#include "virtio/rate_limiter.h"
+#include "vmm/metrics.h"
+
+#define NET_HEADER_BYTES ((int)sizeof(struct virtio_net_hdr_mrg_rxbuf))
+#define NET_MAC_BYTES    6u
+
+/* UDP segmentation (virtio 1.3): newer than the headers of Linux 6.1. */
+#define NET_F_GUEST_USO4 54
+#define NET_F_GUEST_USO6 55
+#define NET_F_HOST_USO   56
+
+/* What a device works on; all borrowed. */
+struct net_host {
+    struct net_tap *tap;
+    const uint8_t *mac; /* NET_MAC_BYTES; NULL: the guest chooses */
+    uint16_t mtu;       /* 0: not told */
+    struct rate_limits rx_limits, tx_limits;
+    struct loop *loop;
+};
+
+struct net {
+    struct virtio_device dev;
+    struct net_host host;
+    struct virtio_net_config config; /* section 5.1.4; little-endian, as x86 is */
+    struct rate_limiter rx_limiter, tx_limiter;
+    struct loop_source frames; /* the tap's */
+    bool tap_is_ready;         /* it may have a frame; loop thread only */
+    uint32_t rx_min;           /* bytes that must be offered before a frame is read */
+    uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
+    struct net_rx rx;
+    struct chain chain; /* under way */
+    struct net_metrics metrics;
+};
+
+/* What fails is for want of descriptors or such on the host; then net_fini() all the same. */
+must_check int net_init(struct net *n, const struct net_host *host, struct error *e);
+
+/* Lets go of what it borrowed; only for a device whose VM never ran. Works on a zeroed object. */
+void net_fini(struct net *n);
+
+/* Changes limits as rate_limiter_update() does, with the guest running or not; NULL leaves a
+ * direction as it is. All or, on failure (-1), nothing. Loop thread. */
+must_check int net_update(struct net *n, const struct rate_limits *rx, const struct rate_limits *tx,
+                          struct error *e);

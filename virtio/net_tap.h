@@ -1,0 +1,29 @@
+/*
+ * The host side of a network device: a TAP interface that speaks virtio's frame header, so that the
+ * kernel does what the header asks for and judges what the guest wrote there.
+ */
+#pragma once
+
+#include <linux/if.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/error.h"
+
+struct net_tap {
+    int fd;              /* does not block */
+    char name[IFNAMSIZ]; /* as the kernel knows it */
+    bool has_uso;        /* whether the kernel can segment UDP datagrams (Linux 6.2) */
+};
+
+/* Attaches to the interface of that name in the process's network namespace: a persistent one, with
+ * one queue or several, or a new one that goes with the descriptor, where the process may make it.
+ * An empty name lets the kernel choose. */
+must_check int net_tap_open(struct net_tap *t, const char *name, struct error *e);
+
+/* Closes it; works on one whose fd is -1. */
+void net_tap_close(struct net_tap *t);
+
+/* What the guest accepts in frames it receives: bits of the virtio features that it took. 0 or
+ * -errno. */
+must_check int net_tap_offload(const struct net_tap *t, uint64_t features);
