@@ -50,9 +50,11 @@ static bool gather_buffers(struct net *n)
         case POP_OK: break;
         }
         if (n->chain.readable || n->chain.writable < (uint32_t)NET_HEADER_BYTES) {
+            /* No buffer to receive into (section 5.1.6.3.1). To give it back while others wait
+             * would leave a gap in what drain() undoes. */
             metric_inc(&n->metrics.rx_fails);
-            virtq_push(q, &n->chain); /* no buffer to receive into (section 5.1.6.3.1) */
-            continue;
+            virtio_needs_reset(&n->dev, "a receive buffer is readable or shorter than a header");
+            return false;
         }
         net_rx_add(&n->rx, &n->chain);
     }
