@@ -205,10 +205,22 @@ static bool transmit(struct net *n)
 static bool kick(struct virtio_device *d, unsigned queue)
 {
     struct net *n = net_of(d);
-    bool is_more = queue == RX ? receive(n) : transmit(n);
+    bool is_more;
 
+    if (!n->is_own_kick)
+        metric_inc(queue == RX ? &n->metrics.rx_queue_event_count
+                               : &n->metrics.tx_queue_event_count);
+    is_more = queue == RX ? receive(n) : transmit(n);
     virtio_signal_used(d, queue);
     return is_more;
+}
+
+/* Not by the guest. */
+static void kick_oneself(struct net *n, unsigned queue)
+{
+    n->is_own_kick = true;
+    virtio_kick(&n->dev, queue);
+    n->is_own_kick = false;
 }
 
 static void on_frames(struct loop_source *src, uint32_t ready)
@@ -218,7 +230,7 @@ static void on_frames(struct loop_source *src, uint32_t ready)
     (void)ready;
     metric_inc(&n->metrics.rx_tap_event_count);
     n->tap_is_ready = true;
-    virtio_kick(&n->dev, RX);
+    kick_oneself(n, RX);
 }
 
 static void on_rx_refilled(struct rate_limiter *l)
@@ -226,7 +238,7 @@ static void on_rx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, rx_limiter);
 
     metric_inc(&n->metrics.rx_event_rate_limiter_count);
-    virtio_kick(&n->dev, RX);
+    kick_oneself(n, RX);
 }
 
 static void on_tx_refilled(struct rate_limiter *l)
@@ -234,7 +246,7 @@ static void on_tx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, tx_limiter);
 
     metric_inc(&n->metrics.tx_rate_limiter_event_count);
-    virtio_kick(&n->dev, TX);
+    kick_oneself(n, TX);
 }
 
 static void forget(struct net *n)
