@@ -14,6 +14,9 @@ enum { RX, TX, QUEUES };
 /* A frame without segmentation, with its header (section 5.1.6.3.1). */
 #define PLAIN_FRAME_MAX 1526u
 
+/* What comes before the payload that an MTU counts. */
+#define FRAME_HEADERS ((uint32_t)NET_HEADER_BYTES + ETH_HLEN)
+
 #define BIT(feature) (UINT64_C(1) << (feature))
 
 /* What leads to frames longer than the link takes. */
@@ -260,7 +263,11 @@ static void activate(struct virtio_device *d)
     struct net *n = net_of(d);
 
     forget(n);
-    n->rx_min = d->acked & GUEST_SEGMENTATION ? NET_FRAME_MAX : PLAIN_FRAME_MAX;
+    n->rx_min = PLAIN_FRAME_MAX;
+    if (d->acked & BIT(VIRTIO_NET_F_MTU) && n->host.mtu + FRAME_HEADERS > PLAIN_FRAME_MAX)
+        n->rx_min = n->host.mtu + FRAME_HEADERS;
+    if (d->acked & GUEST_SEGMENTATION)
+        n->rx_min = NET_FRAME_MAX;
     if (!(d->acked & BIT(VIRTIO_NET_F_MRG_RXBUF)))
         n->rx_min = 1; /* one chain, of whatever length, must do */
     if (net_tap_offload(n->host.tap, d->acked) < 0) {

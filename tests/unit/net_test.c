@@ -322,6 +322,20 @@ Test(net, keeps_frames_for_a_guest_that_starves_until_it_offers_buffers)
     expect_frame_at(RX_DATA, 1, 100);
 }
 
+Test(net_mtu, keeps_a_frame_until_the_longest_of_the_link_fits, .fini = tear_down)
+{
+    start((struct options){ .without = GUEST_SEGMENTATION, .mtu = 9000 });
+    make_frame(guest_mac, host_mac, 9014, 1);
+    send_wire(9014);
+    offer_rx_row(5, 1526);
+    tell_of_frames();
+    cr_expect_eq(ring_used_idx(&d.ring), 0);
+    offer_rx(5, RX_DATA + 5 * 1526, (uint32_t[]){ 1526 }, 1);
+    driver_kick_at(&d, RX);
+    cr_assert_eq(ring_used_idx(&d.ring), 6);
+    expect_frame_at(RX_DATA, 6, 9014);
+}
+
 Test(net, receives_a_bounded_number_of_frames_a_turn_with_one_interrupt)
 {
     struct pollfd p = { .fd = tap.fd, .events = POLLIN };
