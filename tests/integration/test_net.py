@@ -6,6 +6,7 @@ else's. The other end of a tap is a packet socket, or the namespace's own IP.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -325,7 +326,7 @@ def test_two_guests_on_a_bridge_talk_to_each_other():
         make_tap(name)
         ip(f"link set {name} master bridge0")
     with Guest(f"mrg offload eventidx seed={SEED}", tap="tap1") as answers, \
-         Guest("eventidx peer=0x020000000001 count=2000", tap="tap2",
+         Guest("eventidx peer=0x020000000001 count=300", tap="tap2",
                members={"guest_mac": OTHER}) as asks:
         answers.serve()
         asks.boot().finish()
@@ -395,6 +396,19 @@ def flood(wire, frame):
         thread.join()
 
 
+def settle(wire):
+    """Returns once nothing is under way any more. A tap whose queue is full drops what comes, so
+    that there is one frame after the other until the last one is back."""
+    end = time.monotonic() + test_guests.DEADLINE_S
+    for number in itertools.count():
+        frame = make_frame(b"settled?" + number.to_bytes(4) + bytes(40))
+        wire.send(frame)
+        while select.select([wire.socket], [], [], 0.1)[0]:
+            if wire.receive() == echo_of(frame):
+                return
+        assert time.monotonic() < end, "no frame comes back"
+
+
 @pytest.mark.parametrize("mode", ["", "mrg offload eventidx"])
 def test_a_hostile_driver_harms_neither_its_disk_nor_the_host(tmp_path, mode):
     make_tap()
@@ -410,8 +424,7 @@ def test_a_hostile_driver_harms_neither_its_disk_nor_the_host(tmp_path, mode):
         counts = guest.metrics()
         assert counts["tap_write_fails"] > 0 and counts["event_fails"] > 0
         assert counts["tx_malformed_frames"] > 0
-        while select.select([wire.socket], [], [], 0)[0]:
-            wire.receive()  # what the guest sent of that type by chance
+        settle(wire)
         wire.exchange(random_frames(range(60, 160)))
         guest.end()
 
@@ -436,7 +449,7 @@ def test_the_api_answers_under_a_flood_and_pauses_lose_no_frame():
     make_tap()
     with Guest() as guest, Wire() as wire:
         guest.serve()
-        frames = random_frames([60 + i % 1400 for i in range(2000)])
+        frames = random_frames([60 + i % 1400 for i in range(500)])
         thread = threading.Thread(target=wire.exchange, args=(frames,))
         failures = []
         hook, threading.excepthook = threading.excepthook, failures.append
@@ -470,7 +483,7 @@ def test_a_limit_holds_frames_until_a_patch_lifts_it(direction):
         counts = guest.wait_for_metric(f"{direction}_rate_limiter_throttled")
         assert counts[f"{direction}_packets_count"] == 5
         guest.ok("PATCH", "/network-interfaces/eth0", {"iface_id": "eth0", limiter: ops(0)})
-        assert limiter not in guest.ok("GET", "/vm/config")["network-interfaces"][0]
+        assert guest.ok("GET", "/vm/config")["network-interfaces"][0][limiter] is None
         for frame in frames:
             wire.expect(echo_of(frame))
         guest.end()
