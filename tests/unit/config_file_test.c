@@ -93,7 +93,7 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
         { "{\"vsock\":{\"guest_cid\":3}}",
           SYNTAX "missing field `uds_path` at line 1 column 24" },
         { "{\"network-interfaces\":[{}]}",
-          SYNTAX "`network-interfaces` is not supported by this version at line 1 column 23" },
+          SYNTAX "missing field `iface_id` at line 1 column 25" },
         { "{\"mmds-config\":{}}",
           SYNTAX "`mmds-config` is not supported by this version at line 1 column 15" },
         { "{\"balloon\":{}}",
