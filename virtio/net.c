@@ -14,6 +14,9 @@ enum { RX, TX, QUEUES };
 /* A frame without segmentation, with its header (section 5.1.6.3.1). */
 #define PLAIN_FRAME_MAX 1526u
 
+/* What comes before the payload that an MTU counts. */
+#define FRAME_HEADERS ((uint32_t)NET_HEADER_BYTES + ETH_HLEN)
+
 #define BIT(feature) (UINT64_C(1) << (feature))
 
 /* What leads to frames longer than the link takes. */
@@ -50,9 +53,11 @@ static bool gather_buffers(struct net *n)
         case POP_OK: break;
         }
         if (n->chain.readable || n->chain.writable < (uint32_t)NET_HEADER_BYTES) {
+            /* No buffer to receive into (section 5.1.6.3.1). To give it back while others wait
+             * would leave a gap in what drain() undoes. */
             metric_inc(&n->metrics.rx_fails);
-            virtq_push(q, &n->chain); /* no buffer to receive into (section 5.1.6.3.1) */
-            continue;
+            virtio_needs_reset(&n->dev, "a receive buffer is readable or shorter than a header");
+            return false;
         }
         net_rx_add(&n->rx, &n->chain);
     }
@@ -203,10 +208,22 @@ static bool transmit(struct net *n)
 static bool kick(struct virtio_device *d, unsigned queue)
 {
     struct net *n = net_of(d);
-    bool is_more = queue == RX ? receive(n) : transmit(n);
+    bool is_more;
 
+    if (!n->is_own_kick)
+        metric_inc(queue == RX ? &n->metrics.rx_queue_event_count
+                               : &n->metrics.tx_queue_event_count);
+    is_more = queue == RX ? receive(n) : transmit(n);
     virtio_signal_used(d, queue);
     return is_more;
+}
+
+/* Not by the guest. */
+static void kick_oneself(struct net *n, unsigned queue)
+{
+    n->is_own_kick = true;
+    virtio_kick(&n->dev, queue);
+    n->is_own_kick = false;
 }
 
 static void on_frames(struct loop_source *src, uint32_t ready)
@@ -216,7 +233,7 @@ static void on_frames(struct loop_source *src, uint32_t ready)
     (void)ready;
     metric_inc(&n->metrics.rx_tap_event_count);
     n->tap_is_ready = true;
-    virtio_kick(&n->dev, RX);
+    kick_oneself(n, RX);
 }
 
 static void on_rx_refilled(struct rate_limiter *l)
@@ -224,7 +241,7 @@ static void on_rx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, rx_limiter);
 
     metric_inc(&n->metrics.rx_event_rate_limiter_count);
-    virtio_kick(&n->dev, RX);
+    kick_oneself(n, RX);
 }
 
 static void on_tx_refilled(struct rate_limiter *l)
@@ -232,7 +249,7 @@ static void on_tx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, tx_limiter);
 
     metric_inc(&n->metrics.tx_rate_limiter_event_count);
-    virtio_kick(&n->dev, TX);
+    kick_oneself(n, TX);
 }
 
 static void forget(struct net *n)
@@ -246,7 +263,11 @@ static void activate(struct virtio_device *d)
     struct net *n = net_of(d);
 
     forget(n);
-    n->rx_min = d->acked & GUEST_SEGMENTATION ? NET_FRAME_MAX : PLAIN_FRAME_MAX;
+    n->rx_min = PLAIN_FRAME_MAX;
+    if (d->acked & BIT(VIRTIO_NET_F_MTU) && n->host.mtu + FRAME_HEADERS > PLAIN_FRAME_MAX)
+        n->rx_min = n->host.mtu + FRAME_HEADERS;
+    if (d->acked & GUEST_SEGMENTATION)
+        n->rx_min = NET_FRAME_MAX;
     if (!(d->acked & BIT(VIRTIO_NET_F_MRG_RXBUF)))
         n->rx_min = 1; /* one chain, of whatever length, must do */
     if (net_tap_offload(n->host.tap, d->acked) < 0) {

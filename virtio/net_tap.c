@@ -14,6 +14,7 @@
 #define TUN_F_USO4 0x20
 #define TUN_F_USO6 0x40
 #endif
+#define USO ((unsigned)(TUN_F_USO4 | TUN_F_USO6))
 
 static int set_interface(int fd, const char *name, int flags, struct ifreq *r)
 {
@@ -60,7 +61,7 @@ int net_tap_open(struct net_tap *t, const char *name, struct error *e)
                        "header");
     *t = (struct net_tap){ .fd = -1 };
     memcpy(t->name, r.ifr_name, sizeof(t->name));
-    t->has_uso = ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6) == 0;
+    t->has_uso = ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | USO) == 0;
     if (ioctl(fd, TUNSETOFFLOAD, 0) < 0)
         return fail_os(e, errno, "Open tap device failed: Error while setting the offload flags");
     t->fd = take_fd(&fd);
@@ -87,5 +88,7 @@ int net_tap_offload(const struct net_tap *t, uint64_t features)
     for (unsigned i = 0; i < sizeof(offloads) / sizeof(*offloads); i++)
         if (features & UINT64_C(1) << offloads[i].feature)
             flags |= offloads[i].flag;
+    if ((flags & USO) != USO)
+        flags &= ~USO; /* the kernel knows both or none; to a guest it is only an offer */
     return ioctl(t->fd, TUNSETOFFLOAD, flags) < 0 ? -errno : 0;
 }

@@ -89,9 +89,10 @@ static inline bool driver_negotiate(struct driver *d, uint64_t features)
     return reg_read(d, VIRTIO_MMIO_STATUS) & STATUS_FEATURES;
 }
 
-static inline void driver_set_queue(struct driver *d, const struct virtq_state *st)
+static inline void driver_set_queue_at(struct driver *d, uint32_t queue,
+                                       const struct virtq_state *st)
 {
-    reg_write(d, VIRTIO_MMIO_QUEUE_SEL, 0);
+    reg_write(d, VIRTIO_MMIO_QUEUE_SEL, queue);
     reg_write(d, VIRTIO_MMIO_QUEUE_NUM, st->size);
     reg_write(d, VIRTIO_MMIO_QUEUE_DESC_LOW, (uint32_t)st->desc.v);
     reg_write(d, VIRTIO_MMIO_QUEUE_DESC_HIGH, (uint32_t)(st->desc.v >> 32));
@@ -100,6 +101,11 @@ static inline void driver_set_queue(struct driver *d, const struct virtq_state *
     reg_write(d, VIRTIO_MMIO_QUEUE_USED_LOW, (uint32_t)st->used.v);
     reg_write(d, VIRTIO_MMIO_QUEUE_USED_HIGH, (uint32_t)(st->used.v >> 32));
     reg_write(d, VIRTIO_MMIO_QUEUE_READY, st->ready);
+}
+
+static inline void driver_set_queue(struct driver *d, const struct virtq_state *st)
+{
+    driver_set_queue_at(d, 0, st);
 }
 
 static inline void driver_ok(struct driver *d)
@@ -121,12 +127,17 @@ static inline void driver_start(struct driver *d)
 }
 
 /* One turn of the device, as the event loop gives it. True: it asked for another. */
-static inline bool driver_kick(struct driver *d)
+static inline bool driver_kick_at(struct driver *d, unsigned queue)
 {
-    struct loop_source *src = &d->transport.kicks[0].source;
+    struct loop_source *src = &d->transport.kicks[queue].source;
 
     src->on_ready(src, EPOLLIN);
     return loop_drain(src->fd) > 0;
+}
+
+static inline bool driver_kick(struct driver *d)
+{
+    return driver_kick_at(d, 0);
 }
 
 /* How often the interrupt line was raised since the last call. */

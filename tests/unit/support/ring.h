@@ -15,6 +15,7 @@
 
 struct ring {
     struct guest_mem mem;
+    uint64_t base; /* added to the three above: a second ring in the same memory has another */
     uint16_t size;
     uint16_t avail_idx;
 };
@@ -51,9 +52,9 @@ static inline void ring_describe(const struct ring *r, struct virtq_state *st)
     *st = (struct virtq_state){
         .size = r->size,
         .ready = true,
-        .desc = gpa(RING_DESC),
-        .avail = gpa(RING_AVAIL),
-        .used = gpa(RING_USED),
+        .desc = gpa(r->base + RING_DESC),
+        .avail = gpa(r->base + RING_AVAIL),
+        .used = gpa(r->base + RING_USED),
     };
 }
 
@@ -62,36 +63,36 @@ static inline void ring_desc(struct ring *r, uint16_t i, uint64_t addr, uint32_t
 {
     struct vring_desc d = { .addr = addr, .len = len, .flags = flags, .next = next };
 
-    cr_assert_eq(gmem_put(&r->mem, gpa(RING_DESC + 16u * i), &d), 0);
+    cr_assert_eq(gmem_put(&r->mem, gpa(r->base + RING_DESC + 16u * i), &d), 0);
 }
 
 /* Publishes a chain. */
 static inline void ring_offer(struct ring *r, uint16_t head)
 {
-    put16(r, RING_AVAIL + 4 + 2u * (r->avail_idx % r->size), head);
-    put16(r, RING_AVAIL + 2, ++r->avail_idx);
+    put16(r, r->base + RING_AVAIL + 4 + 2u * (r->avail_idx % r->size), head);
+    put16(r, r->base + RING_AVAIL + 2, ++r->avail_idx);
 }
 
 static inline uint16_t ring_used_idx(const struct ring *r)
 {
-    return get16(r, RING_USED + 2);
+    return get16(r, r->base + RING_USED + 2);
 }
 
 static inline struct vring_used_elem ring_used(const struct ring *r, uint16_t i)
 {
     struct vring_used_elem elem;
 
-    cr_assert_eq(gmem_get(&r->mem, gpa(RING_USED + 4 + 8u * (i % r->size)), &elem), 0);
+    cr_assert_eq(gmem_get(&r->mem, gpa(r->base + RING_USED + 4 + 8u * (i % r->size)), &elem), 0);
     return elem;
 }
 
 /* The words of EVENT_IDX: used_event is the driver's, avail_event the device's. */
 static inline void ring_set_used_event(struct ring *r, uint16_t value)
 {
-    put16(r, RING_AVAIL + 4 + 2u * r->size, value);
+    put16(r, r->base + RING_AVAIL + 4 + 2u * r->size, value);
 }
 
 static inline uint16_t ring_avail_event(const struct ring *r)
 {
-    return get16(r, RING_USED + 4 + 8u * r->size);
+    return get16(r, r->base + RING_USED + 4 + 8u * r->size);
 }
