@@ -1,5 +1,6 @@
 /* What CPUID tells the first vCPU, and the registers a kernel relies on. */
 #include "runtime/boot.h"
+#include "runtime/interrupts.h"
 #include "runtime/io.h"
 #include "runtime/report.h"
 #include "runtime/smp.h"
@@ -66,10 +67,47 @@ static void check_msrs(void)
     expect_equal(rdmsr(MSR_MTRR_DEF) & 0xcff, 0x806, "the_default_memory_type_is_write_back");
 }
 
+static volatile uint32_t dumped;
+
+static void dump_leaf(uint32_t apic_id, uint32_t leaf, uint32_t subleaf)
+{
+    struct cpuid r = cpuid(leaf, subleaf);
+
+    print("cpu%u %x.%u %x %x %x %x\n", apic_id, leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
+}
+
+/* All leaves, for a comparison outside. */
+static void dump(uint32_t apic_id)
+{
+    for (uint32_t leaf = 0; leaf <= 0xd; leaf++)
+        for (uint32_t sub = 0; sub <= (leaf == 0xb ? 7 : leaf == 0xd ? 2 : 0); sub++)
+            dump_leaf(apic_id, leaf, sub);
+    for (uint32_t leaf = 0x40000000; leaf <= 0x40000001; leaf++)
+        dump_leaf(apic_id, leaf, 0);
+    for (uint32_t leaf = 0x80000000; leaf <= 0x8000000a; leaf++)
+        dump_leaf(apic_id, leaf, 0);
+    __atomic_store_n(&dumped, 1, __ATOMIC_RELEASE);
+}
+
+static void dump_all(uint64_t vcpus)
+{
+    for (uint32_t id = 0; id < vcpus; id++) {
+        dumped = 0;
+        if (id == 0)
+            dump(0);
+        else
+            expect(smp_start(id, dump) && wait_until(dumped), "a_vcpu_tells_its_cpuid");
+    }
+}
+
 void guest_main(void)
 {
     uint64_t vcpus = boot_number("vcpus", 1);
 
+    if (boot_has("dump")) {
+        dump_all(vcpus);
+        return;
+    }
     check_basic(vcpus);
     check_topology(vcpus);
     check_kvm();
