@@ -496,6 +496,12 @@ void vm_stop(struct vm *vm)
     }
 }
 
+void vm_close(struct vm *vm)
+{
+    if (vm->machine)
+        machine_close_kvm(vm->machine);
+}
+
 const char *vm_id(const struct vm *vm)
 {
     return vm->options.id;
