@@ -113,7 +113,7 @@ static void inherit(const char *mount, const char *location, const char *file)
         char own[LINE_BYTES];
 
         if (read_line(path, own))
-            strcpy(line, own);
+            memcpy(line, own, sizeof(own));
         else
             write_file(path, line);
     }

@@ -78,14 +78,6 @@ static int load(struct machine *m, const struct machine_plan *plan, struct kerne
     return acpi_write(&m->mem, &m->platform, tables, e);
 }
 
-static int add_irq(const struct machine *m, int *fd, uint32_t gsi, struct error *e)
-{
-    *fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (*fd < 0)
-        return fail_os(e, errno, "eventfd");
-    return kvm_add_irqfd(&m->kvm, *fd, gsi, e);
-}
-
 static int add_serial(struct machine *m, const struct machine_plan *plan, struct error *e)
 {
     const struct serial_config *config = plan->serial;
@@ -95,7 +87,7 @@ static int add_serial(struct machine *m, const struct machine_plan *plan, struct
         if (m->serial_out_fd < 0)
             return fail_os(e, errno, "Failed to open serial_out_path %s", config->serial_out_path);
     }
-    serial_init(&m->serial, m->serial_irq_fd,
+    serial_init(&m->serial, (struct kvm_line){ m->kvm.vm_fd, GSI_SERIAL },
                 config->serial_out_path ? m->serial_out_fd : console_out());
     if (config->has_limit)
         serial_limit(&m->serial, &config->limit);
@@ -108,10 +100,9 @@ static int add_legacy_devices(struct machine *m, const struct machine_plan *plan
     m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->end.event_fd < 0)
         return fail_os(e, errno, "eventfd");
-    if (add_irq(m, &m->serial_irq_fd, GSI_SERIAL, e) < 0 ||
-        add_irq(m, &m->i8042_irq_fd, GSI_I8042, e) < 0 || add_serial(m, plan, e) < 0)
+    if (add_serial(m, plan, e) < 0)
         return -1;
-    i8042_init(&m->i8042, m->i8042_irq_fd, &m->end);
+    i8042_init(&m->i8042, (struct kvm_line){ m->kvm.vm_fd, GSI_I8042 }, &m->end);
     bus_add(&m->pio, &m->i8042.bus);
     if (plan->boot_timer)
         bus_add(&m->mmio, &m->boot_timer.bus);
@@ -256,13 +247,19 @@ int machine_build(struct machine **out, const struct machine_plan *plan, struct 
     m->mmio.idle_byte = 0xff;
     m->pio.idle_byte = 0x00;
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
-    m->end.event_fd = m->serial_irq_fd = m->i8042_irq_fd = m->serial_out_fd = -1;
+    m->end.event_fd = m->serial_out_fd = -1;
     if (build(m, plan, e) < 0) {
         machine_free(m);
         return -1;
     }
     *out = m;
     return 0;
+}
+
+void machine_close_kvm(struct machine *m)
+{
+    vcpus_fini(&m->vcpus, &m->kvm);
+    kvm_close(&m->kvm);
 }
 
 void machine_free(struct machine *m)
@@ -274,12 +271,9 @@ void machine_free(struct machine *m)
         net_fini(&m->nets[i]);
     }
     vsock_fini(&m->vsock);
-    close_fdp(&m->i8042_irq_fd);
-    close_fdp(&m->serial_irq_fd);
     close_fdp(&m->serial_out_fd);
     close_fdp(&m->end.event_fd);
-    vcpus_fini(&m->vcpus, &m->kvm);
-    kvm_close(&m->kvm);
+    machine_close_kvm(m);
     if (m->registers)
         munmap(m->registers, REGISTER_BYTES);
     gmem_fini(&m->mem);

@@ -35,7 +35,6 @@ struct machine {
     struct kvm kvm;
     struct bus pio, mmio;
     struct guest_end end;
-    int serial_irq_fd, i8042_irq_fd;
     int serial_out_fd; /* -1: stdout */
     struct serial serial;
     struct i8042 i8042;
@@ -54,6 +53,11 @@ struct machine {
 must_check int machine_build(struct machine **out, const struct machine_plan *plan,
                              struct loop *loop, struct error *e);
 
-/* Takes apart a machine that never ran. (One that ran goes with its process: closing it would wait
- * for the kernel.) */
+/* Closes what belongs to KVM, in the order in which the kernel has the least to wait for: a process
+ * that just ends gives up its memory first and the VM last, and waits for several grace periods
+ * more (each is 10 ms and more on Linux 6.1). For a machine whose vCPUs have been stopped for good.
+ */
+void machine_close_kvm(struct machine *m);
+
+/* Takes apart a machine that never ran. (The rest of one that ran goes with its process.) */
 void machine_free(struct machine *m);

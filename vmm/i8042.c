@@ -57,7 +57,7 @@ static bool push(struct i8042 *k, const uint8_t *bytes, unsigned n)
     for (unsigned i = 0; i < n; i++)
         st->buffer[(st->head + st->count++) % I8042_BUFFER_BYTES] = bytes[i];
     if (st->command_byte & CTL_KEYBOARD_IRQ)
-        loop_signal(k->irq_fd);
+        k->pulse(&k->line);
     return true;
 }
 
@@ -79,7 +79,7 @@ static uint8_t read_data(struct i8042 *k)
     st->count--;
     /* One interrupt a byte: the next byte moves into the output buffer now. */
     if (st->count && st->command_byte & CTL_KEYBOARD_IRQ)
-        loop_signal(k->irq_fd);
+        k->pulse(&k->line);
     return byte;
 }
 
@@ -181,14 +181,15 @@ static void i8042_write(struct bus_device *d, uint64_t offset, const uint8_t *da
 
 static const struct bus_ops i8042_ops = { .read = i8042_read, .write = i8042_write };
 
-void i8042_init(struct i8042 *k, int irq_fd, struct guest_end *end)
+void i8042_init(struct i8042 *k, struct kvm_line line, struct guest_end *end)
 {
     *k = (struct i8042){
         .bus = { .ops = &i8042_ops, .base = I8042_PORT, .bytes = 5 },
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .state = { .command_byte = CTL_KEYBOARD_IRQ | CTL_SYSTEM | CTL_NO_AUX,
                    .output_port = 0x03 /* no reset, A20 on */ },
-        .irq_fd = irq_fd,
+        .line = line,
+        .pulse = kvm_pulse,
         .end = end,
     };
 }

@@ -15,6 +15,7 @@
 #include "vmm/bus.h"
 #include "vmm/error.h"
 #include "vmm/guest_end.h"
+#include "vmm/kvm.h"
 
 #define I8042_PORT         0x60u
 #define I8042_BUFFER_BYTES 16u
@@ -32,12 +33,13 @@ struct i8042 {
     struct bus_device bus;
     pthread_mutex_t lock;
     struct i8042_state state;
-    int irq_fd;
+    struct kvm_line line;
+    void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     struct guest_end *end;
 };
 
-/* Borrows irq_fd and end, to which a reset by the guest is told (exit code 0). */
-void i8042_init(struct i8042 *k, int irq_fd, struct guest_end *end);
+/* Borrows end, to which a reset by the guest is told (exit code 0). */
+void i8042_init(struct i8042 *k, struct kvm_line line, struct guest_end *end);
 
 /* Queues the scan codes of Ctrl, Alt and Del. Fails, queueing none, when the guest has masked the
  * keyboard's interrupt or has not read what is queued. */

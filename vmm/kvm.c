@@ -163,15 +163,6 @@ void kvm_pulse(const struct kvm_line *line)
     BUG_ON(ioctl(line->vm_fd, KVM_IRQ_LINE, &level) < 0);
 }
 
-int kvm_add_irqfd(const struct kvm *k, int fd, uint32_t gsi, struct error *e)
-{
-    struct kvm_irqfd irqfd = { .fd = (uint32_t)fd, .gsi = gsi };
-
-    if (ioctl(k->vm_fd, KVM_IRQFD, &irqfd) < 0)
-        return fail_os(e, errno, "KVM_IRQFD for GSI %u", gsi);
-    return 0;
-}
-
 int kvm_add_ioeventfd(const struct kvm *k, int fd, gpa_t at, uint32_t value, struct error *e)
 {
     struct kvm_ioeventfd ioeventfd = {

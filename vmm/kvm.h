@@ -48,14 +48,11 @@ struct kvm_line {
     uint32_t gsi;
 };
 
-/* Makes one edge on the line before it returns; any thread. An irqfd would take a worker thread of
- * the kernel for it, and two switches to and from that: KVM injects what goes through an interrupt
- * controller from process context only. */
+/* Makes one edge on the line before it returns; any thread. There are no irqfds: each would take a
+ * worker thread of the kernel for an interrupt, and two switches to and from that, since KVM
+ * injects what goes through an interrupt controller from process context only; and a VM that has
+ * one waits for an RCU grace period more when it is closed. */
 void kvm_pulse(const struct kvm_line *line);
-
-/* Makes each write to the eventfd one edge of the GSI: for what is rare, or comes from a place that
- * must not wait. */
-must_check int kvm_add_irqfd(const struct kvm *k, int fd, uint32_t gsi, struct error *e);
 
 /* Makes a 32-bit guest write of `value` at `at` (MMIO) count in the eventfd, without an exit. */
 must_check int kvm_add_ioeventfd(const struct kvm *k, int fd, gpa_t at, uint32_t value,

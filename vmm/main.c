@@ -344,7 +344,9 @@ static int run(const struct options *o, const struct numbers *n)
     log_info("Vmm is stopping.");
     vm_stop(vm);
     metrics_write();
-    return end(code);
+    end(code);
+    vm_close(vm);
+    return code;
 }
 
 int main(int argc, char **argv)

@@ -40,7 +40,7 @@ static uint8_t pending(const struct serial_state *st)
 static void raise_from(struct serial *s, uint8_t before)
 {
     if (before == IIR_NONE && pending(&s->state) != IIR_NONE)
-        loop_signal(s->irq_fd);
+        s->pulse(&s->line);
 }
 
 static void fifo_push(struct serial_state *st, uint8_t byte)
@@ -201,13 +201,14 @@ static void serial_write(struct bus_device *d, uint64_t offset, const uint8_t *d
 
 static const struct bus_ops serial_ops = { .read = serial_read, .write = serial_write };
 
-void serial_init(struct serial *s, int irq_fd, int out_fd)
+void serial_init(struct serial *s, struct kvm_line line, int out_fd)
 {
     *s = (struct serial){
         .bus = { .ops = &serial_ops, .base = SERIAL_PORT, .bytes = 8 },
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .state = { .dll = 12 /* 9600 baud */ },
-        .irq_fd = irq_fd,
+        .line = line,
+        .pulse = kvm_pulse,
         .out_fd = out_fd,
     };
 }

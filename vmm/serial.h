@@ -14,6 +14,7 @@
 
 #include "vmm/bucket.h"
 #include "vmm/bus.h"
+#include "vmm/kvm.h"
 #include "vmm/loop.h"
 
 #define SERIAL_PORT       0x3f8u
@@ -31,7 +32,8 @@ struct serial {
     struct bus_device bus;
     pthread_mutex_t lock;
     struct serial_state state;
-    int irq_fd; /* an irqfd: each write is one edge of the interrupt line */
+    struct kvm_line line;
+    void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     int out_fd;
     struct bucket limit; /* of output, in bytes */
     uint64_t counted_us; /* when the bucket was last filled */
@@ -41,8 +43,8 @@ struct serial {
     struct loop_source fifo_space; /* an eventfd: a vCPU emptied a full FIFO */
 };
 
-/* Borrows irq_fd and out_fd. */
-void serial_init(struct serial *s, int irq_fd, int out_fd);
+/* Borrows out_fd. */
+void serial_init(struct serial *s, struct kvm_line line, int out_fd);
 
 /* Output beyond the limit is dropped. Before the guest runs. */
 void serial_limit(struct serial *s, const struct token_bucket *limit);

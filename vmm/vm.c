@@ -471,6 +471,12 @@ void vm_free(struct vm *vm)
     free(vm);
 }
 
+void vm_close(struct vm *vm)
+{
+    if (vm->machine)
+        machine_close_kvm(vm->machine);
+}
+
 const char *vm_id(const struct vm *vm)
 {
     return vm->options.id;

@@ -94,8 +94,12 @@ must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
 void vm_free(struct vm *vm);
 
 /* Ends a started or never started VM in order, flushing what a guest was promised is on the disk,
- * and restores the terminal. The vCPUs stop; the kernel frees the rest when the process exits. */
+ * and restores the terminal. The vCPUs stop. */
 void vm_stop(struct vm *vm);
+
+/* Closes KVM's part of a VM that was stopped; the last thing before the process exits, since it
+ * waits for the kernel. */
+void vm_close(struct vm *vm);
 
 /* What `GET` requests show. Pointers are valid until the next vm_apply(). */
 const char *vm_id(const struct vm *vm);

@@ -13,11 +13,17 @@ static struct i8042 k;
 static struct guest_end end;
 static int irq;
 
+static void count_edge(const struct kvm_line *line)
+{
+    loop_signal(line->vm_fd);
+}
+
 static void set_up(void)
 {
     irq = eventfd(0, EFD_NONBLOCK);
     end = (struct guest_end){ .event_fd = eventfd(0, EFD_NONBLOCK) };
-    i8042_init(&k, irq, &end);
+    i8042_init(&k, (struct kvm_line){ .vm_fd = irq }, &end);
+    k.pulse = count_edge;
 }
 
 TestSuite(i8042, .init = set_up);

@@ -13,11 +13,17 @@ static struct serial s;
 static struct loop loop;
 static int out[2], in[2], irq;
 
+static void count_edge(const struct kvm_line *line)
+{
+    loop_signal(line->vm_fd);
+}
+
 static void set_up(void)
 {
     cr_assert_eq(pipe2(out, O_NONBLOCK), 0);
     irq = eventfd(0, EFD_NONBLOCK);
-    serial_init(&s, irq, out[1]);
+    serial_init(&s, (struct kvm_line){ .vm_fd = irq }, out[1]);
+    s.pulse = count_edge;
 }
 
 TestSuite(serial, .init = set_up);

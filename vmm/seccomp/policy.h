@@ -26,7 +26,7 @@ ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAKE_PRIVATE), "to hand over a lock")
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
          "to wait for a condition")
 
-/* Devices. Interrupts are lines of KVM's interrupt controllers, or eventfds that KVM watches. */
+/* Devices. Interrupts are lines of KVM's interrupt controllers. */
 ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
 ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
 ALLOW(MAIN, preadv, "disks, to guest memory")
@@ -110,7 +110,6 @@ ALLOW_IF(START, ioctl, IS(1, KVM_SET_USER_MEMORY_REGION), "guest memory")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_TSS_ADDR), "the VM")
 ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_IRQCHIP), "interrupt controllers")
 ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_PIT2), "the interval timer")
-ALLOW_IF(START, ioctl, IS(1, KVM_IRQFD), "interrupts of the legacy devices")
 ALLOW_IF(START, ioctl, IS(1, KVM_IOEVENTFD), "notifications of the virtio devices")
 ALLOW_IF(START, ioctl, IS(1, KVM_CREATE_VCPU), "vCPUs")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_CPUID2), "vCPUs")
