@@ -220,21 +220,19 @@ static int patch_net(struct vm *vm, const struct net_patch *p, struct error *e)
     return 0;
 }
 
-/* A socket that was configured before gives way with its file, also to one at the same path. */
+/* A socket that was configured before gives way with its file; one at the same path goes on. */
 static int put_vsock(struct vm *vm, struct vsock_config *c, struct error *e)
 {
-    const bool is_same = vm->vsock.uds_path && strcmp(vm->vsock.uds_path, c->uds_path) == 0;
-    int fd;
+    if (!vm->vsock.uds_path || strcmp(vm->vsock.uds_path, c->uds_path) != 0) {
+        int fd = vsock_unix_listen(c->uds_path, e);
 
-    if (is_same)
-        unlink(vm->vsock.uds_path);
-    fd = vsock_unix_listen(c->uds_path, e);
-    if (fd < 0)
-        return fail_within(e, "Cannot create backend for vsock device");
-    if (vm->vsock.uds_path && !is_same)
-        unlink(vm->vsock.uds_path);
-    close_fdp(&vm->vsock_listener);
-    vm->vsock_listener = fd;
+        if (fd < 0)
+            return fail_within(e, "Cannot create backend for vsock device");
+        if (vm->vsock.uds_path)
+            unlink(vm->vsock.uds_path);
+        close_fdp(&vm->vsock_listener);
+        vm->vsock_listener = fd;
+    }
     vsock_config_fini(&vm->vsock);
     vm->vsock = *c;
     *c = (struct vsock_config){ 0 };
