@@ -233,9 +233,9 @@ def test_resource_limits():
 
 
 @pytest.mark.parametrize("method", ["copy", "link", "bind"])
-def test_the_binary_comes_into_the_cell_in_three_ways(tmp_path, method):
-    binary = shutil.copy(EXEC_FILE, tmp_path / "mayfly") # of the same file system as the base
-    base = tmp_path / "base"
+def test_three_ways_into_the_cell(tmp_path, method):
+    binary = shutil.copy(EXEC_FILE, tmp_path / "mayfly")
+    base = tmp_path / "b" # of the same file system; a socket's path must be short
     base.mkdir()
     for _ in range(2): # the second over what the first left
         with Jail("--exec-method", method, base=str(base), exec_file=binary, jail_id="again") as vm:
