@@ -424,7 +424,8 @@ static void connect_all(uint32_t port, unsigned count)
         say(c, OP_REQUEST, 0);
         step();
     }
-    expect(wait_until((step_on(), ended_well == count)), "each_connection_brings_back_what_it_sent");
+    expect(wait_until((step_on(), ended_well == count)),
+           "each_connection_brings_back_what_it_sent");
     print("ended %u\n", ended_well);
 }
 
