@@ -253,9 +253,9 @@ void guest_main(void)
     if (!expect(chosen != NULL, "the_attack_is_known") || !expect(both_start(), "both_disks_start"))
         return;
     lay_out();
+    print("attacking\n"); /* before they do: one of them writes to this port, too */
     if (!expect(smp_start(1, attack) && smp_start(2, attack), "the_attackers_start"))
         return;
-    print("attacking\n");
     for (; !is_over(); rounds++)
         wrong += !works(&bystander, other, rounds % SECTORS);
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
