@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import mayfly
 from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
+import test_net
 from test_guests import GUESTS, drive, make_disk
 
 pytestmark = pytest.mark.skipif(
@@ -661,18 +663,26 @@ def test_memory_is_limited_by_the_cgroup(captured):
                                         "--new-ipc-ns", "--new-uts-ns"]])
 @pytest.mark.parametrize("engine", ["Sync", "Async"])
 def test_a_jailed_guest_uses_its_devices(tmp_path, flags, engine):
-    """The kernel and the disk lie in the cell. (A tap in a namespace of its own and a vsock belong
-    here, too.)"""
+    """The kernel and the disk lie in the cell."""
     vm = Jail(*flags, vmm_args=["--log-path", "/run/log"])
-    kernel = vm.give(os.path.join(GUESTS, "block"))
     disk = vm.give(make_disk(tmp_path / "disk", 32768))
+    with started(vm, "block", "sectors=32768 writeback", {
+            "/drives/disk": drive(disk, cache_type="Writeback", io_engine=engine)}):
+        pass
+
+
+@contextlib.contextmanager
+def started(vm, guest, boot_args, devices):
+    """A test guest at work in a jail, which then ends by itself, and well."""
+    kernel = vm.give(os.path.join(GUESTS, guest))
     with vm:
         vm.ok("PUT", "/serial", {"serial_out_path": "/run/console"})
-        vm.ok("PUT", "/boot-source", {"kernel_image_path": kernel,
-                                      "boot_args": "sectors=32768 writeback"})
-        vm.ok("PUT", "/drives/disk", drive(disk, cache_type="Writeback", io_engine=engine))
+        vm.ok("PUT", "/boot-source", {"kernel_image_path": kernel, "boot_args": boot_args})
+        for path, body in devices.items():
+            vm.ok("PUT", path, body)
         pid_fd = os.pidfd_open(vm.pid())
         vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        yield
         mayfly_ended(pid_fd)
         with open(vm.inside("run/console"), encoding="ascii") as f:
             lines = f.read().splitlines()
@@ -682,3 +692,53 @@ def test_a_jailed_guest_uses_its_devices(tmp_path, flags, engine):
             assert f.read().rstrip().endswith("exiting successfully. exit_code=0")
         if not vm.is_detached:
             assert vm.wait() == 0
+
+
+@pytest.fixture
+def namespace():
+    """A network namespace with a tap that the VMM's user may open: its path."""
+    name = f"mayfly-test-{os.getpid()}"
+    test_net.ip(f"netns add {name}")
+    try:
+        test_net.ip(f"-n {name} tuntap add tap0 mode tap user {UID}")
+        test_net.ip(f"-n {name} link set tap0 up")
+        yield f"/run/netns/{name}"
+    finally:
+        test_net.ip(f"netns del {name}")
+
+
+def wire_in(namespace):
+    """The other end of its tap."""
+    with open("/proc/thread-self/ns/net", "rb") as here, open(namespace, "rb") as there:
+        assert test_net.LIBC.setns(there.fileno(), test_net.CLONE_NEWNET) == 0
+        try:
+            return test_net.Wire()
+        finally:
+            assert test_net.LIBC.setns(here.fileno(), test_net.CLONE_NEWNET) == 0
+
+
+@needs_kvm
+def test_a_jailed_guest_is_on_the_network_of_its_namespace(namespace):
+    vm = Jail("--netns", namespace, vmm_args=["--log-path", "/run/log"])
+    interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": test_net.GUEST}
+    with wire_in(namespace) as wire, started(vm, "net", "mrg offload eventidx", {
+            "/network-interfaces/eth0": interface}):
+        wire.exchange(test_net.random_frames(range(60, 200)))
+        wire.send(test_net.make_frame(bytes(46), kind=test_net.TYPE_END))
+
+
+@needs_kvm
+def test_a_jailed_guest_reaches_sockets_in_its_cell():
+    vm = Jail(vmm_args=["--log-path", "/run/log"])
+    with contextlib.ExitStack() as stack:
+        os.makedirs(vm.inside("run"))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.settimeout(mayfly.DEADLINE_S)
+        listener.bind(vm.inside("run/v.sock_7"))
+        os.chown(vm.inside("run/v.sock_7"), UID, GID)
+        listener.listen(1)
+        stack.enter_context(started(vm, "vsock", "cid=3 eventidx connect=7 count=1 bytes=10000", {
+            "/vsock": {"guest_cid": 3, "uds_path": "/run/v.sock"}}))
+        with listener.accept()[0] as client:
+            while part := client.recv(4096):
+                client.sendall(part)
