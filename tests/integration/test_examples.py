@@ -372,12 +372,19 @@ class Nomad:
 
 @pytest.mark.skipif(not shutil.which("nomad") or os.geteuid() != 0,
                     reason="THE NOMAD JOB WAS NOT RUN: nomad is missing, or this is not root")
-def test_nomad_runs_the_job(tmp_path, disk):
+def test_nomad_runs_the_job(tmp_path, disk, jailed):
     shutil.copy(guest("boot"), tmp_path / "vmlinux")
-    job = tmp_path / "job.hcl"
-    job.write_text(text_of("mayfly.nomad.hcl").replace(FILES, str(tmp_path))
-                   .replace("/usr/local/bin/mayfly", mayfly.BINARY))
-    with Nomad() as nomad:
+    with tempfile.TemporaryDirectory(prefix="nomad-") as base, Nomad() as nomad:
+        job = tmp_path / "job.hcl"
+        job.write_text(text_of("mayfly.nomad.hcl").replace(FILES, str(tmp_path))
+                       .replace("/usr/local/lib/mayfly/jailed.sh", example("jailed.sh"))
+                       .replace("      template {", f'''      env {{
+        MAYFLY = "{jailed["MAYFLY"]}"
+        FILES  = "{tmp_path}"
+        BASE   = "{base}"
+      }}
+
+      template {{''', 1))
         nomad.until(lambda: nomad.do("node", "status").stdout, lambda text: " ready" in text)
         started = nomad.do("job", "run", str(job))
         assert started.returncode == 0, started.stdout + started.stderr
