@@ -283,6 +283,7 @@ static void take_request(const struct header *h)
     struct conn *c = &incoming[h->src_port % CONNS];
 
     if (h->dst_port == PORT_OFF) {
+        virtio_reset(&device); /* as Linux does when it shuts down */
         print("done\n");
         power_off();
     }

@@ -55,6 +55,7 @@ ALLOW(START, epoll_create1, "the event loop")
 ALLOW(START, eventfd2, "queues, interrupts, the guest's end")
 ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics")
 ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics")
+ALLOW(VCPU, timerfd_settime, "vsock is reset: the event loop takes it from there")
 ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 
 /* The API and vsock: connections on UNIX sockets, no others. */
@@ -120,7 +121,7 @@ ALLOW_IF(START, ioctl, IS(1, KVM_SET_LAPIC), "vCPUs")
 ALLOW_IF(START, ioctl, IS(1, KVM_GET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_REGS), "the first vCPU's entry")
-ALLOW(EVER, getrandom, "the VM's generation id; the seed of hashes of JSON members")
+ALLOW(START, getrandom, "the VM's generation id; the seed of hashes of JSON members")
 ALLOW(START, rt_sigaction, "handlers")
 
 /* Threads, but no processes: a filter can't see the flags of clone3, so the C library is told that
