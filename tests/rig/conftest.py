@@ -15,7 +15,7 @@ ROOT = HERE.parent.parent
 KERNEL_VERSION = "6.1"
 
 
-NET_TOOLS = ["iperf3", "ethtool"]
+NET_TOOLS = ["iperf3", "ethtool", "socat"]
 
 
 def find(program):
@@ -60,6 +60,13 @@ def files(tmp_path_factory):
     no_note.write_bytes(without_notes(files["acpi.vmlinux"].read_bytes()))
     files["no-note.vmlinux"] = no_note
     return files
+
+
+@pytest.fixture(scope="session")
+def net_tools(files):
+    """Programs that nobody here wrote are on the host and in net.ext4."""
+    if "net.ext4" not in files:
+        pytest.skip(f"NOT TRIED WITH LINUX: one of {', '.join(NET_TOOLS)} is missing")
 
 
 def choose_host():

@@ -1,7 +1,5 @@
 """Linux on a network: every byte arrives, with and without offloads, by IPv4 and IPv6."""
 
-import shutil
-
 import pytest
 
 from host import boot_args
@@ -10,9 +8,7 @@ HOST4, HOST6 = "172.30.0.1", "fd00:30::1"
 MAC = "06:00:ac:1e:00:%02x"
 PINGS = 0, 56, 1472, 1473, 20000
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("iperf3") or not shutil.which("ethtool", path="/sbin:/usr/sbin:/usr/bin"),
-    reason="THE NETWORK WAS NOT TRIED WITH LINUX: iperf3 or ethtool is missing")
+pytestmark = pytest.mark.usefixtures("net_tools")
 
 
 def ip_argument(n, gateway=HOST4):

@@ -1,18 +1,22 @@
 """Linux on virtio-vsock: AF_VSOCK in the guest, UNIX sockets on the host, both ways."""
 
+import pytest
+
 SET_UP = "for m in /modules/*.ko; do insmod $m 2>/dev/null; done;"
 
 
-def boot(guest, run):
+def boot(guest, run, drives=()):
     """Debian's kernel with a vsock, running a shell command with its modules loaded."""
     request = guest.do
 
-    def put_vsock_too(method, path, body):
+    def put_more(method, path, body):
         if path == "/actions":
             request("PUT", "/vsock", {"guest_cid": 42, "uds_path": f"{guest.dir}/v"})
+            for drive in drives:
+                request("PUT", f"/drives/{drive['drive_id']}", drive)
         request(method, path, body)
 
-    guest.do = put_vsock_too
+    guest.do = put_more
     return guest.boot("vmlinuz", run=SET_UP + run, initrd="initrd")
 
 
@@ -75,3 +79,25 @@ def test_a_stream_survives_a_pause(guest, host):
     host.run(f"kill $(cat {guest.dir}/client)")
     guest.type("\n")
     guest.wait_end()
+
+
+@pytest.mark.usefixtures("net_tools")
+def test_socat_talks_to_socat_both_ways(guest, host):
+    host.run(f"socat -u UNIX-LISTEN:{guest.dir}/v_9 CREATE:{guest.dir}/got & server=$!")
+    assert host.wait_for(f"[ -S {guest.dir}/v_9 ]")
+    run = (
+        "mkdir /mnt; mount -o ro /dev/vdb /mnt; mount -t devtmpfs dev /mnt/dev;"
+        " chroot /mnt socat VSOCK-LISTEN:7,fork PIPE & dd if=/dev/urandom of=f bs=64k count=20"
+        " 2>/dev/null; md5sum <f; chroot /mnt socat -u STDIN VSOCK-CONNECT:2:9 <f; read go"
+    )
+    boot(guest, run, [{"drive_id": "tools", "path_on_host": "net.ext4", "is_root_device": False,
+                       "is_read_only": True}])
+    sum_ = host.run(f"wait $server; md5sum <{guest.dir}/got", timeout=240).strip()
+    dialled = f"socat -t 60 - UNIX-CONNECT:{guest.dir}/v"
+    assert host.wait_for(f"echo CONNECT 7 | {dialled} | grep -q OK")
+    answer = host.run(f"(echo CONNECT 7; seq 1 50000) | {dialled}", timeout=240)
+    ok, echoed = answer.split("\n", 1)
+    assert ok.startswith("OK ")
+    assert echoed.split() == [str(i) for i in range(1, 50001)]
+    guest.type("\n")
+    assert sum_ in guest.wait_end().splitlines()
