@@ -147,6 +147,9 @@ class Guest(Machine):
     def metrics(self, group="net_eth0"):
         """Sums since the start."""
         self.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
+        return self.written_metrics(group)
+
+    def written_metrics(self, group="net_eth0"):
         total = {}
         with open(self.metrics_path, encoding="utf-8") as lines:
             for line in lines:
@@ -360,8 +363,8 @@ def test_a_tap_that_goes_leaves_the_machine_alive():
         guest.boot().wait_for_output("waiting start")
         ip("link delete tap0")
         guest.go_on()
-        guest.wait_for_metric("tap_write_fails", 256)
         guest.finish()
+        assert guest.written_metrics()["tap_write_fails"] >= 256
 
 
 def test_a_tap_that_goes_costs_one_error_and_no_busy_loop():

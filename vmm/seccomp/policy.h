@@ -121,7 +121,7 @@ ALLOW_IF(START, ioctl, IS(1, KVM_SET_LAPIC), "vCPUs")
 ALLOW_IF(START, ioctl, IS(1, KVM_GET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_SREGS), "the first vCPU's entry")
 ALLOW_IF(START, ioctl, IS(1, KVM_SET_REGS), "the first vCPU's entry")
-ALLOW(START, getrandom, "the VM's generation id; the seed of hashes of JSON members")
+ALLOW(EVER, getrandom, "the VM's generation id; the seed of hashes, for objects inside a body")
 ALLOW(START, rt_sigaction, "handlers")
 
 /* Threads, but no processes: a filter can't see the flags of clone3, so the C library is told that
