@@ -2,11 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/seccomp.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <time.h>
 
 #include "api/config_file.h"
@@ -284,26 +282,18 @@ static void record_startup(const struct options *o, const struct numbers *n)
                        n->parent_cpu_time_us);
 }
 
-/* Confines the process as it starts, unless something else has done so already (the jailer does it
- * before it executes us), and finds the filters that the threads of a running guest will have. */
-static int set_up_seccomp(const struct seccomp_threads **out, const struct options *o,
+/* Finds the filters that the threads of a running guest will have. That of the process as it starts
+ * is the jailer's. */
+static int choose_filters(const struct seccomp_threads **out, const struct options *o,
                           struct error *e)
 {
     static struct seccomp_threads custom;
-    int ret;
 
     *out = NULL;
     if (o->no_seccomp)
         return 0;
-    *out = &seccomp_threads;
-    if (o->seccomp_filter) {
-        *out = &custom;
-        return seccomp_file_read(&custom, o->seccomp_filter, e);
-    }
-    if (prctl(PR_GET_SECCOMP) == SECCOMP_MODE_FILTER)
-        return 0;
-    ret = seccomp_install(&seccomp_process);
-    return ret < 0 ? fail_os(e, -ret, "this host has no seccomp filters") : 0;
+    *out = o->seccomp_filter ? &custom : &seccomp_threads;
+    return o->seccomp_filter ? seccomp_file_read(&custom, o->seccomp_filter, e) : 0;
 }
 
 static int set_up_metrics(const struct options *o, struct error *e)
@@ -325,7 +315,7 @@ static int run(const struct options *o, const struct numbers *n)
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
     signals_install();
-    if (set_up_seccomp(&vm_options.seccomp, o, &e) < 0)
+    if (choose_filters(&vm_options.seccomp, o, &e) < 0)
         return end_with(EXIT_GENERIC, "Seccomp error", &e);
     if (set_up_metrics(o, &e) < 0)
         return end_with(EXIT_GENERIC, "Could not initialize metrics", &e);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "vmm/boot/boot_info.h"
 #include "vmm/clock.h"
@@ -371,17 +372,19 @@ static void on_kick(int signal)
     (void)signal;
 }
 
-/* Named by its creator: a client that looks for the thread after the start finds it. */
+/* The thread inherits its name: so a client that looks for it after the start finds it, also in a
+ * jail, where there is no /proc through which another thread could be named. */
 static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
 {
-    char name[16];
-    int ret = pthread_create(&c->thread, attr, vcpu_thread, c);
+    char own[16], name[16];
+    int ret;
 
-    if (ret)
-        return ret;
     snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
-    pthread_setname_np(c->thread, name);
-    return 0;
+    prctl(PR_GET_NAME, own);
+    prctl(PR_SET_NAME, name);
+    ret = pthread_create(&c->thread, attr, vcpu_thread, c);
+    prctl(PR_SET_NAME, own);
+    return ret;
 }
 
 int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)

@@ -16,6 +16,7 @@ import pytest
 import mayfly
 from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
 import test_net
+import test_seccomp
 from test_guests import GUESTS, drive, make_disk
 
 pytestmark = pytest.mark.skipif(
@@ -294,6 +295,23 @@ def test_the_filter_of_the_process_can_be_left_out():
     for flags, count in ([], "1"), (["--no-seccomp"], "0"):
         with Jail(*flags, vmm_args=["--no-seccomp"]) as vm:
             assert vm.status()["Seccomp_filters"] == count
+
+
+@needs_kvm
+def test_threads_of_a_jailed_guest_have_their_filters_beside_that_of_the_process():
+    with Jail() as vm:
+        vm.ok("PUT", "/boot-source",
+              {"kernel_image_path": vm.give(os.path.join(GUESTS, "counter"))})
+        vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        test_seccomp.wait_for(
+            lambda: test_seccomp.filters(vm) == {"mayfly": 2, "fc_vcpu 0": 2})
+
+
+def test_a_forbidden_call_ends_a_process_that_only_starts():
+    with Jail() as vm:
+        test_seccomp.make_call(vm.process.pid, test_seccomp.GETPPID)
+        assert vm.wait() == 148
+        assert "intercepting signal 31, code 1" in vm.output()
 
 
 def test_help_and_version():

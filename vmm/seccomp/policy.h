@@ -130,8 +130,9 @@ REFUSE(START, clone3, ENOSYS, "so that clone is called")
 ALLOW_IF(START, clone, IS(0, THREAD_FLAGS), "the vCPUs' threads")
 ALLOW(START, set_robust_list, "threads")
 ALLOW(START, rseq, "threads")
+ALLOW_IF(START, prctl, IS(0, PR_GET_NAME), "the threads' names")
+ALLOW_IF(START, prctl, IS(0, PR_SET_NAME), "the threads' names")
 ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install the filters of the threads")
-ALLOW_IF(START, prctl, IS(0, PR_GET_SECCOMP), "to see whether the jailer was there")
 ALLOW(START, seccomp, "the filters of the threads")
 
 /* From the jailer's execve to main(). */

@@ -9,7 +9,7 @@
 
 #include <linux/filter.h>
 
-/* What the whole process may call from the jailer's execve on, and as it starts. */
+/* What the whole process may call from the jailer's execve on; the jailer installs it. */
 extern const struct sock_fprog seccomp_process;
 
 /* What is left to each thread from the guest's first instruction on. */
