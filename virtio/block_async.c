@@ -25,7 +25,9 @@ static int refuse(struct error *e, int os_errno)
 static int restrict_and_enable(struct io_uring *ring)
 {
     struct io_uring_restriction allowed[] = {
+        { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READ },
         { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READV },
+        { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_WRITE },
         { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_WRITEV },
         { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_FSYNC },
         { .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_FALLOCATE },
@@ -98,27 +100,34 @@ static void complete_entry(struct io_uring_sqe *sqe, void *tag)
     io_uring_sqe_set_data(sqe, tag);
 }
 
-/* The kernel copies the list of buffers when the operation is submitted (since 5.5). */
-void block_async_read(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
-                      void *tag)
+/* One buffer needs no list, which the kernel would copy when the operation is submitted (since 5.5)
+ * and again where it has to wait. */
+static void transfer(struct block_async *a, struct chain *c, bool is_read, uint64_t offset,
+                     uint32_t n, void *tag)
 {
     struct io_uring_sqe *sqe = next_entry(a);
     unsigned count;
-    const struct iovec *iov = chain_lend_(c, true, n, &count);
+    const struct iovec *iov = chain_lend_(c, is_read, n, &count);
 
-    io_uring_prep_readv(sqe, THE_FILE, iov, count, offset);
+    if (count == 1)
+        io_uring_prep_rw(is_read ? IORING_OP_READ : IORING_OP_WRITE, sqe, THE_FILE, iov->iov_base,
+                         (unsigned)iov->iov_len, offset);
+    else
+        io_uring_prep_rw(is_read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, THE_FILE, iov, count,
+                         offset);
     complete_entry(sqe, tag);
+}
+
+void block_async_read(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
+                      void *tag)
+{
+    transfer(a, c, true, offset, n, tag);
 }
 
 void block_async_write(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
                        void *tag)
 {
-    struct io_uring_sqe *sqe = next_entry(a);
-    unsigned count;
-    const struct iovec *iov = chain_lend_(c, false, n, &count);
-
-    io_uring_prep_writev(sqe, THE_FILE, iov, count, offset);
-    complete_entry(sqe, tag);
+    transfer(a, c, false, offset, n, tag);
 }
 
 /* No ordering flag: a write with a result is in the page cache, which is all that fdatasync needs,
