@@ -82,3 +82,17 @@ def test_modules_and_what_is_too_much_are_named(tmp_path):
     assert done.returncode == 0
     assert "  VIRTIO_BLK: disks" in done.stdout.split("modules, an initramfs")[1]
     assert "  DRM: there is no display" in done.stdout.split("could be dropped")[1]
+
+
+def test_what_a_version_has_always_or_calls_otherwise_is_known(tmp_path):
+    config = tmp_path / "config"
+    options = "".join(f"CONFIG_{name}=y\n" for name in [*BOOTS, "ACPI", "MICROCODE", "CRYPTO_MANAGER"])
+
+    def said(version, more=""):
+        config.write_text(f"#\n# Linux/x86 {version}.7 Kernel Configuration\n{options}{more}")
+        return subprocess.check_output([TOOLS / "check", config], text=True)
+
+    assert "RANDOM_TRUST_CPU" in said("6.1") and "MICROCODE" in said("6.1")
+    assert "RANDOM_TRUST_CPU" not in said("6.12") and "MICROCODE" not in said("6.12")
+    assert "CRYPTO_SELFTESTS" in said("6.12")
+    assert "CRYPTO_SELFTESTS" not in said("6.12", "CONFIG_CRYPTO_MANAGER_DISABLE_TESTS=y\n")

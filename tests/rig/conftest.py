@@ -12,9 +12,7 @@ from host import Guest, Host
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNEL_VERSION = "6.1"
-
-
+KERNEL_VERSION = os.environ.get("MAYFLY_KERNEL_VERSION", "6.1")
 NET_TOOLS = ["iperf3", "ethtool", "socat"]
 
 
