@@ -11,9 +11,10 @@
  *   --kill     ends a guest that is ready; otherwise it ends itself
  *
  * A line of a VMM-FILE is a word and what belongs to it; {} is a directory of this one start:
- *   name NAME   exec ARGUMENT   socket PATH   put PATH BODY   ready TEXT-ON-STDOUT
- * Of several "put" the last one starts the guest. Prints for each boot, in nanoseconds since exec,
- * -1 for what there is not:
+ *   name NAME   exec ARGUMENT   socket PATH   put PATH BODY   ready TEXT-ON-STDOUT   vsock PATH
+ * A guest is ready with that text, or with a first byte to the socket that vsock names. Of several
+ * "put" the last one starts the guest. Prints for each boot, in nanoseconds since exec, -1 for what
+ * there is not:
  *   boot NAME API-ANSWERS CONFIGURED STARTED ENTRY READY ENDED CPU-STARTED CPU-READY
  *     KERNEL INIT
  * where CPU times are times, and KERNEL and INIT are what the guest's own clock says: until its
@@ -47,7 +48,7 @@
 #define TIMEOUT_MS 60000
 
 struct vmm {
-    char *name, *socket, *ready;
+    char *name, *socket, *ready, *vsock;
     char *exec[WORDS_MAX];
     struct {
         char *path, *body;
@@ -129,6 +130,8 @@ static void parse_line(struct vmm *v, char *line)
         v->socket = strdup(rest);
     } else if (!strcmp(line, "ready")) {
         v->ready = strdup(rest);
+    } else if (!strcmp(line, "vsock")) {
+        v->vsock = strdup(rest);
     } else if (!strcmp(line, "exec")) {
         while (v->exec[words])
             words++;
@@ -301,6 +304,30 @@ static void configure(const struct vmm *v, struct boot *b, const char *directory
     close(fd);
 }
 
+/* Where the guest's first byte on vsock comes in; -1 if it is to say so on its console. */
+static int listen_to(const char *path)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int fd = path ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+
+    if (!path)
+        return -1;
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    check(fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 &&
+              listen(fd, 1) == 0,
+          path);
+    return fd;
+}
+
+static void read_first_byte(int listener)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    char byte;
+
+    check(fd >= 0 && read(fd, &byte, 1) == 1, "the guest's first byte");
+    close(fd);
+}
+
 static void guest_clock(struct boot *b, const char *text)
 {
     const char *at = strstr(text, "kernel_us=");
@@ -312,19 +339,30 @@ static void guest_clock(struct boot *b, const char *text)
     b->at[INIT] = init_us * 1000;
 }
 
-/* Reads the console until its end; notes when the text was there. */
-static void watch_console(const struct vmm *v, struct boot *b, int console, pid_t pid)
+/* Reads the console until its end; notes when the text, or the first byte on vsock, was there. */
+static void watch_guest(const struct vmm *v, struct boot *b, int console, int vsock, pid_t pid)
 {
     static char text[1 << 20];
     size_t have = 0;
-    struct pollfd poll_fd = { .fd = console, .events = POLLIN };
+    struct pollfd fds[] = { { .fd = console, .events = POLLIN },
+                            { .fd = vsock, .events = POLLIN } };
+    bool is_ready = false;
     ssize_t got;
 
-    while (poll(&poll_fd, 1, TIMEOUT_MS) == 1 &&
-           (got = read(console, text + have, sizeof(text) - 1 - have)) > 0) {
-        have += (size_t)got;
-        text[have] = '\0';
-        if (b->at[READY] >= 0 || !strstr(text, v->ready))
+    while (poll(fds, 2, TIMEOUT_MS) > 0) {
+        if (fds[1].revents) {
+            read_first_byte(vsock);
+            is_ready = true;
+            fds[1].fd = -1;
+        } else {
+            got = read(console, text + have, sizeof(text) - 1 - have);
+            if (got <= 0)
+                break;
+            have += (size_t)got;
+            text[have] = '\0';
+            is_ready = is_ready || (vsock < 0 && strstr(text, v->ready));
+        }
+        if (b->at[READY] >= 0 || !is_ready)
             continue;
         b->at[READY] = now_ns();
         if (options.cpu)
@@ -341,11 +379,12 @@ static void watch_console(const struct vmm *v, struct boot *b, int console, pid_
 static void boot(const struct vmm *v, struct boot *b)
 {
     char directory[] = "/tmp/boot-run.XXXXXX";
-    int console[2], watch = inotify_init1(IN_CLOEXEC);
+    int console[2], vsock, watch = inotify_init1(IN_CLOEXEC);
     pid_t pid;
 
     check(mkdtemp(directory) && pipe2(console, O_CLOEXEC) == 0, directory);
     check(inotify_add_watch(watch, directory, IN_CREATE) >= 0, directory);
+    vsock = listen_to(v->vsock ? fill(v->vsock, directory) : NULL);
     if (options.entry)
         arm_entry();
     b->begin_ns = now_ns();
@@ -353,7 +392,7 @@ static void boot(const struct vmm *v, struct boot *b)
     close(console[1]);
     if (v->socket)
         configure(v, b, directory, watch, pid);
-    watch_console(v, b, console[0], pid);
+    watch_guest(v, b, console[0], vsock, pid);
     if (options.kill || b->at[READY] < 0)
         kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
@@ -362,6 +401,8 @@ static void boot(const struct vmm *v, struct boot *b)
         b->at[GUEST_ENTRY] = read_entry();
     if (v->socket)
         unlink(fill(v->socket, directory));
+    if (v->vsock)
+        unlink(fill(v->vsock, directory));
     rmdir(directory);
     b->done = b->at[READY] >= 0;
 }
