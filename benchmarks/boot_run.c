@@ -163,7 +163,7 @@ static void parse(struct vmm *v, const char *path)
 static pid_t spawn(const struct vmm *v, const char *directory, int out)
 {
     char *argv[WORDS_MAX] = { NULL };
-    char *const environment[] = { "PATH=/usr/bin:/bin", NULL };
+    char *const environment[] = { "PATH=/usr/bin:/bin", "HOME=.", NULL };
     posix_spawn_file_actions_t files;
     pid_t pid;
 
