@@ -94,3 +94,23 @@ def test_two_guests_on_a_bridge_talk_to_each_other(new_guest, network):
     assert results(client.wait_end()) == ["ping", "same"]
     server.type("\n")
     server.wait_end()
+
+
+def test_a_small_kernel_has_disk_net_and_vsock(guest, network):
+    network.run(f"make_tap tap9; busybox ip address add {HOST4}/24 dev tap9")
+    guest.launch()
+    guest.do("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 128})
+    run = (f"grep ' / ' /proc/mounts; ping -c 3 -w 20 {HOST4} >/dev/null && echo result pinged;"
+           " vsock serve 7 cat & read go")
+    guest.do("PUT", "/boot-source", {"kernel_image_path": "acpi.vmlinux",
+                                     "boot_args": boot_args(ip_argument(9), run)})
+    guest.do("PUT", "/drives/rootfs", guest.drive())
+    guest.do("PUT", "/network-interfaces/eth0",
+             {"iface_id": "eth0", "host_dev_name": "tap9", "guest_mac": MAC % 9})
+    guest.do("PUT", "/vsock", {"guest_cid": 42, "uds_path": f"{guest.dir}/v"})
+    guest.do("PUT", "/actions", {"action_type": "InstanceStart"})
+    guest.wait_console("result pinged")
+    dial = f"echo there and back | timeout 60 ./vsock dial {guest.dir}/v 7"
+    assert network.run(dial) == "there and back\n"
+    guest.type("\n")
+    assert "/dev/root / ext4 rw" in guest.wait_end()
