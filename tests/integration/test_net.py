@@ -46,9 +46,9 @@ def ip(command):
     subprocess.run(["ip", *command.split()], check=True)
 
 
-@pytest.fixture(autouse=True)
-def own_namespace():
-    """IPv6 stays silent but where a test turns it on."""
+@contextlib.contextmanager
+def network_namespace():
+    """IPv6 stays silent in it but where a test turns it on."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     unshare_network()
     try:
@@ -58,6 +58,12 @@ def own_namespace():
     finally:
         assert LIBC.setns(before, CLONE_NEWNET) == 0
         os.close(before)
+
+
+@pytest.fixture(autouse=True)
+def own_namespace():
+    with network_namespace():
+        yield
 
 
 def make_tap(name="tap0", mtu=1500):
