@@ -88,7 +88,8 @@ class Wire:
     """What is sent to and comes from the interface, of one type."""
 
     def __init__(self, name="tap0", kind=TYPE_TEST):
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
+        # Of no type until it is bound, or it would hear other interfaces in the meantime.
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         self.socket.bind((name, kind))
         self.socket.settimeout(mayfly.DEADLINE_S)
