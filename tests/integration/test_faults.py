@@ -324,3 +324,17 @@ def test_output_that_the_host_does_not_take_is_dropped_and_counted(tmp_path, err
         with traced(machine, tmp_path, f"write:error={error}:when=1", thread=threads[1]) as log:
             assert answer_to(machine, "f") == "0" # of "f 0": the blank is the second byte
         assert len(injected(log)) == 1
+
+
+@needs_kvm
+def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
+    disk = drive(make_disk(tmp_path / "disk", SECTORS), cache_type="Writeback")
+    with Machine("requests", drives=[disk], stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
+        machine.boot()
+        machine.wait_for_output("ready\n")
+        assert answer_to(machine, "w") == "w 0"
+        with traced(machine, tmp_path, "fdatasync:error=EIO:when=1") as log:
+            send(machine, "q")
+            machine.finish()
+        assert len(injected(log)) == 1
+        assert "cannot sync: Input/output error" in machine.log()
