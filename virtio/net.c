@@ -64,13 +64,14 @@ static bool gather_buffers(struct net *n)
     return true;
 }
 
-/* False: a frame has to wait for the guest, which is asked to kick when it offers more. */
+/* False: a frame has to wait for the guest, which is asked to kick when it offers more. Buffers too
+ * small for the longest frame, and as many as can be kept, must do. */
 static bool has_buffers(struct net *n)
 {
     do {
         if (!gather_buffers(n))
             return false;
-        if (n->rx.bytes >= n->rx_min)
+        if (n->rx.bytes >= n->rx_min || !net_rx_has_room(&n->rx))
             return true;
     } while (virtq_rearm(&n->dev.queues[RX]));
     metric_inc(&n->metrics.no_rx_avail_buffer);

@@ -149,10 +149,11 @@ void vsock_conn_accepted(struct vsock_conn *c)
     int n = snprintf(line, sizeof(line), "OK %u\n", c->host_port);
 
     c->state = VSOCK_OPEN;
-    /* The first bytes on the socket: there is room, or nobody is there any more. */
+    /* The first bytes on the socket: there is room, or nobody is there any more. A host that has
+     * not heard the answer would wait for ever. */
     if (write(c->stream.fd, line, (size_t)n) != n) {
         metric_inc(&metrics.vsock.tx_write_fails);
-        stop_output(c);
+        vsock_conn_end(c, true);
     }
 }
 

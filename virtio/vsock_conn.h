@@ -88,7 +88,7 @@ void vsock_conn_watch(struct vsock_conn *c);
 /* What the loop says of the socket. */
 void vsock_conn_on_ready(struct vsock_conn *c, uint32_t ready);
 
-/* The guest accepts: it is told to the host. */
+/* The guest accepts: it is told to the host. One that cannot be told is at an end. */
 void vsock_conn_accepted(struct vsock_conn *c);
 
 /* What each packet of the guest says about its buffers. */

@@ -9,6 +9,7 @@
 #include <strings.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #define SOCKET_TYPE (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
 
@@ -43,8 +44,13 @@ int vsock_unix_listen(const char *path, struct error *e)
     if (!make_address(&address, &length, path))
         return fail(e, ERR_INVALID, BIND_ERROR ": path must be shorter than SUN_LEN");
     fd = socket(AF_UNIX, SOCKET_TYPE, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) < 0 || listen(fd, BACKLOG) < 0)
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) < 0)
         return fail_os(e, errno, BIND_ERROR);
+    if (listen(fd, BACKLOG) < 0) {
+        fail_os(e, errno, BIND_ERROR);
+        unlink(path); /* it is ours, and would be in the way of another try */
+        return -1;
+    }
     return take_fd(&fd);
 }
 

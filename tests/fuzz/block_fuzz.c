@@ -2,6 +2,7 @@
 #include "virtio/block.h"
 
 #include "tests/fuzz/support/device.h"
+#include "tests/fuzz/support/limits.h"
 
 #define SECTORS 2048u
 
@@ -42,23 +43,6 @@ static uint32_t put_header(struct hostile *h, uint64_t at)
     }
     poke(h->mem, at, &r, sizeof(r));
     return has_range ? sizeof(r) : sizeof(r.header);
-}
-
-static struct token_bucket take_bucket(struct input *in)
-{
-    return (struct token_bucket){ take_length(in), take8(in), take8(in) };
-}
-
-static struct rate_limits take_limits(struct input *in)
-{
-    uint8_t how = take8(in);
-    struct rate_limits l = { .has_bandwidth = how & 1, .has_ops = how & 2 };
-
-    if (l.has_bandwidth)
-        l.bandwidth = take_bucket(in);
-    if (l.has_ops)
-        l.ops = take_bucket(in);
-    return l;
 }
 
 /* A PATCH of the drive. */

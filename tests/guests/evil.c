@@ -1,7 +1,9 @@
 /*
  * A guest that attacks its VMM at full speed, from two vCPUs and until the test sends a byte, in
- * the way that the command line names. Meanwhile the first vCPU reads from the second disk as an
- * honest guest does; in the end the first disk, the victim, works after a reset.
+ * the way that the command line names. Meanwhile the first vCPU reads from a disk as an honest
+ * guest does; in the end the victim, the machine's other device, works after a reset. Command line:
+ * the name of the attack; victim=SLOT (0), a disk, a network interface or a vsock; queue=N (0),
+ * which of its queues is attacked.
  */
 #include "runtime/block.h"
 #include "runtime/boot.h"
@@ -15,8 +17,16 @@
 #define QUEUE   256
 #define SPOILED 8 /* descriptors and heads that are garbage */
 #define SECTORS 64
+#define RX      0 /* of a network interface, or a vsock */
+#define TX      1
+#define PAGE    4096u
+
+#define ID_NET   1
+#define ID_BLOCK 2
 
 static struct virtio_device victim, bystander;
+static uint16_t victim_queue;
+static uint32_t victim_id;
 static struct block_request request;
 static uint8_t *data, *other;
 static uint64_t places[8]; /* where the victim is lured to: pages of our own, or no RAM */
@@ -33,6 +43,17 @@ static bool victim_is_broken(void)
     return (virtio_read(&victim, VIRTIO_STATUS) & STATUS_NEEDS_RESET) != 0;
 }
 
+static bool start_victim(void)
+{
+    virtio_reset(&victim);
+    if (!virtio_negotiate(&victim, 0))
+        return false;
+    virtq_init(&victim.queue, victim_queue, QUEUE);
+    virtq_tell(&victim, &victim.queue);
+    virtio_go(&victim);
+    return !victim_is_broken();
+}
+
 /* Without a look at what the device makes of it. */
 static void start_again(uint64_t wanted)
 {
@@ -43,13 +64,31 @@ static void start_again(uint64_t wanted)
     virtio_go(&victim);
 }
 
+/* A frame for everybody behind its header, or a packet that asks for a connection. */
+static void lay_message(struct virtq *q)
+{
+    static const uint8_t frame[72] = { [12] = 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2,
+                                       0,           0,    0,    0,    1,    0x88, 0xb5 };
+    static const uint32_t packet[11] = { [0] = 3, [2] = 2, [4] = 1000, 1, [7] = 1u << 16 | 1 };
+
+    if (victim_id == ID_NET)
+        virtq_set(q, 0, frame, sizeof(frame), 0);
+    else
+        virtq_set(q, 0, packet, sizeof(packet), 0);
+}
+
 /* A good request, for an attack that is about something else: the head is always 0. */
-static void offer_read(void)
+static void offer_good(void)
 {
     struct block_part part = { data, SECTOR };
     struct virtq *q = &victim.queue;
 
-    block_lay(q, 0, &request, BLOCK_IN, 1, &part, 1);
+    if (victim_id == ID_BLOCK)
+        block_lay(q, 0, &request, BLOCK_IN, 1, &part, 1);
+    else if (q->index == RX)
+        virtq_set(q, 0, data, PAGE, DESC_WRITE);
+    else
+        lay_message(q);
     q->avail[1]++;
     virtio_kick(&victim);
 }
@@ -66,7 +105,7 @@ static void garbage(uint32_t id, uint32_t r)
         q->avail[1]++;
     virtio_kick(&victim);
     if (id == 1 && victim_is_broken())
-        start_again(r & 1 ? F_EVENT_IDX | F_INDIRECT_DESC : 0);
+        start_again(r & 1 ? ~0ul : 0);
 }
 
 /* The rings move and vanish while the device is active and its requests are under way. */
@@ -76,7 +115,7 @@ static void moving_rings(uint32_t id, uint32_t r)
                                           VIRTIO_QUEUE_DEVICE };
 
     if (id == 2) {
-        offer_read();
+        offer_good();
         return;
     }
     virtio_write(&victim, VIRTIO_QUEUE_SEL, r >> 20 & 1);
@@ -93,7 +132,7 @@ static void resets(uint32_t id, uint32_t r)
     if (id == 1)
         start_again(r & 1 ? F_EVENT_IDX : 0);
     else
-        offer_read();
+        offer_good();
 }
 
 /* Every status after every other, right and wrong. */
@@ -126,7 +165,7 @@ static void acknowledgements(uint32_t id, uint32_t r)
     if (id == 1)
         virtio_write(&victim, VIRTIO_INTERRUPT_ACK, r & 1 ? 3 : ~0u);
     else
-        offer_read();
+        offer_good();
     if (id == 1 && victim_is_broken())
         start_again(0);
 }
@@ -216,16 +255,33 @@ static bool works(struct virtio_device *d, uint8_t *at, uint64_t number)
     return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
 }
 
-/* The host has written, and indices that are to wrap have. */
+/* The host has written, both attackers have struck, and indices that are to wrap have. */
 static bool is_over(void)
 {
-    return (inb(COM1 + 5) & 1) != 0 && (chosen->strike != wrapping_indices || wraps > 1);
+    return (inb(COM1 + 5) & 1) != 0 && strikes[1] > 0 && strikes[2] > 0 &&
+           (chosen->strike != wrapping_indices || wraps > 1);
 }
 
 static bool both_start(void)
 {
-    return virtio_find(0, &victim) && virtio_find(1, &bystander) &&
-           virtio_start(&victim, 0, QUEUE) && virtio_start(&bystander, 0, 64);
+    unsigned slot = (unsigned)boot_number("victim", 0);
+
+    victim_queue = (uint16_t)boot_number("queue", 0);
+    if (!virtio_find(slot, &victim) || !virtio_find(1 - slot, &bystander))
+        return false;
+    victim_id = virtio_read(&victim, VIRTIO_DEVICE_ID);
+    return start_victim() && virtio_start(&bystander, 0, 64);
+}
+
+static bool victim_works(void)
+{
+    victim_queue = victim_id == ID_BLOCK ? 0 : TX;
+    if (!start_victim())
+        return false;
+    if (victim_id == ID_BLOCK)
+        return works(&victim, data, 5);
+    offer_good();
+    return wait_until(virtq_used_index(&victim.queue) == 1);
 }
 
 static void lay_out(void)
@@ -250,21 +306,22 @@ void guest_main(void)
     for (unsigned i = 0; i < sizeof(attacks) / sizeof(attacks[0]); i++)
         if (boot_has(attacks[i].name))
             chosen = &attacks[i];
-    if (!expect(chosen != NULL, "the_attack_is_known") || !expect(both_start(), "both_disks_start"))
+    if (!expect(chosen != NULL, "the_attack_is_known") ||
+        !expect(both_start(), "both_devices_start"))
         return;
     lay_out();
     print("attacking\n"); /* before they do: one of them writes to this port, too */
     if (!expect(smp_start(1, attack) && smp_start(2, attack), "the_attackers_start"))
         return;
-    for (; !is_over(); rounds++)
-        wrong += !works(&bystander, other, rounds % SECTORS);
+    do
+        wrong += !works(&bystander, other, rounds++ % SECTORS);
+    while (!is_over());
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     expect(wait_until(stopped == 2), "the_attackers_stop");
     outb(COM1 + 3, 3); /* as it was: eight bits, no interrupts */
     outb(COM1 + 1, 0);
     print("\n");
-    expect(strikes[1] > 0 && strikes[2] > 0 && rounds > 0, "both_sides_did_something");
     expect_equal(wrong, 0, "the_other_disk_works_throughout");
-    expect(virtio_start(&victim, 0, QUEUE) && works(&victim, data, 5), "the_victim_works_again");
+    expect(victim_works(), "the_victim_works_again");
     print("%lu and %lu strikes in %lu rounds\n", strikes[1], strikes[2], rounds);
 }

@@ -10,6 +10,7 @@ The jailer is $MAYFLY_JAILER, or mayfly-jailer beside the binary.
 import glob
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -18,10 +19,10 @@ import mayfly
 
 JAILER = os.environ.get("MAYFLY_JAILER",
                         os.path.join(os.path.dirname(mayfly.BINARY), "mayfly-jailer"))
-# What is run inside. A sanitizer's build needs libraries, which a cell does not have: its jailer
-# runs the release.
+# What is run inside. A build for sanitizers or coverage needs libraries, which a cell does not have:
+# its jailer runs the release.
 EXEC_FILE = os.environ.get("MAYFLY_EXEC_FILE",
-                           mayfly.BINARY.replace("/build/sanitize/", "/build/release/"))
+                           re.sub("/build/(sanitize|coverage)/", "/build/release/", mayfly.BINARY))
 UID, GID = 31234, 31235
 numbers = itertools.count()
 

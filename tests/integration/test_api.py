@@ -5,9 +5,11 @@ import os
 import select
 import socket
 import struct
+import subprocess
 
 import pytest
 
+import mayfly
 from mayfly import Answers, Mayfly, encode
 
 BEFORE = "The requested operation is not supported before starting the microVM."
@@ -503,6 +505,14 @@ def test_a_directory_for_the_socket_must_be_there():
     with pytest.raises(AssertionError, match="/none/api.sock: No such file or directory"):
         process.start()
     assert process.stop() == 1
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told():
+    done = subprocess.run([mayfly.BINARY, "--api-sock", "/" + "x" * 108], capture_output=True,
+                          stdin=subprocess.DEVNULL, text=True, timeout=mayfly.DEADLINE_S,
+                          check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("x: path must be shorter than SUN_LEN\n")
 
 
 def test_the_socket_stays_after_the_end():

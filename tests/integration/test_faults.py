@@ -17,6 +17,7 @@ import time
 import pytest
 
 import mayfly
+import test_net
 from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark as needs_kvm
 
 SECTORS = 256
@@ -25,7 +26,9 @@ LIMITS = {"ops": {"size": 1, "refill_time": 1}}
 STRERROR = {name: f"{os.strerror(number)} (os error {number})"
             for number, name in errno.errorcode.items()}
 
-pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="NO FAULTS: there is no strace")
+needs_strace = pytest.mark.skipif(not shutil.which("strace"),
+                                  reason="NO FAULTS: there is no strace")
+pytestmark = needs_strace
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,13 @@ def traced(machine, tmp_path, *injections, thread=None):
 
 def injected(log):
     return [line for line in log.read_text().splitlines() if line.endswith("(INJECTED)")]
+
+
+def wait_for_fault(log):
+    end = time.monotonic() + mayfly.DEADLINE_S
+    while not injected(log):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.001)
 
 
 def descriptors(machine):
@@ -86,11 +96,17 @@ HARMLESS = {"munmap", "write", "accept4", "epoll_wait", "recvfrom", "sendmsg"}
 
 @contextlib.contextmanager
 def configured(tmp_path):
+    """Two disks, a vsock, and, where it may be made, a tap in a namespace of its own."""
     disk = make_disk(tmp_path / "disk", SECTORS)
     drives = [drive(disk), drive(disk, "async", io_engine="Async", is_read_only=True,
                                  rate_limiter=LIMITS)]
-    with Machine("smp", vcpus=2, drives=drives, flags=UNFILTERED) as machine:
+    options = {"before_exec": test_net.unshare_network} if test_net.CAN_MAKE_TAPS else {}
+    with Machine("smp", vcpus=2, drives=drives, flags=UNFILTERED, **options) as machine:
         machine.configure()
+        machine.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": f"{machine.directory}/v"})
+        if options:
+            machine.ok("PUT", "/network-interfaces/eth0",
+                       {"iface_id": "eth0", "host_dev_name": "tap0", "rx_rate_limiter": LIMITS})
         yield machine
 
 
@@ -308,3 +324,17 @@ def test_output_that_the_host_does_not_take_is_dropped_and_counted(tmp_path, err
         with traced(machine, tmp_path, f"write:error={error}:when=1", thread=threads[1]) as log:
             assert answer_to(machine, "f") == "0" # of "f 0": the blank is the second byte
         assert len(injected(log)) == 1
+
+
+@needs_kvm
+def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
+    disk = drive(make_disk(tmp_path / "disk", SECTORS), cache_type="Writeback")
+    with Machine("requests", drives=[disk], stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
+        machine.boot()
+        machine.wait_for_output("ready\n")
+        assert answer_to(machine, "w") == "w 0"
+        with traced(machine, tmp_path, "fdatasync:error=EIO:when=1") as log:
+            send(machine, "q")
+            machine.finish()
+        assert len(injected(log)) == 1
+        assert "cannot sync: Input/output error" in machine.log()

@@ -1,17 +1,20 @@
 """A guest attacks its VMM (tests/guests/evil.c) while a client works with the API: the VMM lives,
 answers, stays within its memory, descriptors and threads, sleeps when the guest is paused, and the
-guest's second disk works throughout.
+guest's other disk works throughout.
 
 MAYFLY_ROUNDS sets how often the client goes round during each attack.
 """
 
+import contextlib
 import os
+import socket
 import subprocess
 import time
 
 import pytest
 
 import mayfly
+import test_net
 from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark  # noqa: F401
 
 ROUNDS = int(os.environ.get("MAYFLY_ROUNDS", "10"))
@@ -49,13 +52,32 @@ def assert_sleeps(machine):
         assert time.monotonic() < end, "the paused VMM does not come to rest"
 
 
-def go_round(machine, limits):
+def go_round(machine, change):
     assert machine.ok("GET", "/")["state"] == "Running"
-    machine.ok("PATCH", "/drives/victim", {"drive_id": "victim", "rate_limiter": limits})
+    change()
     machine.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
     machine.ok("PATCH", "/vm", {"state": "Paused"})
     assert_sleeps(machine)
     machine.ok("PATCH", "/vm", {"state": "Resumed"})
+
+
+def withstand(machine, change):
+    """From the start to the guest's end. change(i): what else a client does, in each round."""
+    start = time.monotonic()
+    machine.boot()
+    machine.wait_for_output("attacking")
+    go_round(machine, lambda: change(1))
+    memory, threads, descriptors = at_rest(machine)
+    for i in range(ROUNDS):
+        go_round(machine, lambda i=i: change(i))
+    after = at_rest(machine)
+    machine.process.stdin.write(b"x")
+    machine.process.stdin.flush()
+    machine.finish()
+    complaints = machine.log().count("stops until the guest resets it")
+    assert complaints <= time.monotonic() - start + 2 # one in each second that was begun
+    assert after[0] <= memory + MEMORY_KIB
+    assert after[1:] == (threads, descriptors)
 
 
 @pytest.mark.parametrize("engine", ["Sync", "Async"])
@@ -66,19 +88,52 @@ def test_an_attack_harms_nobody_else(tmp_path, attack, engine):
     before = disk.read_bytes()
     drives = [drive(disk, "victim", is_read_only=True, io_engine=engine), drive(other, "other")]
     with Machine("evil", attack, vcpus=3, drives=drives, stdin=subprocess.PIPE) as machine:
-        start = time.monotonic()
-        machine.boot()
-        machine.wait_for_output("attacking")
-        go_round(machine, {"ops": {"size": 1000, "refill_time": 10}})
-        memory, threads, descriptors = at_rest(machine)
-        for i in range(ROUNDS):
-            go_round(machine, {"ops": {"size": 1000 * (i % 2), "refill_time": 10}})
-        after = at_rest(machine)
-        machine.process.stdin.write(b"x")
-        machine.process.stdin.flush()
-        machine.finish()
-        complaints = machine.log().count("stops until the guest resets it")
-        assert complaints <= time.monotonic() - start + 2 # one in each second that was begun
-    assert after[0] <= memory + MEMORY_KIB
-    assert after[1:] == (threads, descriptors)
+        def limit(i):
+            limits = {"ops": {"size": 1000 * (i % 2), "refill_time": 10}}
+            machine.ok("PATCH", "/drives/victim", {"drive_id": "victim", "rate_limiter": limits})
+        withstand(machine, limit)
     assert disk.read_bytes() == before
+
+
+RX, TX = 0, 1
+ON_QUEUES = [(attack, queue) for attack in ATTACKS for queue in (RX, TX)
+             if not attack.endswith("_ports") and (attack, queue) != ("wrapping_indices", RX)]
+
+
+def evil(attack, queue, tmp_path, **options):
+    return Machine("evil", f"{attack} victim=1 queue={queue}", vcpus=3, stdin=subprocess.PIPE,
+                   drives=[drive(make_disk(tmp_path / "other", SECTORS), "other")], **options)
+
+
+@pytest.mark.skipif(not test_net.CAN_MAKE_TAPS, reason="NO TAP WAS ATTACKED: it takes root")
+@pytest.mark.parametrize("attack, queue", ON_QUEUES)
+def test_an_attack_on_a_network_interface_harms_nobody_else(tmp_path, attack, queue):
+    """Frames come all the while."""
+    with test_net.network_namespace():
+        test_net.make_tap()
+        with evil(attack, queue, tmp_path) as machine, test_net.Wire() as wire, \
+             test_net.flood(wire, test_net.make_frame(bytes(200))):
+            interface = {"iface_id": "eth0", "host_dev_name": "tap0"}
+            machine.ok("PUT", "/network-interfaces/eth0", interface)
+
+            def limit(i):
+                limits = {"ops": {"size": 1000 * (i % 2), "refill_time": 10}}
+                machine.ok("PATCH", "/network-interfaces/eth0",
+                           {"iface_id": "eth0", "rx_rate_limiter": limits,
+                            "tx_rate_limiter": limits})
+            withstand(machine, limit)
+
+
+@pytest.mark.parametrize("attack, queue", ON_QUEUES)
+def test_an_attack_on_a_vsock_harms_nobody_else(tmp_path, attack, queue):
+    """Clients come, ask for the guest and go."""
+    with evil(attack, queue, tmp_path) as machine:
+        path = os.path.join(machine.directory, "v")
+        machine.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": path})
+
+        def call(_):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                with contextlib.suppress(BrokenPipeError): # the guest has just reset the device
+                    client.sendall(b"CONNECT 5\n")
+        withstand(machine, call)

@@ -314,6 +314,80 @@ def test_a_forbidden_call_ends_a_process_that_only_starts():
         assert "intercepting signal 31, code 1" in vm.output()
 
 
+# What the host lacks
+
+FINE_HOST = {
+    "/sys/module/kvm_intel/parameters/nested": "N\n",
+    "/sys/module/kvm/parameters/nx_huge_pages": "N\n",
+    "/sys/devices/system/cpu/smt/active": "0\n",
+    "/sys/devices/system/cpu/vulnerabilities/mds": "Mitigation: Clear CPU buffers\n",
+    "/sys/kernel/mm/ksm/run": "0\n",
+    "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "4\n",
+    "/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
+    "/proc/swaps": "Filename Type Size Used Priority\n",
+    "/proc/sys/vm/unprivileged_userfaultfd": "0\n",
+    "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n",
+}
+POOR_HOST = {
+    "/sys/module/kvm_amd/parameters/nested": "1\n",
+    "/sys/module/kvm/parameters/nx_huge_pages": "Y\n",
+    "/sys/module/kvm/parameters/nx_huge_pages_recovery_ratio": "60\n",
+    "/sys/devices/system/cpu/smt/active": "1\n",
+    "/sys/devices/system/cpu/vulnerabilities/mds": "Vulnerable: no microcode\n",
+    "/sys/devices/system/cpu/vulnerabilities/tsa": "Vulnerable\n",
+    "/sys/kernel/mm/ksm/run": "1\n",
+    "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "0\n",
+    "/sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
+    "/proc/swaps": "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n",
+    "/proc/sys/vm/unprivileged_userfaultfd": "1\n",
+    "/sys/fs/cgroup/cgroup.controllers": "hugetlb\n",
+}
+
+
+def check_host(tmp_path, files, *mounts):
+    """Exit code and {what: (verdict, advice)} where these files lie over the host's."""
+    commands = ["{ [ $(stat -f -c %T /sys/fs/cgroup) = cgroup2fs ] || "
+                "mount -t cgroup2 none /sys/fs/cgroup; }"]
+    for path, text in files.items():
+        (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path[1:]).write_text(text)
+    for path in ("/sys/module", "/sys/devices/system/cpu", "/sys/kernel/mm", "/proc/swaps",
+                 "/proc/sys/vm", "/sys/fs/cgroup/cgroup.controllers"):
+        commands.append(f"mount --bind {tmp_path}{path} {path}")
+    script = " && ".join([*commands, *mounts, f"exec {JAILER} --check"])
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True,
+                          timeout=mayfly.DEADLINE_S, check=False)
+    assert done.stderr == ""
+    lines = [line.split(None, 1) for line in done.stdout.splitlines()]
+    return done.returncode, {what.split(": ", 1)[0]: (verdict, what) for verdict, what in lines}
+
+
+@needs_kvm
+def test_a_host_that_lacks_nothing_is_told_so(tmp_path):
+    code, said = check_host(tmp_path, FINE_HOST)
+    said.pop("cgroups favour changes") # the one thing that is not a file
+    assert code == 0 and len(said) == 12
+    assert {verdict for verdict, _ in said.values()} == {"ok"}
+
+
+@needs_kvm
+def test_a_host_is_told_what_it_lacks(tmp_path):
+    code, said = check_host(tmp_path, POOR_HOST, f"mount --bind {tmp_path}/proc/swaps /dev/kvm")
+    said.pop("cgroups favour changes")
+    assert code == 1
+    assert {what for what, (verdict, _) in said.items() if verdict == "wrong"} == {
+        "/dev/kvm", "KSM off", "processor's weaknesses mitigated", "cgroup version 2"}
+    assert {what for what, (verdict, _) in said.items() if verdict == "ok"} == {"seccomp"}
+    assert said["processor's weaknesses mitigated"][1].endswith(
+        "the processor leaks by mds tsa: newer microcode, and no mitigations=off")
+
+
+@needs_kvm
+def test_a_host_with_cgroups_of_version_1_is_advised(tmp_path):
+    code, said = check_host(tmp_path, FINE_HOST, "mount -t tmpfs none /sys/fs/cgroup")
+    assert code == 0 and said["cgroup version 2"][0] == "advice"
+
+
 def test_help_and_version():
     code, text, error = jailer("--version")
     assert (code, error) == (0, "")

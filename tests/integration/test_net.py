@@ -31,8 +31,9 @@ GUEST, HOST, OTHER = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:0
 MTU_MAX = 65521
 LIBC = ctypes.CDLL(None, use_errno=True)
 
+CAN_MAKE_TAPS = os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
 pytestmark = [test_guests.pytestmark, pytest.mark.skipif(
-    os.geteuid() != 0 or not os.access("/dev/net/tun", os.R_OK | os.W_OK),
+    not CAN_MAKE_TAPS,
     reason="NO FRAME WAS MOVED: a network namespace and /dev/net/tun take root")]
 
 
@@ -45,9 +46,9 @@ def ip(command):
     subprocess.run(["ip", *command.split()], check=True)
 
 
-@pytest.fixture(autouse=True)
-def own_namespace():
-    """IPv6 stays silent but where a test turns it on."""
+@contextlib.contextmanager
+def network_namespace():
+    """IPv6 stays silent in it but where a test turns it on."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     unshare_network()
     try:
@@ -57,6 +58,12 @@ def own_namespace():
     finally:
         assert LIBC.setns(before, CLONE_NEWNET) == 0
         os.close(before)
+
+
+@pytest.fixture(autouse=True)
+def own_namespace():
+    with network_namespace():
+        yield
 
 
 def make_tap(name="tap0", mtu=1500):
@@ -81,7 +88,8 @@ class Wire:
     """What is sent to and comes from the interface, of one type."""
 
     def __init__(self, name="tap0", kind=TYPE_TEST):
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
+        # Of no type until it is bound, or it would hear other interfaces in the meantime.
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         self.socket.bind((name, kind))
         self.socket.settimeout(mayfly.DEADLINE_S)

@@ -318,6 +318,23 @@ def test_hosts_that_vanish_are_noticed_and_sigpipe_counted():
         guest.end()
 
 
+def test_a_host_that_vanishes_with_bytes_held_back_for_it_is_noticed():
+    with Guest(f"eventidx bytes={1 << 20}") as guest:
+        guest.configure()
+        guest.put_metrics()
+        assert guest.instance_start()[0] == 204
+        guest.wait_for_output("serving")
+        with guest.stream(SOURCE):
+            while guest.metrics()["tx_bytes_count"] < WINDOW:  # more than the socket holds
+                assert guest.process.poll() is None
+        while guest.metrics()["tx_flush_fails"] == 0:
+            assert guest.process.poll() is None
+        with guest.stream(ECHO) as client:
+            client.sendall(b"on")
+            assert client.recv(2) == b"on"
+        guest.end()
+
+
 def test_as_many_connections_as_promised_and_then_one_more(guest):
     clients = [guest.stream(ECHO) for _ in range(CONNECTIONS_MAX)]
     with guest.dial(b"CONNECT %d\n" % ECHO) as late:

@@ -1,16 +1,24 @@
 """Starts and stops microVMs for as long as told, many at once: random configurations, good and bad
-requests, guests that end by themselves, SIGTERM, SIGKILL and closed connections. At the end it shows
-that nothing is left: no process, socket, tap, cgroup, mount, shared memory; no memory of the host's.
+requests, disks, taps with frames, vsocks with clients, in jails and without, guests that end by
+themselves, SIGTERM, SIGKILL and closed connections. At the end it shows that nothing is left: no
+process, socket, tap, cgroup, mount, shared memory; no memory of the host's.
+
+Taps are in a network namespace of its own. They and jails take root. What a jailer leaves for its
+caller to remove, the cell and the cgroup, is removed after each microVM: nothing may hold it.
 
 usage: soak.py [--seconds N] [--at-once N] [--seed N]
 """
 
 import argparse
 import collections
+import contextlib
+import glob
+import itertools
 import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,10 +27,16 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
 import mayfly  # noqa: E402
+import test_net  # noqa: E402
+import test_vsock  # noqa: E402
+from jail import UID, Jail, mayfly_ended, remove_cgroup  # noqa: E402
 from test_guests import DEADLINE_S, GUESTS, Machine, drive, make_disk  # noqa: E402
 
 ENDS = ["guest", "ctrl-alt-del", "SIGTERM", "SIGKILL", "never started", "paused"]
 SHORT = ["smp", "memory", "cpuid"] # guests that end by themselves; "counter" does not
+NAME = f"soak-{os.getpid()}" # in that of each jail and of their cgroups
+IS_ROOT = os.geteuid() == 0
+numbers = itertools.count()
 SLACK_KIB = 64 * 1024 # of the kernel's memory, which comes and goes for other reasons as well
 
 
@@ -58,50 +72,179 @@ def abuse(machine, rng):
                     pass
 
 
+class Jailed(Machine, Jail):
+    """A microVM in a jail. Its files are brought in when it is configured."""
+
+    def __init__(self, *args, flags=(), **options):
+        super().__init__(*args, flags=flags, jail_id=f"{NAME}-{next(numbers)}",
+                         vmm_args=["--log-path", "/run/log"], **options)
+        self.log_path = self.inside("run/log")
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        for path in glob.glob(f"/sys/fs/cgroup/{NAME}/{self.id}"): # where there is version 2 alone
+            remove_cgroup(path)
+
+    def configure(self):
+        self.kernel = self.give(self.kernel)
+        for d in self.drives:
+            d["path_on_host"] = self.give(d["path_on_host"])
+        super().configure()
+
+
+def cgroup_flags():
+    if os.path.exists("/sys/fs/cgroup/pids/tasks"):
+        return ["--cgroup", "pids.max=64", "--parent-cgroup", NAME]
+    if "pids" in " ".join(lines_of("/sys/fs/cgroup/cgroup.controllers")):
+        return ["--cgroup-version", "2", "--cgroup", "pids.max=64", "--parent-cgroup", NAME]
+    return []
+
+
+def jail_flags(rng):
+    wanted = [cgroup_flags(), ["--exec-method", "bind"], ["--new-pid-ns"], ["--daemonize"],
+              ["--new-ipc-ns", "--new-uts-ns"], ["--resource-limit", "no-file=1024"]]
+    return [flag for flags in wanted if rng.random() < 0.5 for flag in flags]
+
+
 def random_machine(directory, rng):
+    """kind: what its guest does, when it is not one that ends at once."""
+    kind = rng.choice(["counter", "vsock"] + ["net"] * test_net.CAN_MAKE_TAPS)
     drives = [drive(make_disk(directory / f"disk{i}", rng.randrange(1, 64)), f"disk{i}",
                     io_engine=rng.choice(["Sync", "Async"]),
                     cache_type=rng.choice(["Unsafe", "Writeback"]),
-                    is_read_only=rng.random() < 0.3) for i in range(rng.randrange(4))]
-    return Machine("counter", vcpus=rng.choice([1, 1, 2, 4]),
-                   mem_mib=rng.choice([64, 128, 1024]), drives=drives)
+                    is_read_only=rng.random() < 0.3)
+              for i in range(0 if kind == "vsock" else rng.randrange(4))]
+    jail = {"flags": jail_flags(rng)} if IS_ROOT and rng.random() < 0.5 else None
+    machine = (Machine if jail is None else Jailed)(
+        kind, f"slot={len(drives)} cid=3 mrg offload eventidx", vcpus=rng.choice([1, 1, 2, 4]),
+        mem_mib=rng.choice([64, 128, 1024]), drives=drives, **(jail or {}))
+    machine.kind, machine.is_jailed = kind, jail is not None
+    return machine
 
 
-def expect_code(machine, codes):
+@contextlib.contextmanager
+def tap_for(machine, rng):
+    """Made before and removed afterwards, or made by the VMM, and gone with it."""
+    name = f"tap{next(numbers)}"
+    is_kept = machine.is_jailed or rng.random() < 0.5
+    if is_kept:
+        test_net.ip(f"tuntap add {name} mode tap user {UID if machine.is_jailed else 0}")
+    try:
+        machine.ok("PUT", "/network-interfaces/eth0", {
+            "iface_id": "eth0", "host_dev_name": name, "guest_mac": test_net.GUEST,
+            "rx_rate_limiter": rng.choice([None, {"ops": {"size": 100, "refill_time": 10}}])})
+        test_net.ip(f"link set {name} up")
+        yield name
+    finally:
+        if is_kept:
+            test_net.ip(f"link delete {name}")
+
+
+def open_vsock(machine):
+    """Where the host's programs find it."""
+    inside = "/run/v" if machine.is_jailed else os.path.join(machine.directory, "v")
+    machine.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": inside})
+    return machine.inside("run/v") if machine.is_jailed else inside
+
+
+def dial(path, port):
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(DEADLINE_S)
+    client.connect(path)
+    client.sendall(b"CONNECT %d\n" % port)
+    return client
+
+
+def call_guest(path, rng):
+    """Streams that are closed, or left, with bytes on their way, and one that is whole."""
+    for _ in range(rng.randrange(5)):
+        with dial(path, rng.choice([test_vsock.ECHO, test_vsock.SOURCE, test_vsock.DEAF, 1])) as c:
+            if rng.random() < 0.5:
+                c.recv(rng.randrange(1, 20000))
+    with dial(path, test_vsock.ECHO) as client:
+        test_vsock.read_line(client)
+        data = rng.randbytes(rng.randrange(1, 50000))
+        client.sendall(data)
+        back = b""
+        while len(back) < len(data):
+            part = client.recv(1 << 16)
+            if not part:
+                raise Failure("a stream ended early")
+            back += part
+        if back != data:
+            raise Failure("a stream came back changed")
+
+
+def talk(machine, place, rng):
+    """What the host says to a guest that serves."""
+    if machine.kind == "net":
+        with test_net.Wire(place) as wire:
+            wire.exchange(test_net.random_frames(rng.sample(test_net.SMALL, 20), rng.random()))
+    if machine.kind == "vsock":
+        call_guest(place, rng)
+
+
+def ask_to_end(machine, place):
+    if machine.kind == "net":
+        with test_net.Wire(place) as wire:
+            wire.send(test_net.make_frame(bytes(46), kind=test_net.TYPE_END))
+    if machine.kind == "vsock":
+        dial(place, test_vsock.OFF).close()
+
+
+def expect_end(machine, codes, sign=None):
+    """Of a VMM that is nobody's child here, only the end is seen."""
+    if machine.is_jailed and machine.is_detached:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(machine.pid())
+            if sign:
+                signal.pidfd_send_signal(fd, signal.SIGKILL) # a namespace's first hears no other
+            mayfly_ended(fd)
+        return
+    if sign:
+        machine.process.send_signal(sign)
     code = machine.wait(DEADLINE_S)
     if code not in codes:
         raise Failure(f"exit code {code}: {machine.log()[-400:]}")
 
 
-def start(machine, rng):
+def start(machine, rng, is_short):
     status, _, body = machine.instance_start()
     if status != 204:
         raise Failure(f"the start was refused: {body}")
-    if machine.kernel.endswith("counter"): # the others may end at any moment
+    if not is_short: # which may be over at any moment
         abuse(machine, rng)
 
 
 def play(machine, rng):
     """One life of a VM; returns how it ended."""
     end = rng.choice(ENDS)
-    machine.kernel = os.path.join(GUESTS, rng.choice(SHORT) if end == "guest" else "counter")
+    is_short = end == "guest" and machine.kind == "counter"
+    if is_short:
+        machine.kernel = os.path.join(GUESTS, rng.choice(SHORT))
     machine.configure()
     abuse(machine, rng)
-    if end != "never started":
-        start(machine, rng)
-    if end == "paused":
-        machine.ok("PATCH", "/vm", {"state": "Paused"})
-    if end == "ctrl-alt-del": # which this guest does not hear
-        machine.ok("PUT", "/actions", {"action_type": "SendCtrlAltDel"})
-    if end == "guest":
-        expect_code(machine, {0})
-    elif end == "SIGKILL":
-        machine.process.kill()
-        expect_code(machine, {0, -signal.SIGKILL})
-    else:
-        machine.process.terminate()
-        expect_code(machine, TERMINATED)
-    return end
+    with contextlib.ExitStack() as stack:
+        place = None
+        if machine.kind == "net":
+            place = stack.enter_context(tap_for(machine, rng))
+        elif machine.kind == "vsock":
+            place = open_vsock(machine)
+        if end != "never started":
+            start(machine, rng, is_short)
+            talk(machine, place, rng)
+        if end == "paused":
+            machine.ok("PATCH", "/vm", {"state": "Paused"})
+        if end == "ctrl-alt-del": # which these guests do not hear
+            machine.ok("PUT", "/actions", {"action_type": "SendCtrlAltDel"})
+        if end == "guest":
+            ask_to_end(machine, place)
+            expect_end(machine, {0})
+        elif end == "SIGKILL":
+            expect_end(machine, {-signal.SIGKILL}, signal.SIGKILL)
+        else:
+            expect_end(machine, TERMINATED, signal.SIGTERM)
+    return f"{machine.kind}{' in a jail' if machine.is_jailed else ''}, {end}"
 
 
 def worker(seed, deadline, results, failures):
@@ -111,8 +254,7 @@ def worker(seed, deadline, results, failures):
             with tempfile.TemporaryDirectory() as directory, \
                     random_machine(pathlib.Path(directory), rng) as machine:
                 results[play(machine, rng)] += 1
-        except (ConnectionError, TimeoutError, OSError, AssertionError, Failure,
-                subprocess.TimeoutExpired) as problem:
+        except (OSError, AssertionError, Failure, subprocess.SubprocessError) as problem:
             failures.append(f"{type(problem).__name__}: {problem}"[:600])
 
 
@@ -141,11 +283,11 @@ def left_overs(root):
     """What a VM may leave on the host, by kind. Everything of ours has a name below `root`."""
     return {
         "processes": {entry for entry in os.listdir("/proc") if entry.isdigit()
-                      and root in "".join(lines_of(f"/proc/{entry}/cmdline"))},
+                      and any(word in "".join(lines_of(f"/proc/{entry}/cmdline"))
+                              for word in (root, NAME))},
         "sockets": {line for line in lines_of("/proc/net/unix") if root in line},
-        "taps": {name for name in os.listdir("/sys/class/net")
-                 if os.path.exists(f"/sys/class/net/{name}/tun_flags")},
-        "cgroups": {str(p) for p in pathlib.Path("/sys/fs/cgroup").rglob("*soak*")},
+        "interfaces": {name for _, name in socket.if_nameindex()},
+        "cgroups": {str(p) for p in pathlib.Path("/sys/fs/cgroup").rglob(f"*{NAME}*")},
         "mounts": {line for line in lines_of("/proc/self/mountinfo") if root in line},
         "files": set(os.listdir(root)) | {n for n in os.listdir("/dev/shm") if "mayfly" in n},
         "descriptors of ours": set(os.listdir("/proc/self/fd")),
@@ -178,7 +320,12 @@ def main():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         sys.exit("soak needs /dev/kvm")
     results, failures = collections.Counter(), []
-    with tempfile.TemporaryDirectory(prefix="mayfly-soak-") as root:
+    mayfly.DEADLINE_S = DEADLINE_S # the host has many others to serve
+    with tempfile.TemporaryDirectory(prefix="mayfly-soak-") as root, contextlib.ExitStack() as stack:
+        if IS_ROOT:
+            os.chmod(root, 0o711) # for the users of the jails
+        if test_net.CAN_MAKE_TAPS:
+            stack.enter_context(test_net.network_namespace())
         tempfile.tempdir = root
         before, memory, begin = left_overs(root), memory_kib(), time.monotonic()
         threads = [threading.Thread(target=worker, args=(
@@ -188,6 +335,10 @@ def main():
             thread.start()
         for thread in threads:
             thread.join()
+        for pattern in (NAME, f"*/{NAME}"):
+            for path in glob.glob(f"/sys/fs/cgroup/{pattern}"):
+                with contextlib.suppress(AssertionError): # it is counted as left
+                    remove_cgroup(path)
         report(results, failures, before, left_overs(root), grown_kib(memory),
                time.monotonic() - begin)
     return 1 if failures or not results else 0

@@ -322,6 +322,28 @@ Test(net, keeps_frames_for_a_guest_that_starves_until_it_offers_buffers)
     expect_frame_at(RX_DATA, 1, 100);
 }
 
+/* However many more it offers, before any is used. */
+Test(net, small_buffers_must_do_where_no_more_can_be_kept)
+{
+    const uint32_t room = 16;
+
+    make_frame(guest_mac, host_mac, 60, 1);
+    send_wire(60);
+    offer_rx_row(200, room);
+    tell_of_frames();
+    cr_expect_eq(ring_used_idx(&d.ring), 0, "more might come");
+    for (uint16_t i = 200; i < 300; i++)
+        offer_rx(i % 256, RX_DATA + (uint64_t)room * i, &room, 1);
+    driver_kick_at(&d, RX);
+    cr_assert_eq(ring_used_idx(&d.ring), 5);
+    expect_frame_at(RX_DATA, 5, 60);
+    make_frame(guest_mac, host_mac, 5000, 2);
+    send_wire(5000);
+    tell_of_frames();
+    cr_expect_eq(METRIC(rx_fails), 1, "lost, for it is longer than all of them");
+    cr_expect_eq(ring_used_idx(&d.ring), 5);
+}
+
 Test(net_mtu, keeps_a_frame_until_the_longest_of_the_link_fits, .fini = tear_down)
 {
     start((struct options){ .without = GUEST_SEGMENTATION, .mtu = 9000 });
