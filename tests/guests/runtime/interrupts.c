@@ -118,6 +118,8 @@ void ioapic_route(unsigned gsi)
 void ioapic_mask(unsigned gsi)
 {
     ioapic_write(0x10 + gsi * 2, 0x10000);
+    /* One that is on its way is taken here, and not later by whoever expects none. */
+    __asm__ volatile("sti; nop; cli" ::: "memory");
 }
 
 void pic_enable(uint16_t mask)
