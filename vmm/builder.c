@@ -211,6 +211,7 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
     if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
         load(m, plan, &kernel, e) < 0)
         return -1;
+    text_init(&m->text, &m->mem, kernel.text, kernel.text_bytes);
     timeline_mark(PHASE_GUEST_LOADED);
     if (kvm_open(&m->kvm, plan->cpu_template, e) < 0)
         return -1;

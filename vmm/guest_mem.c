@@ -10,8 +10,10 @@
 
 #define HUGE_2M_BYTES (2u << 20)
 
-/* Below this, a mapping costs more than it saves. */
-#define MAP_MIN_BYTES (16u * GMEM_PAGE_BYTES)
+/* A mapping keeps the host from giving a huge page to the 2 MiB around it. Linux puts one page of
+ * text on such a boundary of its own, frees the rest and overwrites it, page by page: that one is
+ * read. */
+#define MAP_MIN_BYTES (2u * GMEM_PAGE_BYTES)
 
 /* Guest-physical and host address agree modulo 2 MiB: only then can KVM map a huge page of the host
  * (hugetlb, or a transparent one where the host's policy gives them) as one in the guest. */
@@ -130,6 +132,13 @@ int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n)
         return -EFAULT;
     memcpy(r->host + (at.v - r->start), src, n);
     return 0;
+}
+
+bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n)
+{
+    const struct gmem_region *r = region_of(m, at, n);
+
+    return r && madvise(r->host + (at.v - r->start), n, MADV_POPULATE_WRITE) == 0;
 }
 
 static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct error *e)

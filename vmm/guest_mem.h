@@ -65,10 +65,15 @@ must_check int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_
 
 /* Makes guest memory at [at, at + n) hold n bytes of fd from offset, in the cheapest way: whole
  * pages are mapped copy-on-write from the page cache where address and offset agree modulo the page
- * size (so that all microVMs of one kernel share its pages), the rest is read. fd stays the
- * caller's. Fails where the range leaves RAM or the file is shorter. */
+ * size (so that a start copies little, and what no guest writes is shared), the rest is read. fd
+ * stays the caller's. Fails where the range leaves RAM or the file is shorter. */
 must_check int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint64_t n,
                               struct error *e);
+
+/* Gives [at, at + n), whole pages, pages of their own where they still are the file's, as the
+ * guest's first write would. False where they stay as they are: no RAM, or a host that can't
+ * (before Linux 5.14). */
+must_check bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n);
 
 /* Host address of [at, at + n), or NULL unless it lies within one region and n > 0. The contents
  * change under the caller's feet. For virtio/queue.c and the KVM memory slots alone. */

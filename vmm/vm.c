@@ -306,6 +306,7 @@ static int set_off(struct vm *vm, struct error *e)
     if (ret < 0)
         return fail_os(e, -ret, "cannot install the seccomp filter");
     vcpus_resume(&m->vcpus);
+    text_copy(&m->text, vm->loop);
     return 0;
 }
 

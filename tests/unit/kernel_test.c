@@ -190,6 +190,24 @@ Test(kernel_load, accepts_adjacent_segments_in_any_order)
     expect_file_bytes(TEXT_GPA + TEXT_BYTES, i.bytes + DATA_OFFSET, DATA_BYTES);
 }
 
+Test(kernel_load, tells_the_largest_executable_segment)
+{
+    static struct image i;
+
+    image_init(&i);
+    i.data.p_flags = PF_R | PF_W | PF_X;
+    cr_assert_eq(load(&i), 0, "%s", error.msg);
+    cr_expect_eq(loaded.text.v, DATA_GPA);
+    cr_expect_eq(loaded.text_bytes, DATA_BYTES);
+    i.text.p_flags = PF_R | PF_X;
+    cr_assert_eq(load(&i), 0, "%s", error.msg);
+    cr_expect_eq(loaded.text.v, TEXT_GPA);
+    cr_expect_eq(loaded.text_bytes, TEXT_BYTES);
+    i.text.p_flags = i.data.p_flags = PF_R | PF_W;
+    cr_assert_eq(load(&i), 0, "%s", error.msg);
+    cr_expect_eq(loaded.text_bytes, 0);
+}
+
 Test(kernel_load, accepts_a_segment_without_file_bytes)
 {
     static struct image i;

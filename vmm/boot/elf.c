@@ -223,6 +223,10 @@ int elf_load(struct guest_mem *m, const struct kernel_file *f, struct kernel_ima
             continue;
         if (gmem_load_file(m, gpa(p->p_paddr), f->fd, p->p_offset, p->p_filesz, e) < 0)
             return fail_within(e, "Unable to read kernel image");
+        if (p->p_flags & PF_X && p->p_filesz > out->text_bytes) {
+            out->text = gpa(p->p_paddr);
+            out->text_bytes = p->p_filesz;
+        }
         if (p->p_paddr + p->p_memsz > out->end.v)
             out->end = gpa(p->p_paddr + p->p_memsz);
     }

@@ -21,7 +21,9 @@ enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
 struct kernel_image {
     enum boot_protocol protocol;
     gpa_t entry;
-    gpa_t end; /* first byte after what the image occupies, its bss included */
+    gpa_t end;  /* first byte after what the image occupies, its bss included */
+    gpa_t text; /* the largest executable segment; text_bytes 0: not known */
+    uint64_t text_bytes;
     bool is_bzimage;
     uint8_t setup_header[SETUP_HEADER_BYTES]; /* the image's own (bzImage), else zero */
     unsigned setup_header_bytes;
