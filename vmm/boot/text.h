@@ -27,5 +27,6 @@ struct text {
 void text_init(struct text *t, const struct guest_mem *mem, gpa_t at, uint64_t bytes);
 
 /* Copies from now on; *t stays where it is until the loop ends. Where the host can't (Linux before
- * 5.14), the guest's own faults do it. */
+ * 5.14), the guest's own faults do it. A piece that is not in the page cache makes the loop wait
+ * for the disk, as it would make the guest. */
 void text_copy(struct text *t, struct loop *loop);
