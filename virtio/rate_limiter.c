@@ -1,6 +1,5 @@
 #include "virtio/rate_limiter.h"
 
-#include <errno.h>
 #include <sys/timerfd.h>
 
 #include "vmm/clock.h"
@@ -36,11 +35,7 @@ void rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *cloc
 
 void rate_limiter_fini(struct rate_limiter *l)
 {
-    if (!l->timer.on_ready)
-        return;
-    loop_remove(l->loop, &l->timer);
-    close_fdp(&l->timer.fd);
-    l->timer.on_ready = NULL;
+    loop_remove_timer(l->loop, &l->timer);
 }
 
 static bool wants(bool is_given, const struct token_bucket *b)
@@ -55,17 +50,8 @@ int rate_limiter_prepare(struct rate_limiter *l, const struct rate_limits *limit
     if (l->timer.on_ready || (!wants(limits->has_bandwidth, &limits->bandwidth) &&
                               !wants(limits->has_ops, &limits->ops)))
         return 0;
-    l->timer = (struct loop_source){
-        .fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
-        .want = EPOLLIN,
-        .on_ready = on_timer,
-    };
-    ret = l->timer.fd < 0 ? -errno : loop_add(l->loop, &l->timer);
-    if (ret == 0)
-        return 0;
-    close_fdp(&l->timer.fd);
-    l->timer = (struct loop_source){ .fd = -1 };
-    return fail_os(e, -ret, "Rate limiter: timer");
+    ret = loop_add_timer(l->loop, &l->timer, on_timer);
+    return ret < 0 ? fail_os(e, -ret, "Rate limiter: timer") : 0;
 }
 
 /* Brings both buckets up to now. */

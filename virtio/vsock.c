@@ -492,6 +492,7 @@ static void on_time(struct loop_source *src, uint32_t ready)
     struct vsock *v = owner_of(t, struct vsock, table);
 
     (void)ready;
+    loop_drain(src->fd);
     virtio_lock(&v->dev);
     if (v->was_reset)
         forget_all(v);

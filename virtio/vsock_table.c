@@ -16,7 +16,6 @@
 int vsock_table_init(struct vsock_table *t, struct vsock *device, struct loop *loop,
                      loop_fn *on_stream, loop_fn *on_time, struct error *e)
 {
-    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     int ret;
 
     *t = (struct vsock_table){
@@ -24,16 +23,12 @@ int vsock_table_init(struct vsock_table *t, struct vsock *device, struct loop *l
         .loop = loop,
         .on_stream = on_stream,
         .last_port = FIRST_PORT | PORT_MASK, /* the first is FIRST_PORT */
-        .timer = { .fd = fd },
     };
     TAILQ_INIT(&t->turns);
     TAILQ_INIT(&t->timed);
     TAILQ_INIT(&t->idle);
-    if (fd < 0)
-        return fail_os(e, errno, "timerfd");
-    t->timer = (struct loop_source){ fd, EPOLLIN | EPOLLET, on_time };
-    ret = loop_add(loop, &t->timer);
-    return ret < 0 ? fail_os(e, -ret, "event loop") : 0;
+    ret = loop_add_timer(loop, &t->timer, on_time);
+    return ret < 0 ? fail_os(e, -ret, "timer") : 0;
 }
 
 void vsock_table_fini(struct vsock_table *t)
@@ -41,8 +36,7 @@ void vsock_table_fini(struct vsock_table *t)
     if (!t->loop)
         return;
     vsock_table_clear(t);
-    loop_remove(t->loop, &t->timer);
-    close_fdp(&t->timer.fd);
+    loop_remove_timer(t->loop, &t->timer);
     *t = (struct vsock_table){ 0 };
 }
 

@@ -137,8 +137,9 @@ int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n)
 bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n)
 {
     const struct gmem_region *r = region_of(m, at, n);
+    uint64_t head = at.v % GMEM_PAGE_BYTES;
 
-    return r && madvise(r->host + (at.v - r->start), n, MADV_POPULATE_WRITE) == 0;
+    return r && madvise(r->host + (at.v - head - r->start), n + head, MADV_POPULATE_WRITE) == 0;
 }
 
 static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct error *e)

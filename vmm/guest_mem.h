@@ -70,9 +70,9 @@ must_check int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_
 must_check int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint64_t n,
                               struct error *e);
 
-/* Gives [at, at + n), whole pages, pages of their own where they still are the file's, as the
- * guest's first write would. False where they stay as they are: no RAM, or a host that can't
- * (before Linux 5.14). */
+/* Gives the pages that [at, at + n) is in to the guest as its own where they still are a file's, as
+ * its first write would. False where they stay as they are: no RAM, or a host that can't (before
+ * Linux 5.14). */
 must_check bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n);
 
 /* Host address of [at, at + n), or NULL unless it lies within one region and n > 0. The contents

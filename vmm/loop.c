@@ -1,6 +1,7 @@
 #include "vmm/loop.h"
 
 #include <errno.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 int loop_init(struct loop *l, struct error *e)
@@ -40,6 +41,30 @@ void loop_remove(struct loop *l, struct loop_source *src)
     for (int i = l->batch_next; i < l->batch_count; i++)
         if (l->batch[i].data.ptr == src)
             l->batch[i].data.ptr = NULL;
+}
+
+int loop_add_timer(struct loop *l, struct loop_source *src, loop_fn *on_ready)
+{
+    int ret;
+
+    *src = (struct loop_source){
+        .fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
+        .want = EPOLLIN,
+        .on_ready = on_ready,
+    };
+    ret = src->fd < 0 ? -errno : loop_add(l, src);
+    if (ret < 0)
+        loop_remove_timer(l, src);
+    return ret;
+}
+
+void loop_remove_timer(struct loop *l, struct loop_source *src)
+{
+    if (!src->on_ready)
+        return;
+    loop_remove(l, src);
+    close_fdp(&src->fd);
+    *src = (struct loop_source){ .fd = -1 };
 }
 
 bool loop_turn(struct loop *l, int timeout_ms)

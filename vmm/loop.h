@@ -48,6 +48,13 @@ void loop_want(struct loop *l, struct loop_source *src, uint32_t want);
 /* Stops watching; harmless on a source that was never added (on_ready NULL). */
 void loop_remove(struct loop *l, struct loop_source *src);
 
+/* Makes *src a timer that is not set, by timerfd on CLOCK_MONOTONIC, and watches it: on_ready is
+ * called when it has fired, and drains it. 0, or -errno where the host has none to give:
+ * src->fd is -1 then, as it is after loop_remove_timer(), which is harmless on one that was never
+ * added. */
+must_check int loop_add_timer(struct loop *l, struct loop_source *src, loop_fn *on_ready);
+void loop_remove_timer(struct loop *l, struct loop_source *src);
+
 /* Serves the events there are, waiting for one up to timeout_ms (-1: for ever). False: none came.
  */
 bool loop_turn(struct loop *l, int timeout_ms);

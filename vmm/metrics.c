@@ -397,12 +397,7 @@ void metrics_start(struct loop *loop)
     if (state.fd < 0)
         return;
     metrics_write();
-    state.timer = (struct loop_source){
-        .fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
-        .want = EPOLLIN,
-        .on_ready = on_minute,
-    };
-    ret = state.timer.fd < 0 ? -errno : loop_add(loop, &state.timer);
+    ret = loop_add_timer(loop, &state.timer, on_minute);
     if (ret < 0)
         log_error("Metrics are written on request only: timer: %s", strerror(-ret));
     else

@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 static struct loop loop;
 static struct error e;
@@ -92,6 +95,52 @@ Test(loop, removes_a_source_that_was_never_added)
     struct loop_source none = { .fd = -1 };
 
     loop_remove(&loop, &none);
+}
+
+static void on_fired(struct loop_source *src, uint32_t ready)
+{
+    struct probe *p = owner_of(src, struct probe, source);
+
+    cr_expect(ready & EPOLLIN);
+    p->calls++;
+    loop_drain(src->fd);
+}
+
+Test(loop, calls_for_a_timer_once_each_time_it_fires)
+{
+    const struct itimerspec at_once = { .it_value = { 0, 1 } };
+    struct probe p = { 0 };
+
+    cr_assert_eq(loop_add_timer(&loop, &p.source, on_fired), 0);
+    cr_expect_not(loop_turn(&loop, 0), "it is not set yet");
+    for (unsigned i = 1; i <= 2; i++) {
+        cr_assert_eq(timerfd_settime(p.source.fd, 0, &at_once, NULL), 0);
+        cr_assert(loop_turn(&loop, 10000));
+        cr_expect_eq(p.calls, i);
+        cr_expect_not(loop_turn(&loop, 0));
+    }
+    loop_remove_timer(&loop, &p.source);
+    cr_expect_eq(p.source.fd, -1);
+    loop_remove_timer(&loop, &p.source);
+}
+
+Test(loop, has_no_timer_where_the_host_has_none_or_cannot_watch_it)
+{
+    int next = dup(0); /* the lowest that is free */
+    struct probe p = { 0 };
+    struct rlimit before;
+
+    close(next);
+    loop_fini(&loop);
+    cr_expect_eq(loop_add_timer(&loop, &p.source, on_fired), -EBADF);
+    cr_expect_eq(p.source.fd, -1);
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 0, before.rlim_max }), 0);
+    cr_expect_eq(loop_add_timer(&loop, &p.source, on_fired), -EMFILE);
+    cr_expect_eq(p.source.fd, -1);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    cr_assert_eq(loop_init(&loop, &e), 0, "%s", e.msg);
+    cr_expect_leq(loop.epoll_fd, next, "no descriptor was left behind");
 }
 
 Test(loop_drain, gives_the_count_and_then_nothing)

@@ -23,7 +23,7 @@ struct text {
     uint64_t bytes;
 };
 
-/* It is the whole pages of [at, at + bytes), RAM. mem is borrowed for as long as *t. */
+/* It is [at, at + bytes), RAM. mem is borrowed for as long as *t. */
 void text_init(struct text *t, const struct guest_mem *mem, gpa_t at, uint64_t bytes);
 
 /* Copies from now on; *t stays where it is until the loop ends. Where the host can't (Linux before
