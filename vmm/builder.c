@@ -71,6 +71,7 @@ static int load(struct machine *m, const struct machine_plan *plan, struct kerne
               kernel->is_bzimage ? " (bzImage)" : "");
     if (plan->initrd_fd >= 0 && initrd_load(&m->mem, plan->initrd_fd, kernel, &initrd, e) < 0)
         return -1;
+    copy_ahead_init(&m->copy_ahead, &m->mem, kernel, &initrd);
     if (write_cmdline(&cmdline, plan, &m->platform, e) < 0 ||
         boot_info_write(&m->mem, kernel, &cmdline, &initrd, e) < 0 ||
         mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
@@ -211,7 +212,6 @@ static int build(struct machine *m, const struct machine_plan *plan, struct erro
     if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
         load(m, plan, &kernel, e) < 0)
         return -1;
-    text_init(&m->text, &m->mem, kernel.text, kernel.text_bytes);
     timeline_mark(PHASE_GUEST_LOADED);
     if (kvm_open(&m->kvm, plan->cpu_template, e) < 0)
         return -1;

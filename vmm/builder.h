@@ -5,7 +5,7 @@
 
 #include "virtio/mmio.h"
 #include "virtio/vsock.h"
-#include "vmm/boot/text.h"
+#include "vmm/boot/copy_ahead.h"
 #include "vmm/boot_timer.h"
 #include "vmm/config.h"
 #include "vmm/drives.h"
@@ -33,7 +33,7 @@ struct machine_plan {
 struct machine {
     struct loop *loop;
     struct guest_mem mem;
-    struct text text;
+    struct copy_ahead copy_ahead;
     struct kvm kvm;
     struct bus pio, mmio;
     struct guest_end end;

@@ -306,7 +306,7 @@ static int set_off(struct vm *vm, struct error *e)
     if (ret < 0)
         return fail_os(e, -ret, "cannot install the seccomp filter");
     vcpus_resume(&m->vcpus);
-    text_copy(&m->text, vm->loop);
+    copy_ahead_start(&m->copy_ahead, vm->loop);
     return 0;
 }
 

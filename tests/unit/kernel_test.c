@@ -190,22 +190,50 @@ Test(kernel_load, accepts_adjacent_segments_in_any_order)
     expect_file_bytes(TEXT_GPA + TEXT_BYTES, i.bytes + DATA_OFFSET, DATA_BYTES);
 }
 
-Test(kernel_load, tells_the_largest_executable_segment)
+static void expect_part(const struct image_part *part, uint64_t at, uint64_t bytes)
+{
+    cr_expect_eq(part->bytes, bytes, "%llu", (unsigned long long)part->bytes);
+    if (bytes)
+        cr_expect_eq(part->at.v, at);
+}
+
+Test(kernel_load, tells_what_is_written_data_before_text)
 {
     static struct image i;
 
     image_init(&i);
+    i.text.p_flags = PF_R | PF_X;
     i.data.p_flags = PF_R | PF_W | PF_X;
     cr_assert_eq(load(&i), 0, "%s", error.msg);
-    cr_expect_eq(loaded.text.v, DATA_GPA);
-    cr_expect_eq(loaded.text_bytes, DATA_BYTES);
+    expect_part(&loaded.written[0], DATA_GPA, DATA_BYTES);
+    expect_part(&loaded.written[1], TEXT_GPA, TEXT_BYTES);
+    expect_part(&loaded.written[2], 0, 0);
+    i.data.p_flags = PF_R | PF_X;
+    cr_assert_eq(load(&i), 0, "%s", error.msg);
+    expect_part(&loaded.written[0], TEXT_GPA, TEXT_BYTES);
+    expect_part(&loaded.written[1], 0, 0);
+    i.text.p_flags = i.data.p_flags = PF_R;
+    cr_assert_eq(load(&i), 0, "%s", error.msg);
+    expect_part(&loaded.written[0], 0, 0);
+}
+
+Test(kernel_load, tells_of_no_more_parts_than_there_is_room_for)
+{
+    static struct image i;
+    Elf64_Phdr *phdrs = (Elf64_Phdr *)(i.bytes + sizeof(i.header));
+
+    image_init(&i);
     i.text.p_flags = PF_R | PF_X;
+    i.data.p_flags = PF_R | PF_W;
+    for (unsigned n = 2; n <= IMAGE_PARTS_MAX; n++) {
+        phdrs[n] = i.data;
+        phdrs[n].p_paddr += n * 0x10000;
+    }
+    i.header.e_phnum = IMAGE_PARTS_MAX + 1;
     cr_assert_eq(load(&i), 0, "%s", error.msg);
-    cr_expect_eq(loaded.text.v, TEXT_GPA);
-    cr_expect_eq(loaded.text_bytes, TEXT_BYTES);
-    i.text.p_flags = i.data.p_flags = PF_R | PF_W;
-    cr_assert_eq(load(&i), 0, "%s", error.msg);
-    cr_expect_eq(loaded.text_bytes, 0);
+    for (unsigned n = 2; n < IMAGE_PARTS_MAX; n++)
+        expect_part(&loaded.written[n - 1], DATA_GPA + n * 0x10000, DATA_BYTES);
+    expect_part(&loaded.written[IMAGE_PARTS_MAX - 1], TEXT_GPA, TEXT_BYTES);
 }
 
 Test(kernel_load, accepts_a_segment_without_file_bytes)
@@ -447,6 +475,23 @@ Test(kernel_load_bzimage, puts_it_at_1_mib_and_enters_in_64_bits)
     cr_assert(loaded.is_bzimage);
     cr_assert_eq(loaded.protocol, BOOT_LINUX64);
     cr_assert_eq(loaded.entry.v, LAYOUT_HIGH_RAM + 0x200);
+    expect_part(&loaded.written[0], LAYOUT_HIGH_RAM, PAYLOAD_BYTES);
+}
+
+Test(kernel_load_bzimage, is_written_as_a_whole_unless_it_is_large)
+{
+    static struct bzimage b;
+
+    for (unsigned more = 0; more < 2; more++) {
+        autofd int fd = -1;
+
+        bzimage_init(&b);
+        fd = file_of(b.bytes, b.length);
+        cr_assert_eq(ftruncate(fd, SETUP_BYTES + UNPACKED_BYTES_MAX + more), 0);
+        cr_assert_eq(kernel_load(&mem, fd, &loaded, &error), 0, "%s", error.msg);
+        expect_part(&loaded.written[0], LAYOUT_HIGH_RAM, more ? 0 : UNPACKED_BYTES_MAX);
+        expect_part(&loaded.written[1], 0, 0);
+    }
 }
 
 Test(kernel_load_bzimage, keeps_the_setup_header_as_long_as_it_says)
@@ -556,6 +601,16 @@ Test(initrd_load, puts_it_at_the_top_of_memory)
     cr_assert_eq(load_initrd(0x21001, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
     cr_assert_eq(initrd.start.v, (MEM_MIB << 20) - 0x22000);
     cr_assert_eq(initrd.bytes, 0x21001);
+}
+
+Test(initrd_load, is_written_as_a_whole_unless_it_is_large)
+{
+    struct initrd initrd;
+
+    cr_assert_eq(load_initrd(UNPACKED_BYTES_MAX, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
+    expect_part(&initrd.written, initrd.start.v, UNPACKED_BYTES_MAX);
+    cr_assert_eq(load_initrd(UNPACKED_BYTES_MAX + 1, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
+    expect_part(&initrd.written, 0, 0);
 }
 
 Test(initrd_load, stays_below_the_mmio_gap)

@@ -212,6 +212,8 @@ int elf_load(struct guest_mem *m, const struct kernel_file *f, struct kernel_ima
              struct error *e)
 {
     struct elf elf = { .file = f };
+    struct image_part part, text = { .bytes = 0 };
+    unsigned written = 0;
 
     if (read_header(&elf, e) < 0 || check_segments(&elf, m, e) < 0 ||
         choose_entry(&elf, out, e) < 0)
@@ -223,12 +225,14 @@ int elf_load(struct guest_mem *m, const struct kernel_file *f, struct kernel_ima
             continue;
         if (gmem_load_file(m, gpa(p->p_paddr), f->fd, p->p_offset, p->p_filesz, e) < 0)
             return fail_within(e, "Unable to read kernel image");
-        if (p->p_flags & PF_X && p->p_filesz > out->text_bytes) {
-            out->text = gpa(p->p_paddr);
-            out->text_bytes = p->p_filesz;
-        }
+        part = (struct image_part){ gpa(p->p_paddr), p->p_filesz };
+        if (p->p_flags & PF_W && part.bytes && written < IMAGE_PARTS_MAX - 1)
+            out->written[written++] = part;
+        else if (p->p_flags & PF_X && part.bytes > text.bytes)
+            text = part;
         if (p->p_paddr + p->p_memsz > out->end.v)
             out->end = gpa(p->p_paddr + p->p_memsz);
     }
+    out->written[written] = text;
     return 0;
 }

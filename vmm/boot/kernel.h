@@ -18,12 +18,25 @@ enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
 
 #define SETUP_HEADER_BYTES 0x80 /* at most; from offset 0x1f1 of the zero page */
 
+/* A part of an image that the guest writes to early in its boot; 0 bytes: there is none. */
+struct image_part {
+    gpa_t at;
+    uint64_t bytes;
+};
+
+#define IMAGE_PARTS_MAX 8
+
+/* Such a part is all of an image that the guest unpacks, the pages of which it then uses for other
+ * things. But not of a larger one: it has more pages than a boot uses again (copying Debian's
+ * kernel of 14 MB takes 2 % more than it saves), and they are shared as long as they are not
+ * written. */
+#define UNPACKED_BYTES_MAX (8u << 20)
+
 struct kernel_image {
     enum boot_protocol protocol;
     gpa_t entry;
-    gpa_t end;  /* first byte after what the image occupies, its bss included */
-    gpa_t text; /* the largest executable segment; text_bytes 0: not known */
-    uint64_t text_bytes;
+    gpa_t end; /* first byte after what the image occupies, its bss included */
+    struct image_part written[IMAGE_PARTS_MAX]; /* in the order in which the guest needs them */
     bool is_bzimage;
     uint8_t setup_header[SETUP_HEADER_BYTES]; /* the image's own (bzImage), else zero */
     unsigned setup_header_bytes;
@@ -32,6 +45,7 @@ struct kernel_image {
 struct initrd {
     gpa_t start;
     uint64_t bytes; /* 0: none */
+    struct image_part written;
 };
 
 /* Puts the image in memory and says how to start it. On failure memory may hold a part of it. */

@@ -53,8 +53,8 @@ ALLOW(EVER, epoll_wait, "the event loop")
 ALLOW(EVER, epoll_ctl, "the event loop")
 ALLOW(START, epoll_create1, "the event loop")
 ALLOW(START, eventfd2, "queues, interrupts, the guest's end")
-ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics, the kernel's text")
-ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics, the kernel's text")
+ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics, copying ahead")
+ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics, copying ahead")
 ALLOW(VCPU, timerfd_settime, "vsock is reset: the event loop takes it from there")
 ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 
@@ -86,7 +86,7 @@ ALLOW_IF(EVER, mmap, HAS_NONE_OF(2, PROT_EXEC), "the heap; guest memory, vCPUs, 
 ALLOW(EVER, munmap, "the heap; what a failed start leaves")
 ALLOW(EVER, mremap, "the heap: large requests to the API")
 ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
-ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "the kernel's text is copied")
+ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
 ALLOW_IF(START, mprotect, HAS_NONE_OF(2, PROT_EXEC), "stacks, relocations")
 
 /* Log lines, and ways to end. */

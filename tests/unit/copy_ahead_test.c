@@ -1,4 +1,4 @@
-#include "vmm/boot/text.h"
+#include "vmm/boot/copy_ahead.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
@@ -23,7 +23,7 @@ static uint8_t image[TEXT_BYTES];
 
 static void set_up(void)
 {
-    autofd int fd = memfd_create("text", MFD_CLOEXEC);
+    autofd int fd = memfd_create("image", MFD_CLOEXEC);
 
     for (size_t i = 0; i < TEXT_BYTES; i++)
         image[i] = (uint8_t)(i * 31 + i / 4096 + 1);
@@ -39,7 +39,7 @@ static void tear_down(void)
     gmem_fini(&mem);
 }
 
-TestSuite(text, .init = set_up, .fini = tear_down);
+TestSuite(copy_ahead, .init = set_up, .fini = tear_down);
 
 /* How many pages of [at, at + bytes) are there and are no file's. */
 static unsigned own_pages(uint64_t at, uint64_t bytes)
@@ -56,17 +56,23 @@ static unsigned own_pages(uint64_t at, uint64_t bytes)
     return own;
 }
 
-static void copy(uint64_t at, uint64_t bytes)
+static void copy_parts(const struct kernel_image *kernel, const struct initrd *initrd)
 {
-    static struct text t; /* the loop may keep it */
+    static struct copy_ahead c; /* the loop may keep it */
 
-    text_init(&t, &mem, gpa(at), bytes);
-    text_copy(&t, &loop);
-    while (t.timer.fd >= 0)
+    copy_ahead_init(&c, &mem, kernel, initrd);
+    copy_ahead_start(&c, &loop);
+    while (c.timer.fd >= 0)
         cr_assert(loop_turn(&loop, -1));
 }
 
-Test(text, has_all_its_whole_pages_to_itself_and_the_same_bytes)
+static void copy(uint64_t at, uint64_t bytes)
+{
+    copy_parts(&(struct kernel_image){ .written = { { gpa(at), bytes } } },
+               &(struct initrd){ .bytes = 0 });
+}
+
+Test(copy_ahead, has_all_its_whole_pages_to_itself_and_the_same_bytes)
 {
     const unsigned pages = TEXT_BYTES / GMEM_PAGE_BYTES;
     uint8_t *now = malloc(TEXT_BYTES);
@@ -79,14 +85,25 @@ Test(text, has_all_its_whole_pages_to_itself_and_the_same_bytes)
     free(now);
 }
 
-Test(text, has_the_pages_to_itself_that_it_has_a_part_of)
+Test(copy_ahead, has_the_pages_to_itself_that_it_has_a_part_of)
 {
     copy(TEXT_GPA + 2 * GMEM_PAGE_BYTES - 1, GMEM_PAGE_BYTES + 2);
     cr_expect_eq(own_pages(TEXT_GPA, 6 * GMEM_PAGE_BYTES), 3);
     cr_expect_eq(own_pages(TEXT_GPA + GMEM_PAGE_BYTES, 3 * GMEM_PAGE_BYTES), 3);
 }
 
-Test(text, keeps_what_the_guest_wrote)
+Test(copy_ahead, copies_every_part)
+{
+    struct kernel_image kernel = { .is_bzimage = false };
+    struct initrd initrd = { .written = { gpa(TEXT_GPA), 1 } };
+
+    for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
+        kernel.written[i] = (struct image_part){ gpa(TEXT_GPA + (2 * i + 3) * GMEM_PAGE_BYTES), 1 };
+    copy_parts(&kernel, &initrd);
+    cr_expect_eq(own_pages(TEXT_GPA, PAGES / 4 * GMEM_PAGE_BYTES), IMAGE_PARTS_MAX + 1);
+}
+
+Test(copy_ahead, keeps_what_the_guest_wrote)
 {
     const uint8_t byte = (uint8_t)~image[5000];
     uint8_t now;
@@ -97,7 +114,7 @@ Test(text, keeps_what_the_guest_wrote)
     cr_expect_eq(now, byte);
 }
 
-Test(text, of_no_bytes_needs_nothing)
+Test(copy_ahead, of_no_bytes_needs_nothing)
 {
     copy(TEXT_GPA, 0);
     cr_expect_eq(own_pages(TEXT_GPA, 2 * GMEM_PAGE_BYTES), 0);
@@ -105,7 +122,7 @@ Test(text, of_no_bytes_needs_nothing)
 }
 
 /* As on a host that can't: it ends, and the guest's own faults do the work. */
-Test(text, gives_up_where_pages_cannot_be_copied)
+Test(copy_ahead, gives_up_where_pages_cannot_be_copied)
 {
     copy(4 * MIB, MIB);
     cr_expect_not(loop_turn(&loop, 0));

@@ -1,0 +1,57 @@
+#include "vmm/boot/copy_ahead.h"
+
+#include <sys/timerfd.h>
+
+#define PERIOD_NS   1000000
+#define PIECE_BYTES (1u << 20) /* less than a period's work; a request waits for it */
+
+/* One piece, or what is left of the part. False: there is nothing more to copy. */
+static bool copy_piece(struct copy_ahead *c)
+{
+    struct image_part *part = &c->parts[c->next];
+    uint64_t bytes = part->bytes < PIECE_BYTES ? part->bytes : PIECE_BYTES;
+
+    if (!gmem_make_own(c->mem, part->at, bytes))
+        return false;
+    part->at.v += bytes;
+    part->bytes -= bytes;
+    if (part->bytes == 0)
+        c->next++;
+    return c->next < c->count;
+}
+
+static void on_timer(struct loop_source *src, uint32_t ready)
+{
+    struct copy_ahead *c = owner_of(src, struct copy_ahead, timer);
+
+    (void)ready;
+    loop_drain(src->fd);
+    if (!copy_piece(c))
+        loop_remove_timer(c->loop, &c->timer);
+}
+
+static void add(struct copy_ahead *c, const struct image_part *part)
+{
+    if (part->bytes)
+        c->parts[c->count++] = *part;
+}
+
+void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
+                     const struct kernel_image *kernel, const struct initrd *initrd)
+{
+    *c = (struct copy_ahead){ .timer = { .fd = -1 }, .mem = mem };
+    for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
+        add(c, &kernel->written[i]);
+    add(c, &initrd->written);
+}
+
+void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
+{
+    const struct itimerspec at_once = { { 0, PERIOD_NS }, { 0, 1 } };
+
+    if (c->count == 0)
+        return;
+    c->loop = loop;
+    if (loop_add_timer(loop, &c->timer, on_timer) == 0)
+        timerfd_settime(c->timer.fd, 0, &at_once, NULL);
+}
