@@ -3,11 +3,11 @@
  * that it measures, be it this one or an emulated one. Knows nothing of any VMM: a file for each
  * says how it is started and configured.
  *
- * usage: boot-run [--runs N] [--at-once K] [--cpu] [--entry] [--kill] VMM-FILE...
+ * usage: boot-run [--runs N] [--at-once K] [--inside] [--kill] VMM-FILE...
  *   --runs     rounds; in each, every VMM has its turn
  *   --at-once  so many of one VMM at the same time
- *   --cpu      also the VMM's CPU time; reading it costs time itself
- *   --entry    also the first entry into the guest, from KVM's trace point; one at a time only
+ *   --inside   also the first entry into the guest, from KVM's trace point, and the VMM's CPU time;
+ *              costs time itself; one at a time only
  *   --kill     ends a guest that is ready; otherwise it ends itself
  *
  * A line of a VMM-FILE is a word and what belongs to it; {} is a directory of this one start:
@@ -78,7 +78,7 @@ struct boot {
 
 static struct {
     unsigned runs, at_once;
-    bool cpu, entry, kill;
+    bool inside, kill;
 } options = { .runs = 1, .at_once = 1 };
 
 static void check(bool holds, const char *what)
@@ -299,7 +299,7 @@ static void configure(const struct vmm *v, struct boot *b, const char *directory
     b->at[CONFIGURED] = now_ns();
     request(fd, "PUT", v->puts[v->put_count - 1].path, v->puts[v->put_count - 1].body);
     b->at[STARTED] = now_ns();
-    if (options.cpu)
+    if (options.inside)
         b->at[CPU_STARTED] = cpu_ns(pid);
     close(fd);
 }
@@ -365,7 +365,7 @@ static void watch_guest(const struct vmm *v, struct boot *b, int console, int vs
         if (b->at[READY] >= 0 || !is_ready)
             continue;
         b->at[READY] = now_ns();
-        if (options.cpu)
+        if (options.inside)
             b->at[CPU_READY] = cpu_ns(pid);
         if (options.kill)
             return;
@@ -385,7 +385,7 @@ static void boot(const struct vmm *v, struct boot *b)
     check(mkdtemp(directory) && pipe2(console, O_CLOEXEC) == 0, directory);
     check(inotify_add_watch(watch, directory, IN_CREATE) >= 0, directory);
     vsock = listen_to(v->vsock ? fill(v->vsock, directory) : NULL);
-    if (options.entry)
+    if (options.inside)
         arm_entry();
     b->begin_ns = now_ns();
     pid = spawn(v, directory, console[1]);
@@ -397,7 +397,7 @@ static void boot(const struct vmm *v, struct boot *b)
         kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
     b->at[ENDED] = now_ns();
-    if (options.entry)
+    if (options.inside)
         b->at[GUEST_ENTRY] = read_entry();
     if (v->socket)
         unlink(fill(v->socket, directory));
@@ -458,10 +458,8 @@ int main(int argc, char **argv)
             options.runs = (unsigned)atoi(argv[++i]);
         else if (!strcmp(argv[i], "--at-once") && i + 1 < argc)
             options.at_once = (unsigned)atoi(argv[++i]);
-        else if (!strcmp(argv[i], "--cpu"))
-            options.cpu = true;
-        else if (!strcmp(argv[i], "--entry"))
-            options.entry = true;
+        else if (!strcmp(argv[i], "--inside"))
+            options.inside = true;
         else if (!strcmp(argv[i], "--kill"))
             options.kill = true;
         else if (count < sizeof(vmms) / sizeof(*vmms))

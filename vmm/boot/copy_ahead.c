@@ -2,6 +2,7 @@
 
 #include <sys/timerfd.h>
 
+#define FIRST_NS    100000 /* the answer to the start goes out before, and the vCPUs are off */
 #define PERIOD_NS   1000000
 #define PIECE_BYTES (1u << 20) /* less than a period's work; a request waits for it */
 
@@ -47,11 +48,11 @@ void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
 
 void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
 {
-    const struct itimerspec at_once = { { 0, PERIOD_NS }, { 0, 1 } };
+    const struct itimerspec times = { { 0, PERIOD_NS }, { 0, FIRST_NS } };
 
     if (c->count == 0)
         return;
     c->loop = loop;
     if (loop_add_timer(loop, &c->timer, on_timer) == 0)
-        timerfd_settime(c->timer.fd, 0, &at_once, NULL);
+        timerfd_settime(c->timer.fd, 0, &times, NULL);
 }
