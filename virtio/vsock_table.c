@@ -1,6 +1,5 @@
 #include "virtio/vsock_table.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/timerfd.h>
 

@@ -19,8 +19,8 @@ struct copy_ahead {
     struct loop_source timer;
     struct loop *loop;
     const struct guest_mem *mem;
-    struct image_part parts[IMAGE_PARTS_MAX + 1]; /* the kernel's, the initrd; left of them: */
-    unsigned next, count;
+    struct image_part parts[IMAGE_PARTS_MAX + 1]; /* the kernel's and the initrd */
+    unsigned next, count;                         /* what is left of parts[next] is copied next */
 };
 
 /* Makes ready to copy what kernel and initrd say, RAM. mem is borrowed for as long as *c. */
