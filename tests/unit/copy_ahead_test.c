@@ -95,12 +95,27 @@ Test(copy_ahead, has_the_pages_to_itself_that_it_has_a_part_of)
 Test(copy_ahead, copies_every_part)
 {
     struct kernel_image kernel = { .is_bzimage = false };
-    struct initrd initrd = { .written = { gpa(TEXT_GPA), 1 } };
+    struct initrd initrd = { gpa(TEXT_GPA), 1 };
 
     for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
         kernel.written[i] = (struct image_part){ gpa(TEXT_GPA + (2 * i + 3) * GMEM_PAGE_BYTES), 1 };
     copy_parts(&kernel, &initrd);
     cr_expect_eq(own_pages(TEXT_GPA, PAGES / 4 * GMEM_PAGE_BYTES), IMAGE_PARTS_MAX + 1);
+}
+
+Test(copy_ahead, takes_an_initrd_as_a_whole_unless_it_is_large)
+{
+    const struct kernel_image kernel = { .is_bzimage = false };
+    struct initrd initrd = { gpa(TEXT_GPA), UNPACKED_BYTES_MAX };
+    struct copy_ahead c;
+
+    copy_ahead_init(&c, &mem, &kernel, &initrd);
+    cr_assert_eq(c.count, 1);
+    cr_expect_eq(c.parts[0].at.v, TEXT_GPA);
+    cr_expect_eq(c.parts[0].bytes, UNPACKED_BYTES_MAX);
+    initrd.bytes++;
+    copy_ahead_init(&c, &mem, &kernel, &initrd);
+    cr_expect_eq(c.count, 0);
 }
 
 Test(copy_ahead, keeps_what_the_guest_wrote)

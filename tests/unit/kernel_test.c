@@ -603,16 +603,6 @@ Test(initrd_load, puts_it_at_the_top_of_memory)
     cr_assert_eq(initrd.bytes, 0x21001);
 }
 
-Test(initrd_load, is_written_as_a_whole_unless_it_is_large)
-{
-    struct initrd initrd;
-
-    cr_assert_eq(load_initrd(UNPACKED_BYTES_MAX, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
-    expect_part(&initrd.written, initrd.start.v, UNPACKED_BYTES_MAX);
-    cr_assert_eq(load_initrd(UNPACKED_BYTES_MAX + 1, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
-    expect_part(&initrd.written, 0, 0);
-}
-
 Test(initrd_load, stays_below_the_mmio_gap)
 {
     struct initrd initrd;

@@ -107,7 +107,6 @@ int bzimage_load(struct guest_mem *m, const struct kernel_file *f, struct kernel
     out->protocol = BOOT_LINUX64;
     out->entry = gpa(LAYOUT_HIGH_RAM + ENTRY_64_OFFSET);
     out->is_bzimage = true;
-    if (bytes <= UNPACKED_BYTES_MAX)
-        out->written[0] = (struct image_part){ gpa(LAYOUT_HIGH_RAM), bytes };
+    out->written[0] = unpacked_part(gpa(LAYOUT_HIGH_RAM), bytes);
     return 0;
 }

@@ -31,10 +31,10 @@ static void on_timer(struct loop_source *src, uint32_t ready)
         loop_remove_timer(c->loop, &c->timer);
 }
 
-static void add(struct copy_ahead *c, const struct image_part *part)
+static void add(struct copy_ahead *c, struct image_part part)
 {
-    if (part->bytes)
-        c->parts[c->count++] = *part;
+    if (part.bytes)
+        c->parts[c->count++] = part;
 }
 
 void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
@@ -42,8 +42,8 @@ void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
 {
     *c = (struct copy_ahead){ .timer = { .fd = -1 }, .mem = mem };
     for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
-        add(c, &kernel->written[i]);
-    add(c, &initrd->written);
+        add(c, kernel->written[i]);
+    add(c, unpacked_part(initrd->start, initrd->bytes));
 }
 
 void copy_ahead_start(struct copy_ahead *c, struct loop *loop)

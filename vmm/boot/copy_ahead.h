@@ -23,7 +23,8 @@ struct copy_ahead {
     unsigned next, count;                         /* what is left of parts[next] is copied next */
 };
 
-/* Makes ready to copy what kernel and initrd say, RAM. mem is borrowed for as long as *c. */
+/* Makes ready to copy what the kernel says, and an initrd that is not large, all RAM. mem is
+ * borrowed for as long as *c. */
 void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
                      const struct kernel_image *kernel, const struct initrd *initrd);
 

@@ -90,7 +90,5 @@ int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel, 
     if (gmem_load_file(m, gpa(start), fd, 0, bytes, e) < 0)
         return fail_within(e, "Cannot load initrd due to an invalid image");
     *out = (struct initrd){ .start = gpa(start), .bytes = bytes };
-    if (bytes <= UNPACKED_BYTES_MAX)
-        out->written = (struct image_part){ out->start, bytes };
     return 0;
 }

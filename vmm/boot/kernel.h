@@ -26,11 +26,16 @@ struct image_part {
 
 #define IMAGE_PARTS_MAX 8
 
-/* Such a part is all of an image that the guest unpacks, the pages of which it then uses for other
- * things. But not of a larger one: it has more pages than a boot uses again (copying Debian's
- * kernel of 14 MB takes 2 % more than it saves), and they are shared as long as they are not
- * written. */
 #define UNPACKED_BYTES_MAX (8u << 20)
+
+/* Such a part of an image that the guest unpacks is all of it: its pages are used for other things
+ * then. But there is none of a larger one: it has more pages than a boot uses again (copying
+ * Debian's kernel of 14 MB takes 2 % more than it saves), and they are shared as long as they are
+ * not written. */
+static inline struct image_part unpacked_part(gpa_t at, uint64_t bytes)
+{
+    return (struct image_part){ at, bytes <= UNPACKED_BYTES_MAX ? bytes : 0 };
+}
 
 struct kernel_image {
     enum boot_protocol protocol;
@@ -45,7 +50,6 @@ struct kernel_image {
 struct initrd {
     gpa_t start;
     uint64_t bytes; /* 0: none */
-    struct image_part written;
 };
 
 /* Puts the image in memory and says how to start it. On failure memory may hold a part of it. */
