@@ -360,9 +360,8 @@ Test(vsock, what_a_guest_sent_before_it_closed_waits_for_a_slow_host)
     cr_expect_eq(g.v.table.count, 0);
 }
 
-/* Waits for the device's timer, which is what ends a wait here. */
-/* Until no connection waits for its deadline. The timer may fire more than once before that: it may
- * still be set for a deadline that no longer is. */
+/* Waits until no connection has a deadline. The device's timer may fire more than once before that:
+ * it may still be set for a deadline that no longer is. */
 static void let_time_pass(void)
 {
     struct pollfd p = { .fd = g.v.table.timer.fd, .events = POLLIN };
