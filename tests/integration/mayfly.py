@@ -19,14 +19,15 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BINARY = os.environ.get("MAYFLY", os.path.join(ROOT, "build", "release", "mayfly"))
+BINARY = os.path.abspath(os.environ.get("MAYFLY", f"{ROOT}/build/release/mayfly"))
 DEADLINE_S = 10
 
 
 class Mayfly:
     """args are further arguments for the binary; api=False leaves the API out (--no-api). Without a
     stdout of the caller's, output goes to a file. user: a uid to run as, for root.
-    before_exec is called in the new process."""
+    before_exec is called in the new process. It runs in a directory of its own, which goes with it
+    and with what it makes at relative paths."""
 
     def __init__(self, *args, api=True, stdin=subprocess.DEVNULL, stdout=None, user=None,
                  before_exec=lambda: None):
@@ -53,8 +54,9 @@ class Mayfly:
             shutil.chown(self.directory, self.user)
         with open(self.output_path, "wb") as output:
             self.process = subprocess.Popen(
-                [binary, *api, *self.args], user=self.user, preexec_fn=self.prepare,
-                stdin=self.stdin, stdout=self.stdout or output, stderr=output)
+                [binary, *api, *self.args], cwd=self.directory, user=self.user,
+                preexec_fn=self.prepare, stdin=self.stdin, stdout=self.stdout or output,
+                stderr=output)
         if self.api:
             self.connect().close()
         return self
