@@ -6,7 +6,8 @@
         assert vm.wait(5) == 0
         assert "text" in vm.output()
 
-The binary is $MAYFLY, or build/release/mayfly of this checkout.
+The binary is $MAYFLY, or build/release/mayfly of this checkout. The test guests are in
+$MAYFLY_GUESTS, or in guests/ beside the binary.
 """
 
 import json
@@ -20,6 +21,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("MAYFLY", f"{ROOT}/build/release/mayfly"))
+GUESTS = os.path.abspath(os.environ.get("MAYFLY_GUESTS", f"{os.path.dirname(BINARY)}/guests"))
 DEADLINE_S = 10
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import mayfly
 from jail import EXEC_FILE, JAILER
-from test_guests import GUESTS, pytestmark  # noqa: F401
+from test_guests import pytestmark  # noqa: F401
 
 EXAMPLES = os.path.join(mayfly.ROOT, "examples")
 FILES = "/srv/vm"
@@ -36,7 +36,7 @@ def text_of(name):
 
 
 def guest(name):
-    return os.path.join(GUESTS, name)
+    return os.path.join(mayfly.GUESTS, name)
 
 
 @pytest.fixture(name="disk")

@@ -1,7 +1,7 @@
 """The machine as its guest sees it: boots the test guests (tests/guests) on the real /dev/kvm.
 
 Each guest reports by itself what it checked; here is what it is started with and what only the host
-can know. The guests lie in $MAYFLY_GUESTS, or in guests/ beside the binary.
+can know.
 """
 
 import array
@@ -20,7 +20,6 @@ import pytest
 
 import mayfly
 
-GUESTS = os.environ.get("MAYFLY_GUESTS", os.path.join(os.path.dirname(mayfly.BINARY), "guests"))
 DEADLINE_S = 60  # a guest takes some milliseconds; a loaded host may stretch that
 SECTOR = 512
 
@@ -37,7 +36,7 @@ class Machine(mayfly.Mayfly):
         super().__init__(*flags, **stdio)
         self.log_path = os.path.join(self.directory, "log")
         self.args += ("--log-path", self.log_path)
-        self.kernel = os.path.join(GUESTS, guest)
+        self.kernel = os.path.join(mayfly.GUESTS, guest)
         self.boot_args, self.vcpus, self.mem_mib = boot_args, vcpus, mem_mib
         self.drives, self.initrd = drives, initrd
 
@@ -516,7 +515,7 @@ def bad_kernels(good, directory):
 
 @pytest.mark.parametrize("guest", ["exit", "exit-pvh"])
 def test_a_failed_start_leaves_the_machine_to_be_configured_anew(tmp_path, guest):
-    with open(os.path.join(GUESTS, guest), "rb") as kernel:
+    with open(os.path.join(mayfly.GUESTS, guest), "rb") as kernel:
         good = kernel.read()
     with Machine(guest, "reset") as machine:
         machine.configure()
@@ -576,7 +575,7 @@ def make_bzimage(elf_path, path):
 
 
 def test_a_bzimage_is_entered_by_the_64_bit_protocol(tmp_path):
-    bzimage = make_bzimage(os.path.join(GUESTS, "boot-1m"), tmp_path / "bzImage")
+    bzimage = make_bzimage(os.path.join(mayfly.GUESTS, "boot-1m"), tmp_path / "bzImage")
     with Machine("boot", "from a bzImage") as machine:
         machine.kernel = bzimage
         lines = machine.boot().finish()

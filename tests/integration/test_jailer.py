@@ -17,7 +17,7 @@ import mayfly
 from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
 import test_net
 import test_seccomp
-from test_guests import GUESTS, drive, make_disk
+from test_guests import drive, make_disk
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")
@@ -301,7 +301,7 @@ def test_the_filter_of_the_process_can_be_left_out():
 def test_threads_of_a_jailed_guest_have_their_filters_beside_that_of_the_process():
     with Jail() as vm:
         vm.ok("PUT", "/boot-source",
-              {"kernel_image_path": vm.give(os.path.join(GUESTS, "counter"))})
+              {"kernel_image_path": vm.give(os.path.join(mayfly.GUESTS, "counter"))})
         vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
         test_seccomp.wait_for(
             lambda: test_seccomp.filters(vm) == {"mayfly": 2, "fc_vcpu 0": 2})
@@ -766,7 +766,7 @@ def test_a_jailed_guest_uses_its_devices(tmp_path, flags, engine):
 @contextlib.contextmanager
 def started(vm, guest, boot_args, devices):
     """A test guest at work in a jail, which then ends by itself, and well."""
-    kernel = vm.give(os.path.join(GUESTS, guest))
+    kernel = vm.give(os.path.join(mayfly.GUESTS, guest))
     with vm:
         vm.ok("PUT", "/serial", {"serial_out_path": "/run/console"})
         vm.ok("PUT", "/boot-source", {"kernel_image_path": kernel, "boot_args": boot_args})

@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from mayfly import BINARY, Mayfly, encode
+from mayfly import GUESTS, Mayfly, encode
 from test_api import drive, make_files, start
 
-GUESTS = os.environ.get("MAYFLY_GUESTS", os.path.join(os.path.dirname(BINARY), "guests"))
 GROUPS = {
     "api_server": "process_startup_time_us process_startup_time_cpu_us",
     "balloon": "activate_fails inflate_count stats_updates_count stats_update_fails deflate_count "

@@ -9,10 +9,9 @@ import subprocess
 
 import pytest
 
-from mayfly import BINARY, Mayfly
+from mayfly import BINARY, GUESTS, Mayfly
 from test_api import drive, make_files, start
 
-GUESTS = os.environ.get("MAYFLY_GUESTS", os.path.join(os.path.dirname(BINARY), "guests"))
 needs_kvm = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK),
     reason="STARTS WERE NOT TESTED: no /dev/kvm that can be opened here (tests/rig runs them)")

@@ -15,9 +15,9 @@ import time
 import pytest
 
 
-from mayfly import BINARY, DEADLINE_S, Mayfly
+from mayfly import BINARY, DEADLINE_S, GUESTS, Mayfly
 from test_api import make_files, start
-from test_guests import GUESTS, drive, run
+from test_guests import drive, run
 
 no_sanitizer = pytest.mark.skipif(
     "sanitize" in BINARY, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")

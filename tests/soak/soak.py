@@ -30,7 +30,7 @@ import mayfly  # noqa: E402
 import test_net  # noqa: E402
 import test_vsock  # noqa: E402
 from jail import UID, Jail, mayfly_ended, remove_cgroup  # noqa: E402
-from test_guests import DEADLINE_S, GUESTS, Machine, drive, make_disk  # noqa: E402
+from test_guests import DEADLINE_S, Machine, drive, make_disk  # noqa: E402
 
 ENDS = ["guest", "ctrl-alt-del", "SIGTERM", "SIGKILL", "never started", "paused"]
 SHORT = ["smp", "memory", "cpuid"] # guests that end by themselves; "counter" does not
@@ -221,7 +221,7 @@ def play(machine, rng):
     end = rng.choice(ENDS)
     is_short = end == "guest" and machine.kind == "counter"
     if is_short:
-        machine.kernel = os.path.join(GUESTS, rng.choice(SHORT))
+        machine.kernel = os.path.join(mayfly.GUESTS, rng.choice(SHORT))
     machine.configure()
     abuse(machine, rng)
     with contextlib.ExitStack() as stack:
