@@ -7,8 +7,8 @@
 #include <sys/stat.h>
 
 #include "api/config_schema.h"
-#include "api/schema.h"
-#include "vmm/log.h"
+#include "api/wire/schema.h"
+#include "vmm/base/log.h"
 
 struct config_file {
     struct schema_list drives;     /* of struct drive_config */

@@ -1,8 +1,8 @@
 /* The configuration file: what the API's requests say, in one JSON object, and the start. */
 #pragma once
 
-#include "vmm/error.h"
-#include "vmm/vm.h"
+#include "vmm/base/error.h"
+#include "vmm/machine/vm.h"
 
 #define CONFIG_FILE_MAX (4u << 20) /* bytes */
 

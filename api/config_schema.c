@@ -3,9 +3,9 @@
 #include <ctype.h>
 #include <string.h>
 
-#include "vmm/config.h"
-#include "vmm/log.h"
-#include "vmm/vm.h"
+#include "vmm/base/config.h"
+#include "vmm/base/log.h"
+#include "vmm/machine/vm.h"
 
 #define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
 

@@ -1,7 +1,8 @@
-/* The tables of the JSON bodies: what vmm/config.h and vmm/vm.h look like to a client. */
+/* The tables of the JSON bodies: what vmm/base/config.h and vmm/machine/vm.h look like to a client.
+ */
 #pragma once
 
-#include "api/schema.h"
+#include "api/wire/schema.h"
 
 extern const struct schema machine_schema;       /* struct machine_request */
 extern const struct schema machine_patch_schema; /* struct machine_request */

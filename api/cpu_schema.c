@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "vmm/config.h"
+#include "vmm/base/config.h"
 
 /* The table of a custom CPU template, and its numbers in strings. */
 

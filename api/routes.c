@@ -3,14 +3,14 @@
 #include <string.h>
 
 #include "api/config_schema.h"
-#include "api/observe.h"
-#include "api/quote.h"
-#include "api/schema.h"
-#include "api/utf8.h"
-#include "vmm/clock.h"
-#include "vmm/log.h"
-#include "vmm/metrics.h"
-#include "vmm/version.h"
+#include "api/openmetrics.h"
+#include "api/wire/quote.h"
+#include "api/wire/schema.h"
+#include "api/wire/utf8.h"
+#include "vmm/base/clock.h"
+#include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
+#include "vmm/base/version.h"
 
 /* How much of a body a log line repeats. */
 #define BODY_LOGGED_MAX 1536

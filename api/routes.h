@@ -8,9 +8,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "api/http.h"
-#include "api/json_writer.h"
-#include "vmm/vm.h"
+#include "api/wire/http.h"
+#include "api/wire/json_writer.h"
+#include "vmm/machine/vm.h"
 
 struct api_request {
     enum http_verb verb;

@@ -7,11 +7,11 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 
-#include "api/http.h"
-#include "api/quote.h"
 #include "api/routes.h"
-#include "vmm/log.h"
-#include "vmm/timeline.h"
+#include "api/wire/http.h"
+#include "api/wire/quote.h"
+#include "vmm/base/log.h"
+#include "vmm/base/timeline.h"
 
 #define BACKLOG 32
 
@@ -66,7 +66,7 @@ static int flush(struct connection *c)
 
     if (unsent(c) == 0)
         return 0;
-    /* A client that is gone raises SIGPIPE, which is counted (vmm/signals.h). */
+    /* A client that is gone raises SIGPIPE, which is counted (vmm/base/signals.h). */
     n = sendmsg(c->source.fd, &message, MSG_DONTWAIT);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;

@@ -8,9 +8,9 @@
 
 #include <stddef.h>
 
-#include "vmm/error.h"
-#include "vmm/loop.h"
-#include "vmm/vm.h"
+#include "vmm/base/error.h"
+#include "vmm/base/loop.h"
+#include "vmm/machine/vm.h"
 
 #define API_CONNECTIONS_MAX 10
 

@@ -12,7 +12,7 @@
 #include "jailer/cell.h"
 #include "jailer/cgroup.h"
 #include "jailer/leave.h"
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 
 static uint64_t last;
 

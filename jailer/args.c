@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "jailer/die.h"
-#include "vmm/instance_id.h"
-#include "vmm/version.h"
+#include "vmm/base/instance_id.h"
+#include "vmm/base/version.h"
 
 #define NO_FILE_DEFAULT 2048u
 

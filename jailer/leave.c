@@ -16,7 +16,7 @@
 
 #include "jailer/cgroup.h"
 #include "jailer/die.h"
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 #include "vmm/seccomp/seccomp.h"
 
 #define NEW_PID_FILE ".pid"

@@ -15,7 +15,7 @@
 #include "jailer/check.h"
 #include "jailer/die.h"
 #include "jailer/leave.h"
-#include "vmm/version.h"
+#include "vmm/base/version.h"
 
 /* Nothing of the caller's but its standard input, output and error. */
 static void forget_caller(void)

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 
 /* Of a queue of 256 descriptors, header and status need two. */
 #define SEG_MAX (VIRTQ_SIZE_MAX - 2)

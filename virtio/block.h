@@ -17,7 +17,7 @@
 #include "virtio/block_file.h"
 #include "virtio/device.h"
 #include "virtio/rate_limiter.h"
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 /* What a device works on; all borrowed. */
 struct block_host {

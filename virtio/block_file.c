@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "vmm/log.h"
+#include "vmm/base/log.h"
 
 static int refuse(struct error *e, int os_errno, const char *path)
 {

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/error.h"
+#include "vmm/base/error.h"
 
 #define BLOCK_SECTOR_BYTES 512u
 #define BLOCK_ID_BYTES     20u /* virtio 1.2, section 5.2.6.1 */

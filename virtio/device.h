@@ -12,7 +12,7 @@
 #include <linux/virtio_ids.h>
 
 #include "virtio/queue.h"
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 #define VIRTIO_QUEUES_MAX 3u
 

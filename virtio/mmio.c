@@ -5,9 +5,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "vmm/clock.h"
-#include "vmm/log.h"
-#include "vmm/metrics.h"
+#include "vmm/base/clock.h"
+#include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
 
 #define MAGIC   0x74726976u /* "virt" */
 #define VERSION 2u

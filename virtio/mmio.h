@@ -14,10 +14,10 @@
 #include <time.h>
 
 #include "virtio/device.h"
-#include "vmm/boot/layout.h"
-#include "vmm/bus.h"
-#include "vmm/kvm.h"
-#include "vmm/loop.h"
+#include "vmm/base/loop.h"
+#include "vmm/kvm/bus.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/kvm/layout.h"
 
 struct virtio_mmio_state { /* what the guest can observe, beside the queues' states */
     uint32_t status;

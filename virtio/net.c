@@ -4,7 +4,7 @@
 #include <linux/if_ether.h>
 #include <string.h>
 
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 
 enum { RX, TX, QUEUES };
 

@@ -16,7 +16,7 @@
 #include "virtio/net_rx.h"
 #include "virtio/net_tap.h"
 #include "virtio/rate_limiter.h"
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 #define NET_HEADER_BYTES ((int)sizeof(struct virtio_net_hdr_mrg_rxbuf))
 #define NET_MAC_BYTES    6u

@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "vmm/guest_mem.h"
+#include "vmm/kvm/guest_mem.h"
 
 #define VIRTQ_SIZE_MAX 256u
 

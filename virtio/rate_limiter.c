@@ -2,7 +2,7 @@
 
 #include <sys/timerfd.h>
 
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 
 static void set_timer(const struct rate_limiter *l, uint64_t ns)
 {

@@ -1,6 +1,6 @@
 /*
- * Rate limiter: two token buckets (vmm/bucket.h), bytes and operations, that a device asks before
- * each request.
+ * Rate limiter: two token buckets (vmm/base/bucket.h), bytes and operations, that a device asks
+ * before each request.
  *
  * A request that has to wait arms a timer; nothing runs until it fires. Functions take no lock: the
  * owner calls all of them under the one that guards its queues, but the timer fires without it.
@@ -10,8 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/bucket.h"
-#include "vmm/loop.h"
+#include "vmm/base/bucket.h"
+#include "vmm/base/loop.h"
 
 struct rate_limiter;
 typedef uint64_t clock_fn(void); /* nanoseconds that never go back */

@@ -5,7 +5,7 @@
 #include <sys/socket.h>
 
 #include "virtio/vsock_unix.h"
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 

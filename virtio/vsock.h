@@ -15,7 +15,7 @@
 #include "virtio/device.h"
 #include "virtio/rx_batch.h"
 #include "virtio/vsock_table.h"
-#include "vmm/loop.h"
+#include "vmm/base/loop.h"
 
 #define VSOCK_RESETS_MAX 128u
 

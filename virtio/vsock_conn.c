@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 struct vsock_conn *vsock_conn_new(struct vsock *device, struct loop *loop, int fd,
                                   loop_fn *on_ready, uint64_t *held_total)

@@ -17,7 +17,7 @@
 
 #include "virtio/queue.h"
 #include "virtio/rx_batch.h"
-#include "vmm/loop.h"
+#include "vmm/base/loop.h"
 
 /* What the guest may send before the host has taken it: four of the largest packets of Linux. */
 #define VSOCK_WINDOW_BYTES (256u << 10)

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <sys/timerfd.h>
 
-#include "vmm/clock.h"
-#include "vmm/metrics.h"
+#include "vmm/base/clock.h"
+#include "vmm/base/metrics.h"
 
 /* For a guest to answer a request, and to confirm that it has closed. */
 #define PATIENCE_MS 2000

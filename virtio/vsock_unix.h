@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "vmm/error.h"
+#include "vmm/base/error.h"
 
 /* Binds a stream socket to a new file and listens. The descriptor, or -1 with a text. */
 must_check int vsock_unix_listen(const char *path, struct error *e);

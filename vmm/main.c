@@ -9,15 +9,15 @@
 
 #include "api/config_file.h"
 #include "api/server.h"
-#include "vmm/clock.h"
-#include "vmm/instance_id.h"
-#include "vmm/log.h"
-#include "vmm/metrics.h"
+#include "vmm/base/clock.h"
+#include "vmm/base/instance_id.h"
+#include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
+#include "vmm/base/signals.h"
+#include "vmm/base/timeline.h"
+#include "vmm/base/version.h"
+#include "vmm/machine/vm.h"
 #include "vmm/seccomp/file.h"
-#include "vmm/signals.h"
-#include "vmm/timeline.h"
-#include "vmm/version.h"
-#include "vmm/vm.h"
 
 enum exit_code {
     EXIT_OK = 0,
@@ -61,7 +61,7 @@ static const struct option {
     { "show-log-origin", NULL, offsetof(struct options, show_origin),
       "show the source file and line in each log line" },
     { "module", "PREFIX", offsetof(struct options, module),
-      "log only what source files log whose path begins so (api, virtio, vmm/vm)" },
+      "log only what source files log whose path begins so (api, virtio, vmm/machine)" },
     { "metrics-path", "PATH", offsetof(struct options, metrics_path),
       "file or FIFO for the metrics [none]" },
     { "no-seccomp", NULL, offsetof(struct options, no_seccomp),

@@ -2,7 +2,7 @@
  * HTTP framing: the input is what a client sends, behind four bytes that say where it is cut.
  * However the bytes of a connection are cut, the requests in them are the same.
  */
-#include "api/http.h"
+#include "api/wire/http.h"
 
 #include "tests/fuzz/support/input.h"
 

@@ -1,5 +1,5 @@
 /* The PS/2 controller under any accesses of any width, with Ctrl-Alt-Del now and then. */
-#include "vmm/i8042.h"
+#include "vmm/legacy/i8042.h"
 
 #include <sys/eventfd.h>
 

@@ -2,7 +2,7 @@
  * Token buckets: what bucket_wait() says is exact, and over any time no more passes than the bucket
  * held, its burst, what was refilled, and one request larger than that.
  */
-#include "vmm/bucket.h"
+#include "vmm/base/bucket.h"
 
 #include "tests/fuzz/support/input.h"
 

@@ -1,5 +1,5 @@
 /* The serial port under any accesses of any width, with input, a limit of output and pauses. */
-#include "vmm/serial.h"
+#include "vmm/legacy/serial.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -5,8 +5,8 @@
  */
 #include "runtime/block.h"
 #include "runtime/boot.h"
-#include "runtime/io.h"
 #include "runtime/interrupts.h"
+#include "runtime/io.h"
 #include "runtime/report.h"
 #include "runtime/smp.h"
 

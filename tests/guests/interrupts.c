@@ -1,7 +1,7 @@
 /* HLT and what ends it: the local APIC's timer, an IPI to oneself, the PIT through the IOAPIC and
  * through the PIC, the serial port through the IOAPIC. */
-#include "runtime/interrupts.h"
 #include "runtime/boot.h"
+#include "runtime/interrupts.h"
 #include "runtime/io.h"
 #include "runtime/report.h"
 #include "runtime/smp.h"

@@ -194,31 +194,6 @@ Test(acpi_write, announces_every_virtio_device_with_its_base_and_gsi)
     }
 }
 
-Test(acpi_write, gives_each_guest_a_vmgenid_of_its_own)
-{
-    static const uint8_t zeroes[16];
-    uint8_t first[16];
-
-    write_for(1, 1);
-    memcpy(first, low + LAYOUT_VMGENID, sizeof(first));
-    drop_memory();
-    write_for(1, 1);
-    cr_assert_neq(memcmp(first, zeroes, 16), 0);
-    cr_assert_neq(memcmp(first, low + LAYOUT_VMGENID, 16), 0);
-}
-
-Test(acpi_write, has_a_vmclock_that_tells_no_time)
-{
-    write_for(1, 1);
-    cr_assert_eq(memcmp(low + LAYOUT_VMCLOCK, "VCLK", 4), 0);
-    cr_assert_eq(u32_at(LAYOUT_VMCLOCK + 4), 0x1000);
-    cr_assert_eq(low[LAYOUT_VMCLOCK + 8], 1, "version");
-    cr_assert_eq(low[LAYOUT_VMCLOCK + 10], 0xff, "no counter");
-    cr_assert_eq(u32_at(LAYOUT_VMCLOCK + 12), 0, "stable");
-    cr_assert_eq(u64_at(LAYOUT_VMCLOCK + 24), 0x300, "generation counter and notification");
-    cr_assert_eq(low[LAYOUT_VMCLOCK + 34], 0, "status unknown");
-}
-
 Test(acpi_write, fails_where_the_tables_do_not_fit)
 {
     write_for(1, 1);

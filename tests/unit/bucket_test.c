@@ -1,4 +1,4 @@
-#include "vmm/bucket.h"
+#include "vmm/base/bucket.h"
 
 #include <criterion/criterion.h>
 

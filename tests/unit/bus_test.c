@@ -1,4 +1,4 @@
-#include "vmm/bus.h"
+#include "vmm/kvm/bus.h"
 
 #include <criterion/criterion.h>
 #include <string.h>

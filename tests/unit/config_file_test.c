@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "vmm/log.h"
+#include "vmm/base/log.h"
 
 static struct loop loop;
 static struct vm *vm;

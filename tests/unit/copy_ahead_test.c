@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "vmm/error.h"
+#include "vmm/base/error.h"
 
 #define MIB        (1u << 20)
 #define TEXT_GPA   0x200000u

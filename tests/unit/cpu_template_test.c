@@ -1,4 +1,4 @@
-#include "vmm/cpu_template.h"
+#include "vmm/kvm/cpu_template.h"
 
 #include <cpuid.h>
 #include <criterion/criterion.h>

@@ -1,4 +1,4 @@
-#include "vmm/guest_mem.h"
+#include "vmm/kvm/guest_mem.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/layout.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define GIB (UINT64_C(1) << 30)

@@ -1,11 +1,11 @@
-#include "api/http.h"
+#include "api/wire/http.h"
 
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "api/observe.h"
+#include "api/openmetrics.h"
 
 #define MAX_PAYLOAD 100
 

@@ -1,10 +1,10 @@
-#include "vmm/i8042.h"
+#include "vmm/legacy/i8042.h"
 
 #include <criterion/criterion.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "vmm/loop.h"
+#include "vmm/base/loop.h"
 
 #define DATA    0u
 #define COMMAND 4u

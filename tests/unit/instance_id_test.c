@@ -1,4 +1,4 @@
-#include "vmm/instance_id.h"
+#include "vmm/base/instance_id.h"
 
 #include <criterion/criterion.h>
 #include <stdio.h>

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/layout.h"
 
 #define MEM_MIB     64
 #define TEXT_GPA    0x1000000u

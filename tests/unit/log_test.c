@@ -1,4 +1,4 @@
-#include "vmm/log.h"
+#include "vmm/base/log.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
@@ -9,7 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 static char path[] = "/tmp/mayfly-log-XXXXXX";
 static char text[8192];

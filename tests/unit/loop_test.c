@@ -1,4 +1,4 @@
-#include "vmm/loop.h"
+#include "vmm/base/loop.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>

@@ -1,4 +1,4 @@
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 
-#include "vmm/clock.h"
+#include "vmm/base/clock.h"
 
 static char path[64];
 static struct error e;
@@ -273,7 +273,7 @@ Test(metrics, are_written_at_the_start_and_each_minute)
 
     open_at(path, false, NULL);
     cr_assert_eq(loop_init(&loop, &e), 0);
-    metrics_start(&loop);
+    cr_assert_eq(metrics_start(&loop, &e), 0);
     cr_expect_eq(line_count(), 1);
     cr_assert_eq(timerfd_gettime(timer_fd(), &set), 0);
     cr_expect_eq(set.it_interval.tv_sec, 60);

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "vmm/log.h"
+#include "vmm/base/log.h"
 
 /* A VM that is never started: its files only have to be there. */
 #define KERNEL "/proc/self/exe"

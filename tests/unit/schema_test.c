@@ -1,4 +1,4 @@
-#include "api/schema.h"
+#include "api/wire/schema.h"
 
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>

@@ -1,11 +1,11 @@
-#include "vmm/serial.h"
+#include "vmm/legacy/serial.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR };
 

@@ -1,4 +1,4 @@
-#include "vmm/timeline.h"
+#include "vmm/base/timeline.h"
 
 #include <criterion/criterion.h>
 

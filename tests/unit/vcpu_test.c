@@ -1,4 +1,4 @@
-#include "vmm/vcpu.h"
+#include "vmm/kvm/vcpu.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+
+#include "vmm/boot/registers.h"
 
 static struct kvm k;
 static struct guest_mem m;
@@ -78,7 +80,7 @@ Test(vcpus_init, lets_only_the_first_processor_run)
     }
 }
 
-Test(vcpus_boot, enters_long_mode_or_flat_32_bit_mode)
+Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
 {
     const struct kernel_image kernels[] = {
         { .protocol = BOOT_LINUX64, .entry = { 0x1000000 } },
@@ -88,7 +90,7 @@ Test(vcpus_boot, enters_long_mode_or_flat_32_bit_mode)
     struct kvm_regs r;
 
     make(1);
-    cr_assert_eq(vcpus_boot(&v, &kernels[0], &e), 0, "%s", e.msg);
+    cr_assert_eq(boot_registers_set(&v.each[0], &kernels[0], &e), 0, "%s", e.msg);
     ioctl(v.each[0].fd, KVM_GET_SREGS, &s);
     ioctl(v.each[0].fd, KVM_GET_REGS, &r);
     cr_expect_eq(r.rip, 0x1000000);
@@ -103,7 +105,7 @@ Test(vcpus_boot, enters_long_mode_or_flat_32_bit_mode)
     kvm_close(&k);
     gmem_fini(&m);
     make(1);
-    cr_assert_eq(vcpus_boot(&v, &kernels[1], &e), 0, "%s", e.msg);
+    cr_assert_eq(boot_registers_set(&v.each[0], &kernels[1], &e), 0, "%s", e.msg);
     ioctl(v.each[0].fd, KVM_GET_SREGS, &s);
     ioctl(v.each[0].fd, KVM_GET_REGS, &r);
     cr_expect_eq(r.rip, 0x2000000);
@@ -122,7 +124,7 @@ Test(vcpus_pause, returns_when_every_vcpu_stands_still)
 
     make(4);
     cr_assert_eq(gmem_put(&m, gpa(0x8000), &loop_for_ever), 0);
-    cr_assert_eq(vcpus_boot(&v, &kernel, &e), 0, "%s", e.msg);
+    cr_assert_eq(boot_registers_set(&v.each[0], &kernel, &e), 0, "%s", e.msg);
     cr_assert_eq(vcpus_start(&v, NULL, &e), 0, "%s", e.msg);
     vcpus_resume(&v);
     for (unsigned i = 0; i < 200; i++) {

@@ -1,4 +1,4 @@
-#include "vmm/vm.h"
+#include "vmm/machine/vm.h"
 
 #include <criterion/criterion.h>
 #include <elf.h>

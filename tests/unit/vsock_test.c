@@ -3,7 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "vmm/metrics.h"
+#include "vmm/base/metrics.h"
 
 #define RCV  VIRTIO_VSOCK_SHUTDOWN_RCV
 #define SEND VIRTIO_VSOCK_SHUTDOWN_SEND

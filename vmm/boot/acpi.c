@@ -6,7 +6,6 @@
 
 #include "vmm/boot/aml.h"
 #include "vmm/boot/checksum.h"
-#include "vmm/boot/generation.h"
 
 #define OEM_ID               "FIRECK"
 #define CREATOR_ID           "FCAT"
@@ -303,7 +302,7 @@ int acpi_write(struct guest_mem *m, const struct platform *p, gpa_t first_free, 
     xsdt.tables[0] = fadt;
     xsdt.tables[1] = madt;
     xsdt.tables[2] = mcfg;
-    if (place(&to, &xsdt.header, sizeof(xsdt), &root, e) < 0 || write_rsdp(m, root, e) < 0)
+    if (place(&to, &xsdt.header, sizeof(xsdt), &root, e) < 0)
         return -1;
-    return generation_write(m, e);
+    return write_rsdp(m, root, e);
 }

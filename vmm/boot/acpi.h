@@ -1,13 +1,13 @@
 /*
  * The ACPI tables (ACPI 6.5): RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG and a DSDT that
- * announces the virtio devices, COM1, the PS/2 controller, VMGenID and VMClock; and the memory
- * behind the last two. Written once, before the start, by the main thread.
+ * announces the virtio devices, COM1, the PS/2 controller, VMGenID and VMClock. Written once,
+ * before the start, by the main thread.
  */
 #pragma once
 
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/guest_mem.h"
 
 /* first_free is where the MPTable ended: the tables follow it, up to LAYOUT_VMCLOCK. Fails where
- * they leave that space or guest memory, or the host has no random bytes. */
+ * they leave that space or guest memory. */
 must_check int acpi_write(struct guest_mem *m, const struct platform *p, gpa_t first_free,
                           struct error *e);

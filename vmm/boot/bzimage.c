@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "vmm/boot/kernel_file.h"
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/layout.h"
 
 #define HEADER_OFFSET       0x1f1u
 #define HEADER_END_BASE     0x202u  /* plus the displacement of the jump before it */

@@ -4,8 +4,8 @@
  */
 #pragma once
 
-#include "vmm/boot/layout.h"
-#include "vmm/error.h"
+#include "vmm/base/error.h"
+#include "vmm/kvm/layout.h"
 
 struct cmdline {
     char text[LAYOUT_CMDLINE_MAX];

@@ -11,9 +11,9 @@
  */
 #pragma once
 
+#include "vmm/base/loop.h"
 #include "vmm/boot/kernel.h"
-#include "vmm/guest_mem.h"
-#include "vmm/loop.h"
+#include "vmm/kvm/guest_mem.h"
 
 struct copy_ahead {
     struct loop_source timer;

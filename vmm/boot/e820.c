@@ -1,6 +1,6 @@
 #include "vmm/boot/e820.h"
 
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/layout.h"
 
 static void add(struct e820_map *map, uint64_t start, uint64_t bytes, enum e820_type type)
 {

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "vmm/guest_mem.h"
+#include "vmm/kvm/guest_mem.h"
 
 enum e820_type { E820_RAM = 1, E820_RESERVED = 2 };
 

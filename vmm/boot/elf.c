@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "vmm/boot/kernel_file.h"
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/layout.h"
 
 #define PHDRS_MAX                64u /* kernels have about 5 */
 #define NOTES_BYTES_MAX          (64u << 10)

@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/error.h"
-#include "vmm/guest_mem.h"
+#include "vmm/base/error.h"
+#include "vmm/kvm/guest_mem.h"
 
 enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
 

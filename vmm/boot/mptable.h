@@ -1,7 +1,7 @@
 /* The MultiProcessor Specification 1.4 table at LAYOUT_SYSTEM, for guests without ACPI. */
 #pragma once
 
-#include "vmm/boot/layout.h"
+#include "vmm/kvm/guest_mem.h"
 
 /* Writes the table for vcpu_count (1..PLATFORM_VCPUS_MAX) processors; *end is the first byte behind
  * it. Fails where guest memory doesn't hold it. */

@@ -4,7 +4,7 @@
  */
 #pragma once
 
-#include "vmm/error.h"
+#include "vmm/base/error.h"
 #include "vmm/seccomp/seccomp.h"
 
 /* Reads the filters "vmm", for the main thread, and "vcpu". A filter "api" must be there, too, but

@@ -13,7 +13,7 @@
 
 #include "tests/fuzz/support/ring.h"
 #include "virtio/mmio.h"
-#include "vmm/log.h"
+#include "vmm/base/log.h"
 
 struct hostile {
     struct guest_mem *mem;

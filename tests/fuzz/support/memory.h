@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 
 #include "tests/fuzz/support/input.h"
-#include "vmm/guest_mem.h"
+#include "vmm/kvm/guest_mem.h"
 
 #define LOW_BYTES  0x20000u
 #define HIGH_START 0x100000000u

@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "tests/fuzz/support/input.h"
-#include "vmm/log.h"
-#include "vmm/vm.h"
+#include "vmm/base/log.h"
+#include "vmm/machine/vm.h"
 
 struct scratch {
     struct loop loop;

@@ -1,0 +1,75 @@
+#include "api/openmetrics.h"
+
+#include <string.h>
+
+#include "vmm/base/metrics.h"
+#include "vmm/base/timeline.h"
+
+struct exposition {
+    struct json_writer *w;
+    const char *group, *name, *part; /* of the family whose type has been told */
+};
+
+static void put_family(struct json_writer *w, const struct metrics_sample *s)
+{
+    json_put(w, "mayfly_");
+    json_put(w, s->group);
+    json_put(w, "_");
+    json_put(w, s->name);
+    if (s->part) {
+        json_put(w, "_");
+        json_put(w, s->part);
+    }
+}
+
+/* Names are constants, so that their addresses tell them apart. */
+static void show(void *context, const struct metrics_sample *s)
+{
+    struct exposition *x = context;
+    struct json_writer *w = x->w;
+
+    if (s->group != x->group || s->name != x->name || s->part != x->part) {
+        json_put(w, "# TYPE ");
+        put_family(w, s);
+        json_put(w, s->is_counter ? " counter\n" : " gauge\n");
+        x->group = s->group;
+        x->name = s->name;
+        x->part = s->part;
+    }
+    put_family(w, s);
+    if (s->is_counter)
+        json_put(w, "_total");
+    if (s->id) {
+        json_put(w, "{id=");
+        json_put_string(w, s->id); /* its escapes are OpenMetrics' for all that an id can hold */
+        json_put(w, "}");
+    }
+    json_put(w, " ");
+    json_put_unsigned(w, s->value);
+    json_put(w, "\n");
+}
+
+void observe_metrics(struct json_writer *w)
+{
+    struct exposition x = { .w = w };
+
+    metrics_each(show, &x);
+    json_put(w, "# EOF\n");
+}
+
+void observe_boot_timeline(struct json_writer *w)
+{
+    json_put(w, "{\"exec_us\":0");
+    for (enum phase p = 0; p < PHASES; p++) {
+        int64_t us = timeline_us(p);
+
+        json_put(w, ",");
+        json_put_string(w, timeline_name(p));
+        json_put(w, ":");
+        if (us < 0)
+            json_put(w, "null");
+        else
+            json_put_unsigned(w, (uint64_t)us);
+    }
+    json_put(w, "}");
+}

@@ -1,0 +1,73 @@
+#include "api/wire/json_writer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/wire/utf8.h"
+#include "vmm/base/error.h"
+
+void json_writer_fini(struct json_writer *w)
+{
+    free(w->text);
+    *w = (struct json_writer){ 0 };
+}
+
+static void put(struct json_writer *w, const char *s, size_t n)
+{
+    if (n >= w->capacity - w->length) {
+        w->capacity = (w->capacity + n) * 2 + 256;
+        w->text = realloc(w->text, w->capacity);
+        BUG_ON(!w->text);
+    }
+    memcpy(w->text + w->length, s, n);
+    w->length += n;
+    w->text[w->length] = '\0';
+}
+
+void json_put(struct json_writer *w, const char *text)
+{
+    put(w, text, strlen(text));
+}
+
+/* The character at s; returns its length in s. */
+static size_t put_character(struct json_writer *w, const char *s, size_t n)
+{
+    static const char special[] = "\"\\\b\f\n\r\t", names[] = "\"\\bfnrt";
+    const char *found = strchr(special, *s);
+    size_t length = utf8_length(s, n);
+    char code[8];
+
+    if (found) {
+        put(w, "\\", 1);
+        put(w, &names[found - special], 1);
+    } else if ((unsigned char)*s < 0x20) {
+        put(w, code, (size_t)snprintf(code, sizeof(code), "\\u%04x", (unsigned)*s));
+    } else if (length > 0) {
+        put(w, s, length);
+    } else if (n >= 2 && memcmp(s, "\xc0\x80", 2) == 0) {
+        json_put(w, "\\u0000");
+        return 2;
+    } else {
+        json_put(w, "\xef\xbf\xbd");
+    }
+    return length ? length : 1;
+}
+
+void json_put_string(struct json_writer *w, const char *s)
+{
+    size_t n = strlen(s);
+
+    put(w, "\"", 1);
+    for (size_t i = 0; i < n;)
+        i += put_character(w, s + i, n - i);
+    put(w, "\"", 1);
+}
+
+void json_put_unsigned(struct json_writer *w, uint64_t value)
+{
+    char digits[24];
+
+    put(w, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRIu64, value));
+}

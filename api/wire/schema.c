@@ -1,0 +1,485 @@
+#include "api/wire/schema.h"
+
+#include <json-c/json_object.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/wire/quote.h"
+
+#define NAME_SHOWN_MAX 256
+
+static int decode_object(struct json_reader *r, const struct schema *s, void *object,
+                         struct error *e);
+
+/* "`a`", "`a` or `b`", "one of `a`, `b`, `c`": the n-th name comes from name_of(). */
+static void list_names(char *out, size_t size, unsigned n,
+                       const char *(*name_of)(const void *, unsigned), const void *table)
+{
+    size_t used = n > 2 ? (size_t)snprintf(out, size, "one of ") : 0;
+
+    for (unsigned i = 0; i < n && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s`%s`",
+                                 i == 0   ? ""
+                                 : n == 2 ? " or "
+                                          : ", ",
+                                 name_of(table, i));
+}
+
+static const char *field_name(const void *table, unsigned i)
+{
+    return ((const struct schema_field *)table)[i].name;
+}
+
+static const char *variant_name(const void *table, unsigned i)
+{
+    return ((const struct schema_variant *)table)[i].name;
+}
+
+static int fail_unknown_variant(const struct json_reader *r, const struct schema_variant *variants,
+                                struct json_object *given, struct error *e)
+{
+    char expected[256], shown[NAME_SHOWN_MAX];
+    unsigned n = 0;
+
+    while (variants[n].name)
+        n++;
+    list_names(expected, sizeof(expected), n, variant_name, variants);
+    plain(shown, sizeof(shown), json_object_get_string(given),
+          (size_t)json_object_get_string_len(given));
+    return json_fail(r, e, r->at, "unknown variant `%s`, expected %s", shown, expected);
+}
+
+static bool string_is(struct json_object *value, const char *name)
+{
+    size_t n = (size_t)json_object_get_string_len(value);
+
+    return n == strlen(name) && memcmp(json_object_get_string(value), name, n) == 0;
+}
+
+/* The name of a variant: a string. */
+static int decode_variant(struct json_reader *r, const struct schema_field *f, unsigned *out,
+                          struct error *e)
+{
+    struct json_object *name;
+    int ret = -1;
+
+    if (json_peek(r) != '"')
+        return json_fail_type(r, "variant identifier", e);
+    if (json_take(r, &name, e) < 0)
+        return -1;
+    for (const struct schema_variant *v = f->variants; v->name && ret < 0; v++)
+        if (string_is(name, v->name)) {
+            *out = v->value;
+            ret = 0;
+        }
+    if (ret < 0)
+        fail_unknown_variant(r, f->variants, name, e);
+    json_object_put(name);
+    return ret;
+}
+
+/* "Name", or {"Name": null}, which serde takes for the same. */
+static int decode_enum(struct json_reader *r, const struct schema_field *f, unsigned *out,
+                       struct error *e)
+{
+    int c = json_peek(r);
+
+    if (c == '"')
+        return decode_variant(r, f, out, e);
+    if (c != '{')
+        return json_fail_value(r, e);
+    r->at++;
+    if (decode_variant(r, f, out, e) < 0 || json_colon(r, e) < 0)
+        return -1;
+    if (json_peek(r) != 'n')
+        return json_fail_type(r, "unit", e);
+    if (json_skip(r, e) < 0)
+        return -1;
+    c = json_peek(r);
+    if (c != '}')
+        return json_fail(r, e, r->at, c < 0 ? "EOF while parsing an object" : "expected value");
+    r->at++;
+    return 0;
+}
+
+static int decode_bool(struct json_reader *r, bool *out, struct error *e)
+{
+    int c = json_peek(r);
+    struct json_object *value;
+
+    if (c != 't' && c != 'f')
+        return json_fail_type(r, "a boolean", e);
+    if (json_take(r, &value, e) < 0)
+        return -1;
+    *out = json_object_get_boolean(value);
+    json_object_put(value);
+    return 0;
+}
+
+static int decode_unsigned(struct json_reader *r, uint64_t max, const char *type, uint64_t *out,
+                           struct error *e)
+{
+    int c = json_peek(r);
+    struct json_object *value;
+    int ret = 0;
+
+    if (c != '-' && (c < '0' || c > '9'))
+        return json_fail_type(r, type, e);
+    if (json_take(r, &value, e) < 0)
+        return -1;
+    *out = json_object_get_uint64(value);
+    if (json_object_get_type(value) != json_type_int)
+        ret = json_fail_scalar(r, "type", value, type, e);
+    else if (json_object_get_int64(value) < 0 || *out > max)
+        ret = json_fail_scalar(r, "value", value, type, e);
+    json_object_put(value);
+    return ret;
+}
+
+static int decode_string(struct json_reader *r, const struct schema_field *f, char **out,
+                         struct error *e)
+{
+    struct json_object *value;
+    int ret = 0;
+
+    if (json_peek(r) != '"')
+        return json_fail_type(r, f->type == SCHEMA_PATH ? "path string" : "a string", e);
+    if (json_take(r, &value, e) < 0)
+        return -1;
+    if (strlen(json_object_get_string(value)) == (size_t)json_object_get_string_len(value)) {
+        *out = strdup(json_object_get_string(value));
+        BUG_ON(!*out);
+    } else {
+        ret = json_fail(r, e, r->at, "invalid value: a NUL character in `%s`", f->name);
+    }
+    json_object_put(value);
+    return ret;
+}
+
+/* serde gives an error of a string's content its place only where the object or array around it
+ * goes on. */
+static int decode_parsed(struct json_reader *r, const struct schema_field *f, void *member,
+                         struct error *e)
+{
+    autofree char *text = NULL;
+    char why[sizeof(e->msg)];
+
+    if (decode_string(r, f, &text, e) < 0)
+        return -1;
+    if (f->parse(text, member, e) == 0)
+        return 0;
+    memcpy(why, e->msg, sizeof(why));
+    json_close(r, json_peek(r) == ']' ? ']' : '}');
+    return json_fail(r, e, r->at, "%.900s", why);
+}
+
+static int decode_text(struct json_reader *r, const struct schema_field *f, char **out,
+                       struct error *e)
+{
+    int c = json_peek(r);
+    size_t begin = r->at;
+
+    if (f->flags & SCHEMA_MAP && c != '{')
+        return json_fail_type(r, "a map", e);
+    if (json_skip(r, e) < 0)
+        return -1;
+    *out = strndup(r->text + begin, r->at - begin);
+    BUG_ON(!*out);
+    /* Blanks: a string can't hold these bytes. */
+    for (char *at = *out; (at = strpbrk(at, "\n\r\t")); at++)
+        *at = ' ';
+    return 0;
+}
+
+/* NOLINTBEGIN(misc-no-recursion): as deep as the tables are nested, whatever the input */
+static int decode_value(struct json_reader *r, const struct schema_field *f, void *member,
+                        struct error *e);
+
+/* Nested as deep as the tables are. */
+static int decode_list(struct json_reader *r, const struct schema_field *f, struct schema_list *out,
+                       struct error *e)
+{
+    size_t size = f->object ? f->object->size : f->item_size;
+    bool first = true;
+    int step;
+
+    if (json_peek(r) != '[')
+        return json_fail_type(r, "a sequence", e);
+    r->at++;
+    while ((step = json_next_element(r, &first, e)) > 0) {
+        char *item;
+
+        out->items = reallocarray(out->items, out->count + 1, size);
+        BUG_ON(!out->items);
+        item = (char *)out->items + size * out->count++;
+        memset(item, 0, size);
+        if ((f->object ? decode_object(r, f->object, item, e) : decode_value(r, f->item, item, e)) <
+            0)
+            return -1;
+    }
+    return step < 0 ? -1 : json_end_array(r, e);
+}
+
+static int decode_absent(struct json_reader *r, const struct schema_field *f, struct error *e)
+{
+    if (json_peek(r) == '[') {
+        r->at++;
+        if (json_peek(r) == ']')
+            return json_end_array(r, e);
+    }
+    return json_fail(r, e, r->at, "`%s` is not supported by this version", f->name);
+}
+
+static int decode_value(struct json_reader *r, const struct schema_field *f, void *member,
+                        struct error *e)
+{
+    uint64_t number;
+
+    switch (f->type) {
+    case SCHEMA_BOOL: return decode_bool(r, member, e);
+    case SCHEMA_U8:
+        if (decode_unsigned(r, UINT8_MAX, "u8", &number, e) < 0)
+            return -1;
+        *(uint8_t *)member = (uint8_t)number;
+        return 0;
+    case SCHEMA_U16:
+        if (decode_unsigned(r, UINT16_MAX, "u16", &number, e) < 0)
+            return -1;
+        *(uint16_t *)member = (uint16_t)number;
+        return 0;
+    case SCHEMA_U32:
+        if (decode_unsigned(r, UINT32_MAX, "u32", &number, e) < 0)
+            return -1;
+        *(uint32_t *)member = (uint32_t)number;
+        return 0;
+    case SCHEMA_U64: return decode_unsigned(r, UINT64_MAX, "u64", member, e);
+    case SCHEMA_USIZE: return decode_unsigned(r, UINT64_MAX, "usize", member, e);
+    case SCHEMA_STRING:
+    case SCHEMA_PATH: return decode_string(r, f, member, e);
+    case SCHEMA_PARSED: return decode_parsed(r, f, member, e);
+    case SCHEMA_TEXT: return decode_text(r, f, member, e);
+    case SCHEMA_ENUM: return decode_enum(r, f, member, e);
+    case SCHEMA_OBJECT: return decode_object(r, f->object, member, e);
+    case SCHEMA_LIST: return decode_list(r, f, member, e);
+    case SCHEMA_ABSENT: return decode_absent(r, f, e);
+    }
+    BUG_ON(true);
+    return -1;
+}
+
+static int decode_field(struct json_reader *r, const struct schema *s, unsigned i, void *object,
+                        struct error *e)
+{
+    const struct schema_field *f = &s->fields[i];
+    char *base = object;
+
+    if (f->flags & SCHEMA_NULLABLE && json_peek(r) == 'n')
+        return json_skip(r, e);
+    if (decode_value(r, f, base + f->at, e) < 0)
+        return -1;
+    if (f->has_at)
+        *(bool *)(void *)(base + f->has_at - 1) = true;
+    if (s->given_at)
+        *(unsigned *)(void *)(base + s->given_at - 1) |= f->given;
+    return 0;
+}
+
+static int fail_unknown_field(struct json_reader *r, const struct schema *s,
+                              struct json_object *key, struct error *e)
+{
+    char expected[512], shown[NAME_SHOWN_MAX];
+
+    list_names(expected, sizeof(expected), s->count, field_name, s->fields);
+    plain(shown, sizeof(shown), json_object_get_string(key),
+          (size_t)json_object_get_string_len(key));
+    json_close(r, '}');
+    return json_fail(r, e, r->at, "unknown field `%s`, expected %s", shown, expected);
+}
+
+/* The member whose key has just been read. */
+static int decode_member(struct json_reader *r, const struct schema *s, struct json_object *key,
+                         uint32_t *seen, void *object, struct error *e)
+{
+    unsigned i = 0;
+
+    while (i < s->count && !string_is(key, s->fields[i].name))
+        i++;
+    if (i == s->count) {
+        if (!s->takes_unknown)
+            return fail_unknown_field(r, s, key, e);
+        return json_colon(r, e) < 0 ? -1 : json_skip(r, e);
+    }
+    if (*seen & 1u << i) {
+        json_close(r, '}');
+        return json_fail(r, e, r->at, "duplicate field `%s`", s->fields[i].name);
+    }
+    *seen |= 1u << i;
+    return json_colon(r, e) < 0 ? -1 : decode_field(r, s, i, object, e);
+}
+
+static int decode_map(struct json_reader *r, const struct schema *s, void *object, struct error *e)
+{
+    struct json_object *key;
+    uint32_t seen = 0;
+    bool first = true;
+    int step;
+
+    while ((step = json_next_key(r, &first, &key, e)) > 0) {
+        int ret = decode_member(r, s, key, &seen, object, e);
+
+        json_object_put(key);
+        if (ret < 0)
+            return -1;
+    }
+    if (step < 0)
+        return -1;
+    json_close(r, '}');
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->fields[i].flags & SCHEMA_REQUIRED && !(seen & 1u << i))
+            return json_fail(r, e, r->at, "missing field `%s`", s->fields[i].name);
+    return 0;
+}
+
+static int decode_sequence(struct json_reader *r, const struct schema *s, void *object,
+                           struct error *e)
+{
+    bool first = true;
+    unsigned i = 0;
+    int step = 1;
+
+    for (; i < s->count; i++) {
+        step = json_next_element(r, &first, e);
+        if (step <= 0)
+            break;
+        if (decode_field(r, s, i, object, e) < 0)
+            return -1;
+    }
+    if (step < 0)
+        return -1;
+    for (; i < s->count; i++)
+        if (!(s->fields[i].flags & SCHEMA_DEFAULT)) {
+            json_close(r, ']');
+            return json_fail(r, e, r->at, "invalid length %u, expected struct %s with %u element%s",
+                             i, s->name, s->count, s->count == 1 ? "" : "s");
+        }
+    return json_end_array(r, e);
+}
+
+static int decode_object(struct json_reader *r, const struct schema *s, void *object,
+                         struct error *e)
+{
+    int c = json_peek(r);
+    char expected[64];
+    int ret;
+
+    if (c < 0)
+        return json_fail_value(r, e);
+    if (c != '{' && c != '[') {
+        snprintf(expected, sizeof(expected), "struct %s", s->name);
+        return json_fail_type(r, expected, e);
+    }
+    r->at++;
+    ret = c == '{' ? decode_map(r, s, object, e) : decode_sequence(r, s, object, e);
+    if (ret == 0 && s->settle)
+        s->settle(object);
+    return ret;
+}
+
+int schema_decode(const struct schema *s, void *object, const char *text, size_t length,
+                  struct error *e)
+{
+    struct json_reader r;
+    int ret;
+
+    json_reader_init(&r, text, length);
+    ret = decode_object(&r, s, object, e);
+    if (ret == 0)
+        ret = json_end(&r, e);
+    json_reader_fini(&r);
+    return ret;
+}
+
+static const char *name_of_variant(const struct schema_variant *v, unsigned value)
+{
+    while (v->name && v->value != value)
+        v++;
+    BUG_ON(!v->name);
+    return v->name;
+}
+
+static void encode_string(const struct schema_field *f, const char *s, struct json_writer *w)
+{
+    if (!s && f->flags & SCHEMA_NULLABLE)
+        json_put(w, "null");
+    else
+        json_put_string(w, s ? s : "");
+}
+
+static void encode_number(const struct schema_field *f, uint64_t value, struct json_writer *w)
+{
+    if (value == 0 && f->flags & SCHEMA_ZERO_IS_NULL)
+        json_put(w, "null");
+    else
+        json_put_unsigned(w, value);
+}
+
+static void encode_list(const struct schema *s, const struct schema_list *list,
+                        struct json_writer *w)
+{
+    json_put(w, "[");
+    for (size_t i = 0; i < list->count; i++) {
+        if (i > 0)
+            json_put(w, ",");
+        schema_encode(s, (const char *)list->items + i * s->size, w);
+    }
+    json_put(w, "]");
+}
+
+static void encode_value(const struct schema_field *f, const void *member, struct json_writer *w)
+{
+    switch (f->type) {
+    case SCHEMA_BOOL: json_put(w, *(const bool *)member ? "true" : "false"); return;
+    case SCHEMA_U8: encode_number(f, *(const uint8_t *)member, w); return;
+    case SCHEMA_U16: encode_number(f, *(const uint16_t *)member, w); return;
+    case SCHEMA_U32: encode_number(f, *(const uint32_t *)member, w); return;
+    case SCHEMA_U64:
+    case SCHEMA_USIZE: encode_number(f, *(const uint64_t *)member, w); return;
+    case SCHEMA_STRING:
+    case SCHEMA_PARSED:
+    case SCHEMA_PATH: encode_string(f, *(char *const *)member, w); return;
+    case SCHEMA_ENUM:
+        json_put_string(w, name_of_variant(f->variants, *(const unsigned *)member));
+        return;
+    case SCHEMA_OBJECT: schema_encode(f->object, member, w); return;
+    case SCHEMA_LIST: encode_list(f->object, member, w); return;
+    case SCHEMA_ABSENT: json_put(w, "null"); return;
+    case SCHEMA_TEXT: break; /* nothing of these is ever shown */
+    }
+    BUG_ON(true);
+}
+
+void schema_encode(const struct schema *s, const void *object, struct json_writer *w)
+{
+    const char *base = object;
+    const char *separator = "";
+
+    json_put(w, "{");
+    for (unsigned i = 0; i < s->count; i++) {
+        const struct schema_field *f = &s->fields[i];
+        const void *member = base + f->at;
+
+        if (f->flags & SCHEMA_HIDDEN && *(const unsigned *)member == f->hidden)
+            continue;
+        json_put(w, separator);
+        json_put_string(w, f->name);
+        json_put(w, ":");
+        if (f->has_at && !*(const bool *)(const void *)(base + f->has_at - 1))
+            json_put(w, "null");
+        else
+            encode_value(f, member, w);
+        separator = ",";
+    }
+    json_put(w, "}");
+}
+/* NOLINTEND(misc-no-recursion) */

@@ -1,0 +1,54 @@
+#include "vmm/legacy/generation.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+static struct guest_mem mem;
+static struct error e;
+
+static void write_for_a_guest(void)
+{
+    gmem_fini(&mem);
+    cr_assert_eq(gmem_init(&mem, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_assert_eq(generation_write(&mem, &e), 0, "%s", e.msg);
+}
+
+Test(generation_write, gives_each_guest_a_vmgenid_of_its_own)
+{
+    static const uint8_t zeroes[16];
+    uint8_t first[16], second[16];
+
+    write_for_a_guest();
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMGENID), &first), 0);
+    write_for_a_guest();
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMGENID), &second), 0);
+    cr_expect_neq(memcmp(first, zeroes, 16), 0);
+    cr_expect_neq(memcmp(first, second, 16), 0);
+}
+
+Test(generation_write, has_a_vmclock_that_tells_no_time)
+{
+    uint8_t clock[112];
+    uint32_t word;
+    uint64_t flags;
+
+    write_for_a_guest();
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMCLOCK), &clock), 0);
+    cr_expect_eq(memcmp(clock, "VCLK", 4), 0);
+    memcpy(&word, clock + 4, 4);
+    cr_expect_eq(word, 0x1000);
+    cr_expect_eq(clock[8], 1, "version");
+    cr_expect_eq(clock[10], 0xff, "no counter");
+    memcpy(&word, clock + 12, 4);
+    cr_expect_eq(word, 0, "stable");
+    memcpy(&flags, clock + 24, 8);
+    cr_expect_eq(flags, 0x300, "generation counter and notification");
+    cr_expect_eq(clock[34], 0, "status unknown");
+}
+
+Test(generation_write, fails_where_there_is_no_memory)
+{
+    gmem_fini(&mem);
+    cr_expect_eq(generation_write(&mem, &e), -1);
+    cr_expect_str_eq(e.msg, "guest memory is too small for VMGenID and VMClock");
+}

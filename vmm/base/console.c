@@ -1,0 +1,76 @@
+#include "vmm/base/console.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <unistd.h>
+
+static struct {
+    int out_fd;    /* -1: not yet opened */
+    int out_flags; /* of stdout, when they had to be changed; else -1 */
+    bool raw;
+    struct termios saved;
+} console = { .out_fd = -1, .out_flags = -1 };
+
+/* O_NONBLOCK belongs to the open file, which stdout shares with whoever started us; so stdout is
+ * opened anew. A regular file never blocks, and its offset is shared on purpose. */
+static int open_out(void)
+{
+    struct stat st;
+    int fd, flags;
+
+    if (fstat(STDOUT_FILENO, &st) < 0 || S_ISREG(st.st_mode))
+        return STDOUT_FILENO;
+    if (!S_ISSOCK(st.st_mode)) {
+        fd = open("/proc/self/fd/1", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        if (fd >= 0)
+            return fd;
+    }
+    flags = fcntl(STDOUT_FILENO, F_GETFL);
+    if (flags >= 0 && !(flags & O_NONBLOCK)) {
+        fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+        console.out_flags = flags;
+    }
+    return STDOUT_FILENO;
+}
+
+int console_out(void)
+{
+    if (console.out_fd < 0)
+        console.out_fd = open_out();
+    return console.out_fd;
+}
+
+int console_open_lines(const char *path)
+{
+    /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
+    return open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+}
+
+bool console_has_input(void)
+{
+    struct stat st;
+
+    return fstat(STDIN_FILENO, &st) == 0 && (S_ISFIFO(st.st_mode) || isatty(STDIN_FILENO));
+}
+
+void console_raw(void)
+{
+    struct termios raw;
+
+    if (console.raw || tcgetattr(STDIN_FILENO, &console.saved) < 0)
+        return;
+    raw = console.saved;
+    cfmakeraw(&raw);
+    console.raw = tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+}
+
+void console_restore(void)
+{
+    if (console.raw)
+        tcsetattr(STDIN_FILENO, TCSANOW, &console.saved);
+    if (console.out_flags >= 0)
+        fcntl(STDOUT_FILENO, F_SETFL, console.out_flags);
+    console.raw = false;
+    console.out_flags = -1;
+}

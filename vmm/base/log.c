@@ -1,0 +1,207 @@
+#include "vmm/base/log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "vmm/base/console.h"
+#include "vmm/base/metrics.h"
+
+static struct {
+    struct log_options options;
+    const char *instance;
+    int fd;             /* -1: the console */
+    atomic_long offset; /* of local time from UTC, in seconds, as last seen */
+} sink = { .options.level = LOG_INFO, .instance = "anonymous-instance", .fd = -1 };
+
+void log_set_instance(const char *id)
+{
+    sink.instance = id;
+}
+
+void log_set_options(struct log_options options)
+{
+    sink.options = options;
+}
+
+struct log_options log_get_options(void)
+{
+    return sink.options;
+}
+
+int log_level_parse(const char *name)
+{
+    static const struct {
+        const char *name;
+        enum log_level level;
+    } names[] = {
+        { "off", LOG_OFF },      { "error", LOG_ERROR }, { "warn", LOG_WARN },
+        { "warning", LOG_WARN }, { "info", LOG_INFO },   { "debug", LOG_DEBUG },
+        { "trace", LOG_TRACE },
+    };
+
+    for (unsigned i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (strcasecmp(name, names[i].name) == 0)
+            return (int)names[i].level;
+    return -1;
+}
+
+int log_open(const char *path, struct error *e)
+{
+    int fd = console_open_lines(path);
+
+    if (fd < 0)
+        return fail_os(e, errno, "Failed to open target file");
+    close_fdp(&sink.fd);
+    sink.fd = fd;
+    return 0;
+}
+
+static size_t prefix(char *line, size_t size, enum log_level level, const char *file, int at)
+{
+    static const char *const names[] = { "", "ERROR", "WARN", "INFO", "DEBUG", "TRACE" };
+    char thread[16] = "main";
+    struct timespec now;
+    struct tm tm;
+    size_t used;
+
+    if (gettid() != getpid())
+        prctl(PR_GET_NAME, thread);
+    clock_gettime(CLOCK_REALTIME, &now);
+    localtime_r(&now.tv_sec, &tm);
+    sink.offset = tm.tm_gmtoff;
+    used = strftime(line, size, "%Y-%m-%dT%H:%M:%S", &tm);
+    used += (size_t)snprintf(line + used, size - used, ".%09ld [%s:%s", now.tv_nsec, sink.instance,
+                             thread);
+    if (sink.options.show_level)
+        used += (size_t)snprintf(line + used, size - used, ":%s", names[level]);
+    if (sink.options.show_origin)
+        used += (size_t)snprintf(line + used, size - used, ":%s:%d", file, at);
+    used += (size_t)snprintf(line + used, size - used, "] ");
+    return used;
+}
+
+static void emit(const char *line, size_t n)
+{
+    int fd = sink.fd >= 0 ? sink.fd : console_out();
+
+    if (write(fd, line, n) != (ssize_t)n)
+        metric_inc(&metrics.logger.missed_log_count);
+}
+
+static bool is_of_module(const char *file)
+{
+    const char *module = sink.options.module;
+
+    return !module || strncmp(file, module, strlen(module)) == 0;
+}
+
+void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
+{
+    char line[2048];
+    int saved = errno;
+    size_t used;
+    va_list ap;
+
+    if (level > sink.options.level || !is_of_module(file))
+        return;
+    used = prefix(line, sizeof(line), level, file, at);
+    va_start(ap, fmt);
+    used += (size_t)vsnprintf(line + used, sizeof(line) - used, fmt, ap);
+    va_end(ap);
+    if (used > sizeof(line) - 2)
+        used = sizeof(line) - 2;
+    line[used++] = '\n';
+    emit(line, used);
+    errno = saved;
+}
+
+/* What a signal handler may use to put a line together: neither stdio nor the time zone's lock. */
+struct plain_line {
+    char text[256];
+    size_t used;
+};
+
+static void add(struct plain_line *l, const char *s)
+{
+    while (*s && l->used < sizeof(l->text))
+        l->text[l->used++] = *s++;
+}
+
+static void add_number(struct plain_line *l, long value, unsigned digits)
+{
+    char text[24] = { 0 };
+    unsigned at = sizeof(text) - 1;
+    unsigned long rest = value < 0 ? -(unsigned long)value : (unsigned long)value;
+
+    do
+        text[--at] = (char)('0' + rest % 10);
+    while ((rest /= 10) || sizeof(text) - 1 - at < digits);
+    if (value < 0)
+        text[--at] = '-';
+    add(l, text + at);
+}
+
+/* Proleptic Gregorian date of a day counted from 1970-01-01: years begin in March, so that the leap
+ * day is a year's last, and 400 of them have 146097 days. */
+static void add_date(struct plain_line *l, long day)
+{
+    long of_era = (day + 719468) % 146097, era = (day + 719468) / 146097;
+    long year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+    long of_year = of_era - (365 * year + year / 4 - year / 100);
+    long month = (5 * of_year + 2) / 153; /* 0: March */
+
+    add_number(l, era * 400 + year + (month >= 10), 4);
+    add(l, "-");
+    add_number(l, month < 10 ? month + 3 : month - 9, 2);
+    add(l, "-");
+    add_number(l, of_year - (153 * month + 2) / 5 + 1, 2);
+}
+
+static void add_time(struct plain_line *l, const struct timespec *t)
+{
+    long seconds = t->tv_sec + sink.offset;
+
+    add_date(l, seconds / 86400);
+    add(l, "T");
+    add_number(l, seconds / 3600 % 24, 2);
+    add(l, ":");
+    add_number(l, seconds / 60 % 60, 2);
+    add(l, ":");
+    add_number(l, seconds % 60, 2);
+    add(l, ".");
+    add_number(l, t->tv_nsec, 9);
+}
+
+void log_signal(int signal, int code)
+{
+    struct plain_line l = { .used = 0 };
+    char thread[16] = "main";
+    struct timespec now;
+
+    if (sink.options.level < LOG_ERROR || !is_of_module(__FILE__))
+        return;
+    if (gettid() != getpid())
+        prctl(PR_GET_NAME, thread);
+    clock_gettime(CLOCK_REALTIME, &now);
+    add_time(&l, &now);
+    add(&l, " [");
+    add(&l, sink.instance);
+    add(&l, ":");
+    add(&l, thread);
+    if (sink.options.show_level)
+        add(&l, ":ERROR");
+    if (sink.options.show_origin)
+        add(&l, ":" __FILE__);
+    add(&l, "] Shutting down VM after intercepting signal ");
+    add_number(&l, signal, 1);
+    add(&l, ", code ");
+    add_number(&l, code, 1);
+    add(&l, ".\n");
+    emit(l.text, l.used);
+}

@@ -1,0 +1,47 @@
+/*
+ * The log: one line a message, to stdout until log_open() names another sink. Never blocks and
+ * never fails: a line that the sink does not take at once is lost and counted
+ * (metrics.logger.missed_log_count). Any thread may log.
+ *
+ * A line reads `2026-01-31T12:00:00.123456789 [instance-id:thread] message`, in local time, with
+ * the level and the source's place added on request; "thread" is main, fc_vcpu N.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/base/error.h"
+
+enum log_level { LOG_OFF, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG, LOG_TRACE };
+
+struct log_options {
+    enum log_level level;
+    bool show_level;
+    bool show_origin;
+    const char *module; /* only lines of source files whose path begins so ("api", "vmm/kvm");
+                           NULL: all. Borrowed for as long as these options stand */
+};
+
+/* Names the instance in every line from now on. Borrows id for the rest of the process. */
+void log_set_instance(const char *id);
+
+void log_set_options(struct log_options options);
+struct log_options log_get_options(void);
+
+/* Level of a name as --level and the API take it ("Info", "warning", ...), or -1. */
+int log_level_parse(const char *name);
+
+/* Sends further lines to console_open_lines(path). On failure the old sink stays. */
+must_check int log_open(const char *path, struct error *e);
+
+/* Logs that a signal ends the process. Async-signal-safe, as nothing else here is. */
+void log_signal(int signal, int code);
+
+void log_line(enum log_level level, const char *file, int line, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+#define log_error(...) log_line(LOG_ERROR, __FILE__, __LINE__, __VA_ARGS__)
+#define log_warn(...)  log_line(LOG_WARN, __FILE__, __LINE__, __VA_ARGS__)
+#define log_info(...)  log_line(LOG_INFO, __FILE__, __LINE__, __VA_ARGS__)
+#define log_debug(...) log_line(LOG_DEBUG, __FILE__, __LINE__, __VA_ARGS__)

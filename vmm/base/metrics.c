@@ -1,0 +1,493 @@
+#include "vmm/base/metrics.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vmm/base/clock.h"
+#include "vmm/base/console.h"
+
+#define PERIOD_S    60
+#define SOURCES_MAX 128
+/* Of a line without properties; a line that needs more is lost. It is touched as far as needed. */
+#define LINE_BYTES (128u << 10)
+/* How often a dying thread looks whether the line of another one is complete. */
+#define PATIENCE 10000
+
+struct metrics metrics;
+
+enum row_kind { ROW_COUNTER, ROW_VALUE, ROW_LATENCY };
+
+/* A member of a group's struct. Their places follow from their order: a struct is all words. */
+struct row {
+    const char *name;
+    enum row_kind kind;
+};
+
+#define COUNTER(m) { #m, ROW_COUNTER },
+#define VALUE(m)   { #m, ROW_VALUE },
+#define LATENCY(m) { #m, ROW_LATENCY },
+#define ROWS(name, LIST)                                                                           \
+    static const struct row name##_rows[] = { METRICS_##LIST(COUNTER, VALUE, LATENCY) };
+METRICS_GROUPS(ROWS)
+
+#define WORDS(T) (sizeof(T) / sizeof(metric))
+#define GROUP(name, LIST)                                                                          \
+    { #name, name##_rows, sizeof(name##_rows) / sizeof(struct row), WORDS(struct name##_metrics),  \
+      offsetof(struct metrics, name) },
+static const struct group {
+    const char *name;
+    const struct row *rows;
+    unsigned count, words;
+    size_t at; /* in struct metrics */
+} groups[] = { METRICS_GROUPS(GROUP) };
+
+/* Counters that are read for a line: the groups of `metrics`, then what was announced. */
+struct source {
+    enum metrics_kind kind;
+    const char *id;  /* owned; NULL: none */
+    const char *key; /* owned: the id as a part of a JSON string */
+    const metric *counters;
+    uint64_t *now, *written; /* owned: as read for this line, as of the last line */
+};
+
+static struct {
+    struct source sources[METRICS_KINDS + SOURCES_MAX];
+    unsigned count;
+    int fd;
+    char *line, *instance, *properties; /* owned */
+    size_t line_size;
+    bool emits_id;
+    bool has_fragment; /* the last line was cut short */
+    atomic_flag is_writing;
+    struct loop_source timer;
+    struct itimerspec left; /* of the minute, while it stands still */
+} state = { .fd = -1, .is_writing = ATOMIC_FLAG_INIT, .timer = { .fd = -1 } };
+
+void latency_record(struct latency *l, uint64_t start_us)
+{
+    uint64_t us = monotonic_us() - start_us;
+    uint64_t min = metric_get(&l->min_us);
+
+    if (min == 0 || us < min)
+        metric_set(&l->min_us, us);
+    if (us > metric_get(&l->max_us))
+        metric_set(&l->max_us, us);
+    metric_add(&l->sum_us, us);
+}
+
+/* The id as it stands in a JSON string; it came through a parser that refuses what is no UTF-8. */
+static char *escaped(const char *id)
+{
+    char *out = malloc(6 * strlen(id) + 1), *at = out;
+
+    BUG_ON(!out);
+    for (; *id; id++) {
+        if (*id == '"' || *id == '\\' || (unsigned char)*id < 0x20)
+            at += sprintf(at, "\\u%04x", (unsigned)*id);
+        else
+            *at++ = *id;
+    }
+    *at = '\0';
+    return out;
+}
+
+static void add_source(enum metrics_kind kind, const char *id, const void *counters)
+{
+    struct source *s = &state.sources[state.count];
+    unsigned words = groups[kind].words;
+
+    BUG_ON(state.count == sizeof(state.sources) / sizeof(*state.sources));
+    *s = (struct source){ .kind = kind, .counters = counters };
+    s->now = calloc(2 * words, sizeof(*s->now));
+    BUG_ON(!s->now);
+    s->written = s->now + words;
+    if (id) {
+        s->id = strdup(id);
+        BUG_ON(!s->id);
+        s->key = escaped(id);
+    }
+    state.count++;
+}
+
+/* Made when first needed: a process that writes no metrics keeps no account of them. */
+static void prepare(void)
+{
+    for (unsigned kind = state.count; kind < METRICS_KINDS; kind++)
+        add_source(kind, NULL, (const char *)&metrics + groups[kind].at);
+}
+
+void metrics_add_source(enum metrics_kind kind, const char *id, const void *counters)
+{
+    prepare();
+    add_source(kind, id, counters);
+}
+
+void metrics_forget_sources(void)
+{
+    while (state.count > METRICS_KINDS) {
+        struct source *s = &state.sources[--state.count];
+
+        free(s->now);
+        free((char *)s->id);
+        free((char *)s->key);
+    }
+}
+
+int metrics_open(const struct metrics_config *config, const char *instance_id, struct error *e)
+{
+    size_t properties = config->properties ? strlen(config->properties) : 0;
+    int fd;
+
+    if (state.fd >= 0)
+        return fail(e, ERR_INVALID,
+                    "Cannot initialize the metrics system due to bad user input: Reinitialization "
+                    "of metrics not allowed.");
+    fd = console_open_lines(config->metrics_path);
+    if (fd < 0)
+        return fail(e, ERR_HOST,
+                    "Cannot initialize the metrics system due to bad user input: %s (os error %d)",
+                    strerror(errno), errno);
+    prepare();
+    state.line_size = LINE_BYTES + properties;
+    state.line = malloc(state.line_size);
+    state.instance = escaped(instance_id);
+    state.properties = properties ? strdup(config->properties) : NULL;
+    BUG_ON(!state.line || (properties && !state.properties));
+    state.emits_id = config->emit_id;
+    state.fd = fd;
+    return 0;
+}
+
+/* A line in the making: what comes after its end is left out. */
+struct text {
+    char *at;
+    size_t used, size;
+};
+
+static void put(struct text *t, const char *s)
+{
+    size_t n = strlen(s);
+
+    if (n > t->size - t->used) {
+        t->size = 0; /* nothing fits any more, and the line is no line */
+        t->used = 0;
+        return;
+    }
+    memcpy(t->at + t->used, s, n);
+    t->used += n;
+}
+
+static void put_number(struct text *t, uint64_t value)
+{
+    char digits[24];
+    char *at = digits + sizeof(digits) - 1;
+
+    *at = '\0';
+    do
+        *--at = (char)('0' + value % 10);
+    while (value /= 10);
+    put(t, at);
+}
+
+static void put_name(struct text *t, const char *name)
+{
+    put(t, "\"");
+    put(t, name);
+    put(t, "\":");
+}
+
+static void put_member(struct text *t, const char *name, uint64_t value)
+{
+    put_name(t, name);
+    put_number(t, value);
+}
+
+/* What to add up: one source, or (NULL) all of a kind. */
+struct scope {
+    enum metrics_kind kind;
+    const struct source *only;
+};
+
+static bool is_in(const struct scope *scope, const struct source *s)
+{
+    return scope->only ? s == scope->only : s->kind == scope->kind;
+}
+
+static uint64_t total(const struct scope *scope, unsigned at, bool is_difference)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < state.count; i++) {
+        const struct source *s = &state.sources[i];
+
+        if (is_in(scope, s))
+            sum += s->now[at] - (is_difference ? s->written[at] : 0);
+    }
+    return sum;
+}
+
+static uint64_t smallest(const struct scope *scope, unsigned at)
+{
+    uint64_t min = 0;
+
+    for (unsigned i = 0; i < state.count; i++) {
+        const struct source *s = &state.sources[i];
+
+        if (is_in(scope, s) && s->now[at] && (min == 0 || s->now[at] < min))
+            min = s->now[at];
+    }
+    return min;
+}
+
+static uint64_t largest(const struct scope *scope, unsigned at)
+{
+    uint64_t max = 0;
+
+    for (unsigned i = 0; i < state.count; i++) {
+        const struct source *s = &state.sources[i];
+
+        if (is_in(scope, s) && s->now[at] > max)
+            max = s->now[at];
+    }
+    return max;
+}
+
+static void put_row(struct text *t, const struct row *row, const struct scope *scope, unsigned at)
+{
+    if (row->kind != ROW_LATENCY) {
+        put_member(t, row->name, total(scope, at, row->kind == ROW_COUNTER));
+        return;
+    }
+    put_name(t, row->name);
+    put(t, "{");
+    put_member(t, "min_us", smallest(scope, at));
+    put(t, ",");
+    put_member(t, "max_us", largest(scope, at + 1));
+    put(t, ",");
+    put_member(t, "sum_us", total(scope, at + 2, true));
+    put(t, "}");
+}
+
+static unsigned words_of(const struct row *row)
+{
+    return row->kind == ROW_LATENCY ? WORDS(struct latency) : 1;
+}
+
+static void put_group(struct text *t, const struct group *g, const struct scope *scope)
+{
+    unsigned at = 0;
+
+    put(t, ",\"");
+    put(t, g->name);
+    if (scope->only) {
+        put(t, "_");
+        put(t, scope->only->key);
+    }
+    put(t, "\":{");
+    for (unsigned i = 0; i < g->count; i++) {
+        if (i > 0)
+            put(t, ",");
+        put_row(t, &g->rows[i], scope, at);
+        at += words_of(&g->rows[i]);
+    }
+    put(t, "}");
+}
+
+/* Each word is read once, so that sums are those of what is shown. */
+static void read_sources(void)
+{
+    for (unsigned i = 0; i < state.count; i++) {
+        const struct source *s = &state.sources[i];
+
+        for (unsigned at = 0; at < groups[s->kind].words; at++)
+            s->now[at] = metric_get(&s->counters[at]);
+    }
+}
+
+static void put_line(struct text *t)
+{
+    if (state.has_fragment)
+        put(t, "\n");
+    put(t, "{");
+    put_member(t, "utc_timestamp_ms", clock_us(CLOCK_REALTIME) / 1000);
+    if (state.emits_id) {
+        put(t, ",\"id\":\"");
+        put(t, state.instance);
+        put(t, "\"");
+    }
+    if (state.properties) {
+        put(t, ",\"properties\":");
+        put(t, state.properties);
+    }
+    for (unsigned kind = 0; kind < METRICS_KINDS; kind++) {
+        put_group(t, &groups[kind], &(struct scope){ kind, NULL });
+        for (unsigned i = METRICS_KINDS; i < state.count; i++)
+            if (state.sources[i].kind == kind && state.sources[i].id)
+                put_group(t, &groups[kind], &(struct scope){ kind, &state.sources[i] });
+    }
+    put(t, "}\n");
+}
+
+static void write_line(void)
+{
+    struct text t = { .at = state.line, .size = state.line_size };
+    ssize_t n;
+
+    read_sources();
+    put_line(&t);
+    if (t.size == 0) {
+        metric_inc(&metrics.logger.metrics_fails);
+        return;
+    }
+    n = write(state.fd, t.at, t.used);
+    if (n == (ssize_t)t.used) {
+        state.has_fragment = false;
+        for (unsigned i = 0; i < state.count; i++)
+            memcpy(state.sources[i].written, state.sources[i].now,
+                   groups[state.sources[i].kind].words * sizeof(uint64_t));
+        return;
+    }
+    metric_inc(&metrics.logger.missed_metrics_count);
+    if (n > 0)
+        state.has_fragment = true;
+}
+
+/* The signals that end the process wait until a line is complete, so that their handlers find the
+ * place free; but a thread that dies of what it does here must not wait for itself. */
+void metrics_write(void)
+{
+    sigset_t all, before;
+    int saved = errno;
+
+    if (state.fd < 0)
+        return;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    for (unsigned i = 0; atomic_flag_test_and_set(&state.is_writing); i++) {
+        if (i == PATIENCE) {
+            pthread_sigmask(SIG_SETMASK, &before, NULL);
+            return;
+        }
+        sched_yield();
+    }
+    write_line();
+    atomic_flag_clear(&state.is_writing);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+}
+
+static void on_minute(struct loop_source *src, uint32_t ready)
+{
+    (void)ready;
+    loop_drain(src->fd);
+    metrics_write();
+}
+
+int metrics_start(struct loop *loop, struct error *e)
+{
+    const struct itimerspec minute = { { PERIOD_S, 0 }, { PERIOD_S, 0 } };
+    int ret;
+
+    if (state.fd < 0)
+        return 0;
+    metrics_write();
+    ret = loop_add_timer(loop, &state.timer, on_minute);
+    if (ret < 0)
+        return fail_os(e, -ret, "Metrics are written on request only: timer");
+    timerfd_settime(state.timer.fd, 0, &minute, NULL);
+    return 0;
+}
+
+void metrics_pause(void)
+{
+    const struct itimerspec never = { 0 };
+
+    if (state.timer.fd >= 0)
+        timerfd_settime(state.timer.fd, 0, &never, &state.left);
+}
+
+void metrics_resume(void)
+{
+    if (state.timer.fd >= 0)
+        timerfd_settime(state.timer.fd, 0, &state.left, NULL);
+}
+
+/* A kind whose devices have ids is shown by device; else all of it is one. */
+static bool has_devices(enum metrics_kind kind)
+{
+    for (unsigned i = METRICS_KINDS; i < state.count; i++)
+        if (state.sources[i].kind == kind && state.sources[i].id)
+            return true;
+    return false;
+}
+
+struct showing {
+    void (*show)(void *context, const struct metrics_sample *s);
+    void *context;
+};
+
+static void show_part(const struct showing *to, const struct group *g, const struct row *row,
+                      const struct source *s, unsigned part, uint64_t value)
+{
+    static const char *const parts[] = { "min_us", "max_us", "sum_us" };
+    bool is_latency = row->kind == ROW_LATENCY;
+    const struct metrics_sample sample = {
+        .group = g->name,
+        .name = row->name,
+        .part = is_latency ? parts[part] : NULL,
+        .id = s ? s->id : NULL,
+        .is_counter = row->kind == ROW_COUNTER || (is_latency && part == 2),
+        .value = value,
+    };
+
+    to->show(to->context, &sample);
+}
+
+static uint64_t part_value(const struct scope *scope, const struct row *row, unsigned at,
+                           unsigned part)
+{
+    if (row->kind != ROW_LATENCY || part == 2)
+        return total(scope, at + part, false);
+    return part == 0 ? smallest(scope, at) : largest(scope, at + 1);
+}
+
+static void show_row(const struct showing *to, enum metrics_kind kind, const struct row *row,
+                     unsigned at)
+{
+    const struct group *g = &groups[kind];
+
+    for (unsigned part = 0; part < words_of(row); part++) {
+        if (!has_devices(kind))
+            show_part(to, g, row, NULL, part,
+                      part_value(&(struct scope){ kind, NULL }, row, at, part));
+        for (unsigned i = METRICS_KINDS; i < state.count; i++) {
+            const struct source *s = &state.sources[i];
+
+            if (s->kind == kind && s->id)
+                show_part(to, g, row, s, part,
+                          part_value(&(struct scope){ kind, s }, row, at, part));
+        }
+    }
+}
+
+void metrics_each(void (*show)(void *context, const struct metrics_sample *s), void *context)
+{
+    const struct showing to = { show, context };
+
+    prepare();
+    read_sources();
+    for (unsigned kind = 0; kind < METRICS_KINDS; kind++) {
+        unsigned at = 0;
+
+        for (unsigned i = 0; i < groups[kind].count; i++) {
+            show_row(&to, kind, &groups[kind].rows[i], at);
+            at += words_of(&groups[kind].rows[i]);
+        }
+    }
+}

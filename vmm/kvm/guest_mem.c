@@ -1,0 +1,206 @@
+#include "vmm/kvm/guest_mem.h"
+
+#include <errno.h>
+#include <string.h>
+#include <linux/mman.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "vmm/kvm/layout.h"
+
+#define HUGE_2M_BYTES (2u << 20)
+
+/* A mapping keeps the host from giving a huge page to the 2 MiB around it. Linux puts one page of
+ * text on such a boundary of its own, frees the rest and overwrites it, page by page: that one is
+ * read. */
+#define MAP_MIN_BYTES (2u * GMEM_PAGE_BYTES)
+
+/* Guest-physical and host address agree modulo 2 MiB: only then can KVM map a huge page of the host
+ * (hugetlb, or a transparent one where the host's policy gives them) as one in the guest. */
+static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    uint64_t slack = HUGE_2M_BYTES, lead;
+    uint8_t *host;
+
+    if (huge_pages == HUGE_PAGES_2M) {
+        flags |= MAP_HUGETLB | MAP_HUGE_2MB;
+        slack = 0; /* aligned as it is */
+    }
+    host = mmap(NULL, r->bytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (host == MAP_FAILED)
+        return -errno;
+    if (slack) {
+        lead = -(uintptr_t)host & (HUGE_2M_BYTES - 1);
+        if (lead)
+            munmap(host, lead);
+        host += lead;
+        munmap(host + r->bytes, slack - lead);
+    }
+    if (huge_pages == HUGE_PAGES_TRANSPARENT)
+        madvise(host, r->bytes, MADV_HUGEPAGE); /* a host without them still runs the VM */
+    r->host = host;
+    return 0;
+}
+
+/* Cuts size_bytes of RAM into the ranges between the gaps. False: more than can be addressed. */
+static bool lay_out(struct guest_mem *m, uint64_t size_bytes)
+{
+    static const struct {
+        uint64_t start, end;
+    } ranges[] = {
+        { 0, LAYOUT_MMIO_GAP },
+        { LAYOUT_ABOVE_4G, LAYOUT_GAP2_START },
+        { LAYOUT_GAP2_END, UINT64_C(1) << 52 },
+    };
+
+    for (unsigned i = 0; i < sizeof(ranges) / sizeof(*ranges) && size_bytes; i++) {
+        uint64_t room = ranges[i].end - ranges[i].start;
+        uint64_t bytes = size_bytes < room ? size_bytes : room;
+
+        m->regions[m->region_count++] =
+            (struct gmem_region){ .start = ranges[i].start, .bytes = bytes };
+        size_bytes -= bytes;
+    }
+    return size_bytes == 0;
+}
+
+int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_pages,
+              struct error *e)
+{
+    int ret = 0;
+
+    *m = (struct guest_mem){ .hugetlb = huge_pages == HUGE_PAGES_2M };
+    if (mem_size_mib > UINT64_MAX >> 20 || !lay_out(m, mem_size_mib << 20))
+        ret = -ENOMEM;
+    for (unsigned i = 0; i < m->region_count && !ret; i++)
+        ret = region_map(&m->regions[i], huge_pages);
+    if (ret) {
+        gmem_fini(m);
+        return fail_os(e, -ret, "Invalid Memory Configuration: Cannot create mmap region");
+    }
+    return 0;
+}
+
+void gmem_fini(struct guest_mem *m)
+{
+    for (unsigned i = 0; i < m->region_count; i++)
+        if (m->regions[i].host)
+            munmap(m->regions[i].host, m->regions[i].bytes);
+    *m = (struct guest_mem){ 0 };
+}
+
+static const struct gmem_region *region_of(const struct guest_mem *m, gpa_t at, uint64_t n)
+{
+    for (unsigned i = 0; i < m->region_count; i++) {
+        const struct gmem_region *r = &m->regions[i];
+        uint64_t offset = at.v - r->start; /* huge where at lies below the region */
+
+        if (offset <= r->bytes && n <= r->bytes - offset)
+            return r;
+    }
+    return NULL;
+}
+
+bool gmem_has(const struct guest_mem *m, gpa_t at, uint64_t n)
+{
+    return region_of(m, at, n) != NULL;
+}
+
+void *gmem_host_(const struct guest_mem *m, gpa_t at, uint64_t n)
+{
+    const struct gmem_region *r = n ? region_of(m, at, n) : NULL;
+
+    return r ? r->host + (at.v - r->start) : NULL;
+}
+
+int gmem_read_(const struct guest_mem *m, gpa_t at, void *dst, size_t n)
+{
+    const struct gmem_region *r = region_of(m, at, n);
+
+    if (!r)
+        return -EFAULT;
+    memcpy(dst, r->host + (at.v - r->start), n);
+    return 0;
+}
+
+int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n)
+{
+    const struct gmem_region *r = region_of(m, at, n);
+
+    if (!r)
+        return -EFAULT;
+    memcpy(r->host + (at.v - r->start), src, n);
+    return 0;
+}
+
+bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n)
+{
+    const struct gmem_region *r = region_of(m, at, n);
+    uint64_t head = at.v % GMEM_PAGE_BYTES;
+
+    return r && madvise(r->host + (at.v - head - r->start), n + head, MADV_POPULATE_WRITE) == 0;
+}
+
+static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct error *e)
+{
+    while (n) {
+        ssize_t got = pread(fd, dst, n, (off_t)offset);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return fail_os(e, errno, "cannot read the image");
+        if (got == 0)
+            return fail(e, ERR_INVALID, "the image ends before byte %llu",
+                        (unsigned long long)offset + n);
+        dst += got;
+        offset += (uint64_t)got;
+        n -= (uint64_t)got;
+    }
+    return 0;
+}
+
+/* Maps the whole pages of [*offset, *offset + n) over dst, if that pays; the bytes mapped. */
+static uint64_t map_pages(const struct guest_mem *m, uint8_t *dst, int fd, uint64_t offset,
+                          uint64_t n)
+{
+    uint64_t bytes = n & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
+
+    if (m->hugetlb || bytes < MAP_MIN_BYTES)
+        return 0;
+    if (mmap(dst, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+             (off_t)offset) == MAP_FAILED)
+        return 0;
+    return bytes;
+}
+
+int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint64_t n,
+                   struct error *e)
+{
+    const struct gmem_region *r = region_of(m, at, n);
+    uint64_t head = -at.v & (GMEM_PAGE_BYTES - 1);
+    struct stat st;
+    uint8_t *dst;
+
+    if (!r)
+        return fail(e, ERR_INVALID, "the image does not fit in guest memory: %llu bytes at 0x%llx",
+                    (unsigned long long)n, (unsigned long long)at.v);
+    if (fstat(fd, &st) < 0)
+        return fail_os(e, errno, "cannot read the image");
+    if (st.st_size < 0 || offset > (uint64_t)st.st_size || n > (uint64_t)st.st_size - offset)
+        return fail(e, ERR_INVALID, "the image is truncated: %llu bytes at %llu of a file of %lld",
+                    (unsigned long long)n, (unsigned long long)offset, (long long)st.st_size);
+    dst = r->host + (at.v - r->start);
+    if ((at.v ^ offset) % GMEM_PAGE_BYTES == 0 && head < n) {
+        uint64_t mapped;
+
+        if (read_all(dst, fd, offset, head, e) < 0)
+            return -1;
+        mapped = map_pages(m, dst + head, fd, offset + head, n - head);
+        dst += head + mapped;
+        offset += head + mapped;
+        n -= head + mapped;
+    }
+    return read_all(dst, fd, offset, n, e);
+}

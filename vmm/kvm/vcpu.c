@@ -1,0 +1,381 @@
+#include "vmm/kvm/vcpu.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
+#include "vmm/base/clock.h"
+#include "vmm/base/log.h"
+#include "vmm/base/timeline.h"
+#include "vmm/kvm/cpu_template.h"
+#include "vmm/seccomp/seccomp.h"
+
+#define KICK_SIGNAL SIGRTMIN
+
+/* Exit handlers are shallow; the log's line buffer is the largest thing on the stack. */
+#define VCPU_STACK_BYTES (64u << 10)
+
+/* MSRs whose boot value is not what KVM resets them to. The rest of what a boot protocol asks for
+ * (SYSENTER, STAR, KERNEL_GS_BASE, the TSC at 0, FPU control words) is KVM's reset state; writing
+ * the TSC would only undo KVM's own synchronisation between vCPUs. */
+#define MSR_IA32_MISC_ENABLE    0x1a0u
+#define MISC_ENABLE_FAST_STRING 1u
+#define MSR_MTRR_DEF_TYPE       0x2ffu
+#define MTRR_ENABLE_WRITE_BACK  (1u << 11 | 6u)
+
+#define LAPIC_LVT_LINT0 0x350u
+#define LAPIC_LVT_LINT1 0x360u
+#define LVT_MODE_MASK   0x700u
+#define LVT_MODE_NMI    0x400u
+#define LVT_MODE_EXTINT 0x700u
+
+static int set_msrs(int fd, struct error *e)
+{
+    struct { /* struct kvm_msrs with its entries */
+        uint32_t nmsrs, padding;
+        struct kvm_msr_entry entries[2];
+    } msrs = {
+        .nmsrs = 2,
+        .entries = {
+            { .index = MSR_IA32_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
+            { .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLE_WRITE_BACK },
+        },
+    };
+    int set = ioctl(fd, KVM_SET_MSRS, &msrs);
+
+    if (set < 0)
+        return fail_os(e, errno, "KVM_SET_MSRS");
+    if (set != 2)
+        return fail(e, ERR_HOST, "KVM refuses to set MSR 0x%x", msrs.entries[set].index);
+    return 0;
+}
+
+/* One MSR as a template wants it. */
+static int change_msr(int fd, const struct msr_modifier *m, struct error *e)
+{
+    struct { /* struct kvm_msrs with its entry */
+        uint32_t nmsrs, padding;
+        struct kvm_msr_entry entry;
+    } msr = { .nmsrs = 1, .entry = { .index = m->index } };
+
+    if (ioctl(fd, KVM_GET_MSRS, &msr) != 1)
+        return fail(e, ERR_HOST,
+                    "Failed to apply CPU template: Template changes an MSR entry not supported by "
+                    "KVM: Register Address: %x",
+                    m->index);
+    msr.entry.data = (msr.entry.data & ~m->bits.mask) | m->bits.value;
+    if (ioctl(fd, KVM_SET_MSRS, &msr) != 1)
+        return fail(e, ERR_HOST,
+                    "Failed to apply CPU template: KVM refuses to set MSR 0x%x to 0x%llx", m->index,
+                    (unsigned long long)msr.entry.data);
+    return 0;
+}
+
+static void lapic_set_mode(struct kvm_lapic_state *lapic, unsigned reg, uint32_t mode)
+{
+    uint32_t lvt;
+
+    memcpy(&lvt, lapic->regs + reg, sizeof(lvt));
+    lvt = (lvt & ~LVT_MODE_MASK) | mode;
+    memcpy(lapic->regs + reg, &lvt, sizeof(lvt));
+}
+
+/* Virtual wire mode (MultiProcessor Specification 1.4, section 3.6.2.2): the PIC's interrupts
+ * arrive as ExtINT on LINT0. */
+static int set_lapic(int fd, struct error *e)
+{
+    struct kvm_lapic_state lapic;
+
+    if (ioctl(fd, KVM_GET_LAPIC, &lapic) < 0)
+        return fail_os(e, errno, "KVM_GET_LAPIC");
+    lapic_set_mode(&lapic, LAPIC_LVT_LINT0, LVT_MODE_EXTINT);
+    lapic_set_mode(&lapic, LAPIC_LVT_LINT1, LVT_MODE_NMI);
+    if (ioctl(fd, KVM_SET_LAPIC, &lapic) < 0)
+        return fail_os(e, errno, "KVM_SET_LAPIC");
+    return 0;
+}
+
+static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cpuid,
+                     const struct cpu_config *template, struct error *e)
+{
+    c->fd = ioctl(k->vm_fd, KVM_CREATE_VCPU, c->index);
+    if (c->fd < 0)
+        return fail_os(e, errno, "cannot create vCPU %u", c->index);
+    c->run = mmap(NULL, k->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+    if (c->run == MAP_FAILED) {
+        c->run = NULL;
+        return fail_os(e, errno, "cannot map vCPU %u", c->index);
+    }
+    if (ioctl(c->fd, KVM_SET_CPUID2, cpuid) < 0)
+        return fail_os(e, errno, "KVM_SET_CPUID2 of vCPU %u", c->index);
+    if (set_msrs(c->fd, e) < 0)
+        return -1;
+    for (size_t i = 0; template && i < template->msr_count; i++)
+        if (change_msr(c->fd, &template->msrs[i], e) < 0)
+            return -1;
+    return set_lapic(c->fd, e);
+}
+
+int vcpus_init(struct vcpus *v, const struct kvm *k, const struct cpu_topology *topology,
+               const struct cpu_config *template, const struct bus *pio, const struct bus *mmio,
+               struct guest_end *end, struct error *e)
+{
+    struct cpuid cpuid;
+
+    *v = (struct vcpus){
+        .pio = pio,
+        .mmio = mmio,
+        .end = end,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+    if (cpuid_supported(&cpuid, k->kvm_fd, e) < 0)
+        return -1;
+    /* The template first: what makes a VM of these vCPUs has the last word. */
+    if (template && cpu_template_apply(template, &cpuid, e) < 0)
+        return -1;
+    cpuid_normalise(&cpuid, topology);
+    while (v->count < topology->vcpu_count) {
+        struct vcpu *c = &v->each[v->count];
+
+        *c = (struct vcpu){ .all = v, .index = v->count++, .fd = -1 };
+        cpuid_set_vcpu(&cpuid, c->index, topology);
+        if (vcpu_init(c, k, &cpuid, template, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+void vcpus_fini(struct vcpus *v, const struct kvm *k)
+{
+    for (unsigned i = 0; i < v->count; i++) {
+        if (v->each[i].run)
+            munmap(v->each[i].run, k->run_bytes);
+        close_fdp(&v->each[i].fd);
+    }
+    v->count = 0;
+}
+
+int vcpu_get_sregs(const struct vcpu *c, struct kvm_sregs *s, struct error *e)
+{
+    return ioctl(c->fd, KVM_GET_SREGS, s) < 0 ? fail_os(e, errno, "KVM_GET_SREGS") : 0;
+}
+
+int vcpu_set_registers(const struct vcpu *c, const struct kvm_regs *r, const struct kvm_sregs *s,
+                       struct error *e)
+{
+    if (ioctl(c->fd, KVM_SET_SREGS, s) < 0)
+        return fail_os(e, errno, "KVM_SET_SREGS");
+    return ioctl(c->fd, KVM_SET_REGS, r) < 0 ? fail_os(e, errno, "KVM_SET_REGS") : 0;
+}
+
+/* No guest instruction before every thread is confined. */
+static bool must_stand(const struct vcpus *v)
+{
+    return v->pause || v->ready < v->count;
+}
+
+static void comply(struct vcpu *c)
+{
+    struct vcpus *v = c->all;
+
+    pthread_mutex_lock(&v->lock);
+    if (must_stand(v)) {
+        /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
+        if (ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
+            metric_inc(&c->metrics.kvmclock_ctrl_fails);
+        v->paused++;
+        pthread_cond_broadcast(&v->changed);
+        while (must_stand(v))
+            pthread_cond_wait(&v->changed, &v->lock);
+        v->paused--;
+    }
+    __atomic_store_n(&c->run->immediate_exit, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void on_pio(struct vcpu *c)
+{
+    const struct kvm_run *run = c->run;
+    bool is_in = run->io.direction == KVM_EXIT_IO_IN;
+    uint64_t start = monotonic_us();
+    uint8_t *data = (uint8_t *)c->run + run->io.data_offset;
+
+    /* A string instruction comes as one exit with `count` items for the same port. */
+    for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size) {
+        if (is_in)
+            bus_read(c->all->pio, run->io.port, data, run->io.size);
+        else
+            bus_write(c->all->pio, run->io.port, data, run->io.size);
+    }
+    metric_inc(is_in ? &c->metrics.exit_io_in : &c->metrics.exit_io_out);
+    latency_record(is_in ? &c->metrics.exit_io_in_agg : &c->metrics.exit_io_out_agg, start);
+}
+
+static void on_mmio(struct vcpu *c)
+{
+    struct kvm_run *run = c->run;
+    bool is_write = run->mmio.is_write;
+    uint64_t start = monotonic_us();
+
+    if (run->mmio.len > sizeof(run->mmio.data))
+        return;
+    if (is_write)
+        bus_write(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+    else
+        bus_read(c->all->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+    metric_inc(is_write ? &c->metrics.exit_mmio_write : &c->metrics.exit_mmio_read);
+    latency_record(is_write ? &c->metrics.exit_mmio_write_agg : &c->metrics.exit_mmio_read_agg,
+                   start);
+}
+
+static void on_system_event(const struct vcpu *c)
+{
+    uint32_t type = c->run->system_event.type;
+
+    log_info("The guest asked for %s", type == KVM_SYSTEM_EVENT_RESET ? "a reset" : "a shutdown");
+    guest_end_signal(c->all->end,
+                     type == KVM_SYSTEM_EVENT_RESET || type == KVM_SYSTEM_EVENT_SHUTDOWN ? 0 : 1);
+}
+
+static void fail_vcpu(struct vcpu *c, const char *why, uint64_t detail)
+{
+    metric_inc(&c->metrics.failures);
+    log_error("vCPU %u: %s (%llu)", c->index, why, (unsigned long long)detail);
+    guest_end_signal(c->all->end, 1);
+}
+
+static void on_exit_reason(struct vcpu *c)
+{
+    const struct kvm_run *run = c->run;
+
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO: on_pio(c); break;
+    case KVM_EXIT_MMIO: on_mmio(c); break;
+    case KVM_EXIT_INTR: break;
+    case KVM_EXIT_SYSTEM_EVENT: on_system_event(c); break;
+    case KVM_EXIT_SHUTDOWN:
+        fail_vcpu(c, "the guest's processor shut down (triple fault)", 0);
+        break;
+    case KVM_EXIT_FAIL_ENTRY:
+        fail_vcpu(c, "the processor refuses to enter the guest",
+                  run->fail_entry.hardware_entry_failure_reason);
+        break;
+    case KVM_EXIT_INTERNAL_ERROR: fail_vcpu(c, "KVM internal error", run->internal.suberror); break;
+    default: fail_vcpu(c, "unexpected exit reason", run->exit_reason);
+    }
+}
+
+/* The process is about to end: the guest's next instruction must not run. A pause that the end
+ * brings about finds this thread standing still as well. */
+static void stand_still(struct vcpu *c)
+{
+    struct vcpus *v = c->all;
+
+    pthread_mutex_lock(&v->lock);
+    v->paused++;
+    pthread_cond_broadcast(&v->changed);
+    for (;;)
+        pthread_cond_wait(&v->changed, &v->lock);
+}
+
+static void confine(struct vcpus *v)
+{
+    BUG_ON(v->filter && seccomp_install(v->filter) < 0);
+    pthread_mutex_lock(&v->lock);
+    v->ready++;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void *vcpu_thread(void *arg)
+{
+    struct vcpu *c = arg;
+
+    confine(c->all);
+    comply(c);
+    timeline_mark(PHASE_GUEST_ENTRY);
+    for (;;) {
+        int ret;
+
+        if (__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+            comply(c);
+        ret = ioctl(c->fd, KVM_RUN, 0);
+        if (ret == 0)
+            on_exit_reason(c);
+        else if (errno != EINTR && errno != EAGAIN)
+            fail_vcpu(c, strerror(errno), (uint64_t)errno);
+        if (c->all->end->ended)
+            stand_still(c);
+    }
+    return NULL;
+}
+
+/* The handler exists so that the signal interrupts KVM_RUN instead of killing the process. */
+static void on_kick(int signal)
+{
+    (void)signal;
+}
+
+/* The thread inherits its name: so a client that looks for it after the start finds it, also in a
+ * jail, where there is no /proc through which another thread could be named. */
+static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
+{
+    char own[16], name[16];
+    int ret;
+
+    snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
+    prctl(PR_GET_NAME, own);
+    prctl(PR_SET_NAME, name);
+    ret = pthread_create(&c->thread, attr, vcpu_thread, c);
+    prctl(PR_SET_NAME, own);
+    return ret;
+}
+
+int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)
+{
+    struct sigaction kick = { .sa_handler = on_kick };
+    pthread_attr_t attr;
+    int ret = 0;
+
+    v->filter = filter;
+    v->pause = true;
+    for (unsigned i = 0; i < v->count; i++)
+        metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
+    sigaction(KICK_SIGNAL, &kick, NULL);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
+    while (v->started < v->count && !ret) {
+        ret = start_thread(&v->each[v->started], &attr);
+        v->started += !ret;
+    }
+    pthread_attr_destroy(&attr);
+    return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
+}
+
+void vcpus_pause(struct vcpus *v)
+{
+    pthread_mutex_lock(&v->lock);
+    v->pause = true;
+    for (unsigned i = 0; i < v->started; i++) {
+        /* Read by the kernel on entry: closes the gap between a thread's last look and KVM_RUN. */
+        __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
+        pthread_kill(v->each[i].thread, KICK_SIGNAL);
+    }
+    while (v->paused < v->started)
+        pthread_cond_wait(&v->changed, &v->lock);
+    pthread_mutex_unlock(&v->lock);
+}
+
+void vcpus_resume(struct vcpus *v)
+{
+    pthread_mutex_lock(&v->lock);
+    v->pause = false;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}

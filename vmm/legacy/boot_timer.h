@@ -1,0 +1,15 @@
+/*
+ * The boot timer: a guest that has booted writes one byte, and the log gets the time since the
+ * start was asked for. At LAYOUT_BOOT_TIMER, with --boot-timer only.
+ */
+#pragma once
+
+#include "vmm/kvm/bus.h"
+
+struct boot_timer {
+    struct bus_device bus;
+    uint64_t start_wall_us, start_cpu_us;
+};
+
+/* Starts the clock. */
+void boot_timer_init(struct boot_timer *t);

@@ -1,0 +1,286 @@
+#include "vmm/machine/machine.h"
+
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "vmm/base/console.h"
+#include "vmm/base/log.h"
+#include "vmm/base/timeline.h"
+#include "vmm/boot/acpi.h"
+#include "vmm/boot/boot_info.h"
+#include "vmm/boot/mptable.h"
+#include "vmm/boot/registers.h"
+#include "vmm/legacy/generation.h"
+
+/* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
+static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
+{
+    const unsigned device_count =
+        plan->drives->count + plan->interfaces->count + (plan->vsock ? 1 : 0);
+    uint32_t gsi = GSI_FIRST;
+
+    *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
+    if (device_count > PLATFORM_VIRTIO_MAX)
+        return fail(e, ERR_INVALID,
+                    "Could not attach device: MMIO transport error: Failed to allocate requested "
+                    "resource: The requested resource is not available.");
+    for (; p->virtio_count < device_count; p->virtio_count++)
+        p->virtio[p->virtio_count] = (struct virtio_slot){
+            .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
+            .gsi = gsi++, // cppcheck-suppress unknownEvaluationOrder; two different names
+        };
+    p->vmgenid_gsi = gsi++;
+    p->vmclock_gsi = gsi;
+    return 0;
+}
+
+static int write_cmdline(struct cmdline *c, const struct machine_plan *plan,
+                         const struct platform *p, struct error *e)
+{
+    if (cmdline_init(c, plan->boot_args, e) < 0 || cmdline_add(c, e, "pci=off") < 0)
+        return -1;
+    for (unsigned i = 0; i < plan->drives->count; i++) {
+        const struct drive_config *d = &plan->drives->items[i].config;
+
+        if (!d->is_root_device)
+            continue;
+        if (d->partuuid ? cmdline_add(c, e, "root=PARTUUID=%s", d->partuuid) < 0
+                        : cmdline_add(c, e, "root=/dev/vda") < 0)
+            return -1;
+        if (cmdline_add(c, e, d->is_read_only ? "ro" : "rw") < 0)
+            return -1;
+    }
+    for (unsigned i = 0; i < p->virtio_count; i++)
+        if (cmdline_add(c, e, "virtio_mmio.device=4K@0x%llx:%u",
+                        (unsigned long long)p->virtio[i].base.v, p->virtio[i].gsi) < 0)
+            return -1;
+    return 0;
+}
+
+/* Kernel, initrd, command line and firmware tables into guest memory. */
+static int load(struct machine *m, const struct machine_plan *plan, struct kernel_image *kernel,
+                struct error *e)
+{
+    struct initrd initrd = { .bytes = 0 };
+    struct cmdline cmdline;
+    gpa_t tables;
+
+    if (kernel_load(&m->mem, plan->kernel_fd, kernel, e) < 0)
+        return -1;
+    log_debug("Kernel loaded using %s%s",
+              kernel->protocol == BOOT_PVH ? "PVH boot protocol" : "Linux 64-bit boot protocol",
+              kernel->is_bzimage ? " (bzImage)" : "");
+    if (plan->initrd_fd >= 0 && initrd_load(&m->mem, plan->initrd_fd, kernel, &initrd, e) < 0)
+        return -1;
+    copy_ahead_init(&m->copy_ahead, &m->mem, kernel, &initrd);
+    if (write_cmdline(&cmdline, plan, &m->platform, e) < 0 ||
+        boot_info_write(&m->mem, kernel, &cmdline, &initrd, e) < 0 ||
+        mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
+        return -1;
+    if (acpi_write(&m->mem, &m->platform, tables, e) < 0)
+        return -1;
+    return generation_write(&m->mem, e);
+}
+
+static int add_serial(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    const struct serial_config *config = plan->serial;
+
+    if (config->serial_out_path) {
+        m->serial_out_fd = console_open_lines(config->serial_out_path);
+        if (m->serial_out_fd < 0)
+            return fail_os(e, errno, "Failed to open serial_out_path %s", config->serial_out_path);
+    }
+    serial_init(&m->serial, (struct kvm_line){ m->kvm.vm_fd, GSI_SERIAL },
+                config->serial_out_path ? m->serial_out_fd : console_out());
+    if (config->has_limit)
+        serial_limit(&m->serial, &config->limit);
+    bus_add(&m->pio, &m->serial.bus);
+    return 0;
+}
+
+static int add_legacy_devices(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (m->end.event_fd < 0)
+        return fail_os(e, errno, "eventfd");
+    if (add_serial(m, plan, e) < 0)
+        return -1;
+    i8042_init(&m->i8042, (struct kvm_line){ m->kvm.vm_fd, GSI_I8042 }, &m->end);
+    bus_add(&m->pio, &m->i8042.bus);
+    if (plan->boot_timer)
+        bus_add(&m->mmio, &m->boot_timer.bus);
+    return 0;
+}
+
+#define REGISTER_BYTES ((size_t)PLATFORM_VIRTIO_MAX * LAYOUT_VIRTIO_STEP)
+
+/* The registers of all virtio devices lie side by side, and so does what the guest reads there. */
+static int add_registers(struct machine *m, struct error *e)
+{
+    void *pages;
+
+    if (m->platform.virtio_count == 0)
+        return 0;
+    pages = mmap(NULL, REGISTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
+        return fail_os(e, errno, "cannot map the registers of the virtio devices");
+    m->registers = pages;
+    return kvm_add_readable(&m->kvm, m->platform.virtio[0].base, pages,
+                            (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);
+}
+
+static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, struct error *e)
+{
+    const struct virtio_slot *slot = &m->platform.virtio[i];
+    struct virtio_mmio *t = &m->transports[i];
+
+    if (virtio_mmio_init(t, d, slot->base, m->registers + i * LAYOUT_VIRTIO_STEP, &m->mem, m->loop,
+                         e) < 0 ||
+        virtio_mmio_connect(t, &m->kvm, slot->gsi, e) < 0)
+        return -1;
+    bus_add(&m->mmio, &t->bus);
+    return 0;
+}
+
+static int add_drives(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    for (unsigned i = 0; i < plan->drives->count; i++) {
+        struct drive *d = &plan->drives->items[i];
+        const struct block_host host = {
+            .file = &d->file,
+            .async = d->async,
+            .offer_flush = d->config.cache_type == CACHE_WRITEBACK,
+            .limits = d->config.rate_limits,
+            .loop = m->loop,
+        };
+
+        metrics_add_source(METRICS_OF_BLOCK, d->config.drive_id, &m->blocks[i].metrics);
+        if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, i, &m->blocks[i].dev, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int add_interfaces(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    for (unsigned i = 0; i < plan->interfaces->count; i++) {
+        struct interface *interface = &plan->interfaces->items[i];
+        const struct net_config *config = &interface->config;
+        const struct net_host host = {
+            .tap = &interface->tap,
+            .mac = config->guest_mac ? interface->mac : NULL,
+            .mtu = config->mtu,
+            .rx_limits = config->rx_limits,
+            .tx_limits = config->tx_limits,
+            .loop = m->loop,
+        };
+
+        metrics_add_source(METRICS_OF_NET, config->iface_id, &m->nets[i].metrics);
+        if (net_init(&m->nets[i], &host, e) < 0 ||
+            add_virtio(m, plan->drives->count + i, &m->nets[i].dev, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The last in attach order. */
+static int add_vsock(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    struct vsock_host host;
+
+    if (!plan->vsock)
+        return 0;
+    host = (struct vsock_host){
+        .loop = m->loop,
+        .path = plan->vsock->uds_path,
+        .listener = plan->vsock_listener,
+        .guest_cid = plan->vsock->guest_cid,
+    };
+    if (vsock_init(&m->vsock, &host, e) < 0)
+        return -1;
+    return add_virtio(m, m->platform.virtio_count - 1, &m->vsock.dev, e);
+}
+
+static int build(struct machine *m, const struct machine_plan *plan, struct error *e)
+{
+    const struct machine_config *config = plan->config;
+    const struct cpu_topology topology = { config->vcpu_count, config->smt };
+    struct kernel_image kernel;
+
+    boot_timer_init(&m->boot_timer);
+    if (plan_platform(&m->platform, plan, e) < 0)
+        return -1;
+    /* What can be the client's fault comes first, before KVM costs anything. */
+    if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
+        load(m, plan, &kernel, e) < 0)
+        return -1;
+    timeline_mark(PHASE_GUEST_LOADED);
+    if (kvm_open(&m->kvm, plan->cpu_template, e) < 0)
+        return -1;
+    timeline_mark(PHASE_KVM_VM);
+    /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
+    if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0 ||
+        add_registers(m, e) < 0)
+        return -1;
+    timeline_mark(PHASE_KVM_MEMORY);
+    if (kvm_create_irqchip(&m->kvm, e) < 0)
+        return -1;
+    timeline_mark(PHASE_KVM_IRQCHIP);
+    if (vcpus_init(&m->vcpus, &m->kvm, &topology, plan->cpu_template, &m->pio, &m->mmio, &m->end,
+                   e) < 0 ||
+        boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
+        return -1;
+    timeline_mark(PHASE_KVM_VCPUS);
+    if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0 ||
+        add_interfaces(m, plan, e) < 0 || add_vsock(m, plan, e) < 0)
+        return -1;
+    timeline_mark(PHASE_DEVICES);
+    return 0;
+}
+
+int machine_build(struct machine **out, const struct machine_plan *plan, struct loop *loop,
+                  struct error *e)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+
+    BUG_ON(!m);
+    m->loop = loop;
+    /* Memory floats high, as on real hardware. Ports read as zero: ones would look to Linux like an
+     * RTC that is for ever in the middle of an update, and cost each boot three seconds. */
+    m->mmio.idle_byte = 0xff;
+    m->pio.idle_byte = 0x00;
+    m->kvm.kvm_fd = m->kvm.vm_fd = -1;
+    m->end.event_fd = m->serial_out_fd = -1;
+    if (build(m, plan, e) < 0) {
+        machine_free(m);
+        return -1;
+    }
+    *out = m;
+    return 0;
+}
+
+void machine_close_kvm(struct machine *m)
+{
+    vcpus_fini(&m->vcpus, &m->kvm);
+    kvm_close(&m->kvm);
+}
+
+void machine_free(struct machine *m)
+{
+    metrics_forget_sources();
+    for (unsigned i = 0; i < PLATFORM_VIRTIO_MAX; i++) {
+        virtio_mmio_fini(&m->transports[i]);
+        block_fini(&m->blocks[i]);
+        net_fini(&m->nets[i]);
+    }
+    vsock_fini(&m->vsock);
+    close_fdp(&m->serial_out_fd);
+    close_fdp(&m->end.event_fd);
+    machine_close_kvm(m);
+    if (m->registers)
+        munmap(m->registers, REGISTER_BYTES);
+    gmem_fini(&m->mem);
+    free(m);
+}
