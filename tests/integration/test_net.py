@@ -12,6 +12,7 @@ import os
 import random
 import select
 import socket
+import stat
 import struct
 import subprocess
 import threading
@@ -24,7 +25,8 @@ import test_guests
 from test_guests import Machine, drive, make_disk, printed
 
 SEED = int(os.environ.get("MAYFLY_SEED", "1"))
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 SO_RCVBUFFORCE, UDP_SEGMENT = 33, 103
 TYPE_TEST, TYPE_END = 0x88b5, 0x88b6
 GUEST, HOST, OTHER = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
@@ -40,6 +42,24 @@ pytestmark = [test_guests.pytestmark, pytest.mark.skipif(
 def unshare_network():
     if LIBC.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
+
+
+@contextlib.contextmanager
+def tun_for_all():
+    """/dev/net/tun as most hosts have it; on some it is root's alone."""
+    before = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    directory = os.getcwd()
+    assert LIBC.unshare(CLONE_NEWNS) == 0
+    try:
+        assert LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+        assert LIBC.mount(b"none", b"/dev/net", b"tmpfs", 0, None) == 0
+        os.mknod("/dev/net/tun", stat.S_IFCHR, os.makedev(10, 200))
+        os.chmod("/dev/net/tun", 0o666)
+        yield
+    finally:
+        assert LIBC.setns(before, CLONE_NEWNS) == 0
+        os.close(before)
+        os.chdir(directory)
 
 
 def ip(command):
@@ -613,7 +633,7 @@ def test_what_cannot_be_an_interface_is_refused_and_changes_nothing():
 
 
 def test_without_permission_no_tap_is_made():
-    with mayfly.Mayfly(user=65534) as vm:
+    with tun_for_all(), mayfly.Mayfly(user=65534) as vm:
         assert put(vm, host_dev_name="new") == (
             400, taken("Operation not permitted (os error 1)", "new"))
 

@@ -12,6 +12,7 @@ import pytest
 
 import mayfly
 from mayfly import Mayfly
+from test_net import tun_for_all
 
 NET = os.path.join(mayfly.ROOT, "examples", "net")
 CLONE_NEWNET = 0x40000000
@@ -146,11 +147,11 @@ def test_down_leaves_what_is_not_its_own(host):
 def test_who_was_named_and_nobody_else_opens_the_tap(host):
     up("tap0", str(NOBODY))
     interface = {"iface_id": "eth0", "host_dev_name": "tap0"}
-    with Mayfly(user=SOMEBODY) as vm:
+    with tun_for_all(), Mayfly(user=SOMEBODY) as vm:
         status, _, answer = vm.request("PUT", "/network-interfaces/eth0", interface)
         assert status == 400
         assert "Operation not permitted (os error 1)" in answer["fault_message"]
-    with Mayfly(user=NOBODY) as vm:
+    with tun_for_all(), Mayfly(user=NOBODY) as vm:
         vm.ok("PUT", "/network-interfaces/eth0", interface)
     assert "tap0" in links()
 
