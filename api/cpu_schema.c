@@ -1,4 +1,4 @@
-#include "api/config_schema.h"
+#include "api/cpu_schema.h"
 
 #include <string.h>
 

@@ -1,576 +1,450 @@
 #include "api/routes.h"
 
+#include <ctype.h>
 #include <string.h>
 
-#include "api/config_schema.h"
-#include "api/openmetrics.h"
-#include "api/wire/quote.h"
-#include "api/wire/schema.h"
-#include "api/wire/utf8.h"
-#include "vmm/base/clock.h"
+#include "api/cpu_schema.h"
 #include "vmm/base/log.h"
-#include "vmm/base/metrics.h"
-#include "vmm/base/version.h"
 
-/* How much of a body a log line repeats. */
-#define BODY_LOGGED_MAX 1536
+#define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
 
-/* Firecracker's released versions have no suffix; the one we answer as is in version.h. */
-#define APP_NAME "Firecracker"
+_Static_assert(sizeof(enum cpu_template) == sizeof(unsigned), "enums are read as unsigned");
 
-struct token {
-    const char *at;
-    size_t length;
+static const struct schema_variant cpu_templates[] = {
+    { "C3", CPU_TEMPLATE_C3 },
+    { "T2", CPU_TEMPLATE_T2 },
+    { "T2S", CPU_TEMPLATE_T2S },
+    { "None", CPU_TEMPLATE_NONE },
+    { "T2CL", CPU_TEMPLATE_T2CL },
+    { "T2A", CPU_TEMPLATE_T2A },
+    { 0 },
 };
 
-struct api_call {
-    struct vm *vm;
-    const struct api_request *request;
-    char id[HTTP_LINE_MAX]; /* of routes that take one */
-    struct api_answer *answer;
+static const struct schema_variant huge_page_sizes[] = {
+    { "None", HUGE_PAGES_NONE },
+    { "Transparent", HUGE_PAGES_TRANSPARENT },
+    { "2M", HUGE_PAGES_2M },
+    { 0 },
 };
 
-typedef int route_fn(struct api_call *c, struct error *e);
+#define MACHINE(m) offsetof(struct machine_config, m)
 
-static int decode_body(struct api_call *c, const struct schema *s, void *object, struct error *e)
+static const struct schema_field machine_fields[] = {
+    SCHEMA_FIELD("vcpu_count", U8, SCHEMA_REQUIRED, MACHINE(vcpu_count)),
+    SCHEMA_FIELD("mem_size_mib", USIZE, SCHEMA_REQUIRED, MACHINE(mem_size_mib)),
+    SCHEMA_FIELD("smt", BOOL, SCHEMA_DEFAULT, MACHINE(smt)),
+    SCHEMA_FIELD("cpu_template", ENUM,
+                 SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_HIDDEN | SCHEMA_DEPRECATED,
+                 MACHINE(cpu_template), .variants = cpu_templates),
+    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_DEFAULT, MACHINE(track_dirty_pages)),
+    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_DEFAULT, MACHINE(huge_pages),
+                 .variants = huge_page_sizes),
+};
+
+static const struct schema machine_schema = {
+    .name = "MachineConfig",
+    .size = sizeof(struct machine_config),
+    FIELDS(machine_fields),
+};
+
+static const struct schema_field machine_patch_fields[] = {
+    SCHEMA_FIELD("vcpu_count", U8, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(vcpu_count)),
+    SCHEMA_FIELD("mem_size_mib", USIZE, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(mem_size_mib)),
+    SCHEMA_FIELD("smt", BOOL, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(smt)),
+    SCHEMA_FIELD("cpu_template", ENUM, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_DEPRECATED,
+                 MACHINE(cpu_template), .variants = cpu_templates),
+    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_NULLABLE | SCHEMA_DEFAULT,
+                 MACHINE(track_dirty_pages)),
+    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_NULLABLE | SCHEMA_DEFAULT, MACHINE(huge_pages),
+                 .variants = huge_page_sizes),
+};
+
+static const struct schema machine_patch_schema = {
+    .name = "MachineConfigUpdate",
+    .size = sizeof(struct machine_config),
+    FIELDS(machine_patch_fields),
+};
+
+#define BOOT(m) offsetof(struct boot_source, m)
+
+static const struct schema_field boot_source_fields[] = {
+    SCHEMA_FIELD("kernel_image_path", STRING, SCHEMA_REQUIRED, BOOT(kernel_image_path)),
+    SCHEMA_FIELD("initrd_path", STRING, SCHEMA_NULLABLE, BOOT(initrd_path)),
+    SCHEMA_FIELD("boot_args", STRING, SCHEMA_NULLABLE, BOOT(boot_args)),
+};
+
+static const struct schema boot_source_schema = {
+    .name = "BootSourceConfig",
+    .size = sizeof(struct boot_source),
+    FIELDS(boot_source_fields),
+};
+
+#define BUCKET(m) offsetof(struct token_bucket, m)
+
+static const struct schema_field token_bucket_fields[] = {
+    SCHEMA_FIELD("size", U64, SCHEMA_REQUIRED, BUCKET(size)),
+    SCHEMA_FIELD("one_time_burst", U64, SCHEMA_NULLABLE | SCHEMA_ZERO_IS_NULL,
+                 BUCKET(one_time_burst)),
+    SCHEMA_FIELD("refill_time", U64, SCHEMA_REQUIRED, BUCKET(refill_time_ms)),
+};
+
+static bool bucket_is_none(const void *object)
 {
-    char what[sizeof(e->msg)];
-
-    if (schema_decode(s, object, c->request->body, c->request->body_length, e) == 0)
-        return 0;
-    memcpy(what, e->msg, sizeof(what));
-    return fail(e, ERR_INVALID,
-                "An error occurred when deserializing the json body of a request: %.900s.", what);
+    return !token_bucket_limits(object);
 }
 
-/* Carries out an action. Its errors name their subsystem, but for those about the VM's state. */
-static int apply(struct api_call *c, struct action *a, struct error *e)
-{
-    static const char *const subsystems[ACTIONS] = {
-        [ACT_PUT_MACHINE] = "Machine config error",  [ACT_PATCH_MACHINE] = "Machine config error",
-        [ACT_PUT_BOOT_SOURCE] = "Boot source error", [ACT_PUT_DRIVE] = "Drive config error",
-        [ACT_PATCH_DRIVE] = "Drive config error",    [ACT_START] = "Start microvm error",
-        [ACT_CTRL_ALT_DEL] = "Internal VMM error",   [ACT_PAUSE] = "Internal VMM error",
-        [ACT_RESUME] = "Internal VMM error",         [ACT_FLUSH_METRICS] = "Internal VMM error",
-        [ACT_PUT_LOGGER] = "Logger error",           [ACT_PUT_METRICS] = "Metrics error",
-        [ACT_PUT_SERIAL] = "Serial error",           [ACT_PUT_CPU_CONFIG] = "Configure CPU error",
-        [ACT_PUT_NET] = "Network config error",      [ACT_PATCH_NET] = "Network config error",
-        [ACT_PUT_VSOCK] = "Vsock config error",
-    };
+static const struct schema token_bucket_schema = {
+    .name = "TokenBucketConfig",
+    .size = sizeof(struct token_bucket),
+    FIELDS(token_bucket_fields),
+    .takes_unknown = true,
+    .is_none = bucket_is_none,
+};
 
-    if (vm_apply(c->vm, a, e) == 0)
-        return 0;
-    return e->kind == ERR_STATE ? -1 : fail_within(e, subsystems[a->kind]);
+#define LIMITS(m) offsetof(struct rate_limits, m)
+
+static const struct schema_field rate_limits_fields[] = {
+    SCHEMA_FIELD("bandwidth", OBJECT, SCHEMA_NULLABLE, LIMITS(bandwidth),
+                 .has_at = SCHEMA_HAS(struct rate_limits, has_bandwidth),
+                 .object = &token_bucket_schema),
+    SCHEMA_FIELD("ops", OBJECT, SCHEMA_NULLABLE, LIMITS(ops),
+                 .has_at = SCHEMA_HAS(struct rate_limits, has_ops), .object = &token_bucket_schema),
+};
+
+static bool limits_are_none(const void *object)
+{
+    return !rate_limits_any(object);
 }
 
-static int get_instance(struct api_call *c, struct error *e)
-{
-    static const char *const states[VM_STATES] = {
-        [VM_NOT_STARTED] = "Not started",
-        [VM_RUNNING] = "Running",
-        [VM_PAUSED] = "Paused",
-    };
-    struct json_writer *w = &c->answer->body;
+static const struct schema rate_limits_schema = {
+    .name = "RateLimiterConfig",
+    .size = sizeof(struct rate_limits),
+    FIELDS(rate_limits_fields),
+    .is_none = limits_are_none,
+};
 
-    (void)e;
-    json_put(w, "{\"id\":");
-    json_put_string(w, vm_id(c->vm));
-    json_put(w, ",\"state\":");
-    json_put_string(w, states[vm_state(c->vm)]);
-    json_put(w, ",\"vmm_version\":\"" FIRECRACKER_VERSION "\",\"app_name\":\"" APP_NAME "\"}");
+static const struct schema_variant cache_types[] = {
+    { "Unsafe", CACHE_UNSAFE },
+    { "Writeback", CACHE_WRITEBACK },
+    { 0 },
+};
+
+static const struct schema_variant io_engines[] = {
+    { "Async", IO_ENGINE_ASYNC },
+    { "Sync", IO_ENGINE_SYNC },
+    { 0 },
+};
+
+#define DRIVE(m) offsetof(struct drive_config, m)
+
+static const struct schema_field drive_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE(drive_id)),
+    SCHEMA_FIELD("partuuid", STRING, SCHEMA_NULLABLE, DRIVE(partuuid)),
+    SCHEMA_FIELD("is_root_device", BOOL, SCHEMA_REQUIRED, DRIVE(is_root_device)),
+    SCHEMA_FIELD("cache_type", ENUM, SCHEMA_DEFAULT, DRIVE(cache_type), .variants = cache_types),
+    SCHEMA_FIELD("is_read_only", BOOL, SCHEMA_NULLABLE, DRIVE(is_read_only)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE(path_on_host)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE(rate_limits),
+                 .object = &rate_limits_schema),
+    SCHEMA_FIELD("io_engine", ENUM, SCHEMA_NULLABLE, DRIVE(io_engine), .variants = io_engines),
+    SCHEMA_FIELD("socket", STRING, SCHEMA_NULLABLE, DRIVE(socket)),
+};
+
+static const struct schema drive_schema = {
+    .name = "BlockDeviceConfig",
+    .size = sizeof(struct drive_config),
+    FIELDS(drive_fields),
+};
+
+#define DRIVE_PATCH(m) offsetof(struct drive_patch, m)
+
+static const struct schema_field drive_patch_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE_PATCH(drive_id)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE_PATCH(path_on_host)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE_PATCH(rate_limits),
+                 .has_at = SCHEMA_HAS(struct drive_patch, has_rate_limits),
+                 .object = &rate_limits_schema),
+};
+
+static const struct schema drive_patch_schema = {
+    .name = "BlockDeviceUpdateConfig",
+    .size = sizeof(struct drive_patch),
+    FIELDS(drive_patch_fields),
+};
+
+static int parse_level(const char *text, void *member, struct error *e)
+{
+    int level = log_level_parse(text);
+
+    if (level < 0)
+        return fail(e, ERR_INVALID, "Invalid LevelFilter");
+    *(unsigned *)member = (unsigned)level;
     return 0;
 }
 
-static int get_version(struct api_call *c, struct error *e)
+#define LOGGER(m) offsetof(struct logger_config, m)
+
+static const struct schema_field logger_fields[] = {
+    SCHEMA_FIELD("log_path", PATH, SCHEMA_NULLABLE, LOGGER(log_path)),
+    SCHEMA_FIELD("level", PARSED, SCHEMA_NULLABLE, LOGGER(level), .parse = parse_level),
+    SCHEMA_FIELD("show_level", BOOL, SCHEMA_NULLABLE, LOGGER(show_level)),
+    SCHEMA_FIELD("show_log_origin", BOOL, SCHEMA_NULLABLE, LOGGER(show_origin)),
+    SCHEMA_FIELD("module", STRING, SCHEMA_NULLABLE, LOGGER(module)),
+};
+
+static const struct schema logger_schema = {
+    .name = "LoggerConfig",
+    .size = sizeof(struct logger_config),
+    FIELDS(logger_fields),
+};
+
+#define METRICS(m) offsetof(struct metrics_config, m)
+
+static const struct schema_field metrics_fields[] = {
+    SCHEMA_FIELD("metrics_path", PATH, SCHEMA_REQUIRED, METRICS(metrics_path)),
+    SCHEMA_FIELD("emit_id", BOOL, SCHEMA_DEFAULT, METRICS(emit_id)),
+    SCHEMA_FIELD("properties", TEXT, SCHEMA_DEFAULT | SCHEMA_MAP, METRICS(properties)),
+};
+
+static const struct schema metrics_schema = {
+    .name = "MetricsConfig",
+    .size = sizeof(struct metrics_config),
+    FIELDS(metrics_fields),
+    .takes_unknown = true,
+};
+
+/* Six pairs of hexadecimal digits. */
+static int parse_mac(const char *text, void *member, struct error *e)
 {
-    (void)e;
-    json_put(&c->answer->body, "{\"firecracker_version\":\"" FIRECRACKER_VERSION "\"}");
-    return 0;
-}
+    char *mac = strdup(text);
 
-static void put_machine_config(struct json_writer *w, const struct vm *vm)
-{
-    const struct machine_request shown = { .config = *vm_machine_config(vm) };
-
-    schema_encode(&machine_schema, &shown, w);
-}
-
-static int get_machine_config(struct api_call *c, struct error *e)
-{
-    (void)e;
-    put_machine_config(&c->answer->body, c->vm);
-    return 0;
-}
-
-/* Every member is there, null or empty where this version has nothing to show, so that the answer
- * can be used as a configuration file (contract 1.5). */
-static int get_vm_config(struct api_call *c, struct error *e)
-{
-    struct json_writer *w = &c->answer->body;
-
-    (void)e;
-    json_put(w, "{\"balloon\":null,\"drives\":[");
-    for (unsigned i = 0; i < vm_drive_count(c->vm); i++) {
-        if (i > 0)
-            json_put(w, ",");
-        schema_encode(&drive_schema, vm_drive(c->vm, i), w);
+    BUG_ON(!mac);
+    *(char **)member = mac;
+    for (unsigned i = 0; i < 17; i++) {
+        if (i % 3 == 2 ? mac[i] != ':' : !isxdigit((unsigned char)mac[i]))
+            return fail(e, ERR_INVALID, "The provided MAC address is invalid.");
+        mac[i] = (char)tolower((unsigned char)mac[i]);
     }
-    json_put(w, "],\"boot-source\":");
-    schema_encode(&boot_source_schema, vm_boot_source(c->vm), w);
-    json_put(w, ",\"cpu-config\":null,\"logger\":null,\"machine-config\":");
-    put_machine_config(w, c->vm);
-    json_put(w, ",\"metrics\":null,\"mmds-config\":null,\"network-interfaces\":[");
-    for (unsigned i = 0; i < vm_net_count(c->vm); i++) {
-        if (i > 0)
-            json_put(w, ",");
-        schema_encode(&net_schema, vm_net(c->vm, i), w);
-    }
-    json_put(w, "],\"vsock\":");
-    if (vm_vsock(c->vm))
-        schema_encode(&vsock_shown_schema, vm_vsock(c->vm), w);
-    else
-        json_put(w, "null");
-    json_put(w, ",\"entropy\":null,\"pmem\":[],\"memory-hotplug\":null}");
-    return 0;
+    return mac[17] ? fail(e, ERR_INVALID, "The provided MAC address is invalid.") : 0;
 }
 
-static int apply_machine(struct api_call *c, enum action_kind kind, const struct schema *s,
-                         struct error *e)
+#define NET(m) offsetof(struct net_config, m)
+
+static const struct schema_field net_fields[] = {
+    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, NET(iface_id)),
+    SCHEMA_FIELD("host_dev_name", STRING, SCHEMA_REQUIRED, NET(host_dev_name)),
+    SCHEMA_FIELD("guest_mac", PARSED, SCHEMA_NULLABLE, NET(guest_mac), .parse = parse_mac),
+    SCHEMA_FIELD("mtu", U16, SCHEMA_NULLABLE, NET(mtu),
+                 .has_at = SCHEMA_HAS(struct net_config, has_mtu)),
+    SCHEMA_FIELD("rx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET(rx_limits),
+                 .object = &rate_limits_schema),
+    SCHEMA_FIELD("tx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET(tx_limits),
+                 .object = &rate_limits_schema),
+};
+
+static const struct schema net_schema = {
+    .name = "NetworkInterfaceConfig",
+    .size = sizeof(struct net_config),
+    FIELDS(net_fields),
+};
+
+#define NET_PATCH(m) offsetof(struct net_patch, m)
+
+static const struct schema_field net_patch_fields[] = {
+    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, NET_PATCH(iface_id)),
+    SCHEMA_FIELD("rx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET_PATCH(rx_limits),
+                 .object = &rate_limits_schema),
+    SCHEMA_FIELD("tx_rate_limiter", OBJECT, SCHEMA_NULLABLE, NET_PATCH(tx_limits),
+                 .object = &rate_limits_schema),
+};
+
+static const struct schema net_patch_schema = {
+    .name = "NetworkInterfaceUpdateConfig",
+    .size = sizeof(struct net_patch),
+    FIELDS(net_patch_fields),
+};
+
+#define VSOCK(m) offsetof(struct vsock_config, m)
+
+static const struct schema_field vsock_fields[] = {
+    SCHEMA_FIELD("vsock_id", STRING,
+                 SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_HIDDEN | SCHEMA_DEPRECATED,
+                 VSOCK(vsock_id)),
+    SCHEMA_FIELD("guest_cid", U32, SCHEMA_REQUIRED, VSOCK(guest_cid)),
+    SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, VSOCK(uds_path)),
+};
+
+static bool vsock_is_none(const void *object)
 {
-    struct action a = { .kind = kind };
-
-    if (decode_body(c, s, &a.machine, e) < 0)
-        return -1;
-    if (a.machine.given == 0)
-        return fail(e, ERR_INVALID, "Empty PATCH request.");
-    c->answer->deprecated = a.machine.given & MACHINE_CPU_TEMPLATE;
-    return apply(c, &a, e);
+    return !((const struct vsock_config *)object)->uds_path;
 }
 
-static int put_machine(struct api_call *c, struct error *e)
-{
-    return apply_machine(c, ACT_PUT_MACHINE, &machine_schema, e);
-}
+static const struct schema vsock_schema = {
+    .name = "VsockDeviceConfig",
+    .size = sizeof(struct vsock_config),
+    FIELDS(vsock_fields),
+    .is_none = vsock_is_none,
+};
 
-static int patch_machine(struct api_call *c, struct error *e)
-{
-    return apply_machine(c, ACT_PATCH_MACHINE, &machine_patch_schema, e);
-}
+#define SERIAL(m) offsetof(struct serial_config, m)
 
-static int get_metrics(struct api_call *c, struct error *e)
-{
-    (void)e;
-    c->answer->type = OPENMETRICS_TYPE;
-    observe_metrics(&c->answer->body);
-    return 0;
-}
+static const struct schema_field serial_fields[] = {
+    SCHEMA_FIELD("serial_out_path", PATH, SCHEMA_NULLABLE, SERIAL(serial_out_path)),
+    SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, SERIAL(limit),
+                 .object = &token_bucket_schema),
+};
 
-static int get_boot_timeline(struct api_call *c, struct error *e)
-{
-    (void)e;
-    observe_boot_timeline(&c->answer->body);
-    return 0;
-}
+static const struct schema serial_schema = {
+    .name = "SerialConfig",
+    .size = sizeof(struct serial_config),
+    FIELDS(serial_fields),
+};
 
-/* A body that is decoded and applied as it is. */
-static int put_plain(struct api_call *c, enum action_kind kind, const struct schema *s,
-                     struct error *e)
-{
-    struct action a = { .kind = kind };
-    int ret = decode_body(c, s, &a.logger, e); /* all members of the union begin there */
+static const struct schema_variant action_types[] = {
+    { "FlushMetrics", ACT_FLUSH_METRICS },
+    { "InstanceStart", ACT_START },
+    { "SendCtrlAltDel", ACT_CTRL_ALT_DEL },
+    { 0 },
+};
 
-    if (ret == 0)
-        ret = apply(c, &a, e);
-    action_fini(&a);
-    return ret;
-}
+static const struct schema_field action_fields[] = {
+    SCHEMA_FIELD("action_type", ENUM, SCHEMA_REQUIRED, 0, .variants = action_types),
+};
 
-static int put_logger(struct api_call *c, struct error *e)
-{
-    return put_plain(c, ACT_PUT_LOGGER, &logger_schema, e);
-}
+static const struct schema action_schema = {
+    .name = "ActionBody",
+    .size = sizeof(enum action_kind),
+    FIELDS(action_fields),
+};
 
-static int put_metrics(struct api_call *c, struct error *e)
-{
-    return put_plain(c, ACT_PUT_METRICS, &metrics_schema, e);
-}
+static const struct schema_variant vm_states[] = {
+    { "Paused", ACT_PAUSE },
+    { "Resumed", ACT_RESUME },
+    { 0 },
+};
 
-static int put_serial(struct api_call *c, struct error *e)
-{
-    return put_plain(c, ACT_PUT_SERIAL, &serial_schema, e);
-}
+static const struct schema_field vm_state_fields[] = {
+    SCHEMA_FIELD("state", ENUM, SCHEMA_REQUIRED, 0, .variants = vm_states),
+};
 
-static int put_cpu_config(struct api_call *c, struct error *e)
-{
-    return put_plain(c, ACT_PUT_CPU_CONFIG, &cpu_config_schema, e);
-}
+static const struct schema vm_state_schema = {
+    .name = "Vm",
+    .size = sizeof(enum action_kind),
+    FIELDS(vm_state_fields),
+};
 
-static int put_vsock(struct api_call *c, struct error *e)
-{
-    struct action a = { .kind = ACT_PUT_VSOCK };
-    int ret = decode_body(c, &vsock_schema, &a.vsock, e);
+#define CONFIG(m) offsetof(struct config_file, config.m)
 
-    c->answer->deprecated = ret == 0 && a.vsock.vsock_id;
-    if (ret == 0)
-        ret = apply(c, &a, e);
-    action_fini(&a);
-    return ret;
-}
+/* Members that are not in this table are ignored, as Firecracker does. */
+static const struct schema_field config_file_fields[] = {
+    SCHEMA_FIELD("balloon", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("drives", LIST, SCHEMA_REQUIRED, CONFIG(drives), .object = &drive_schema),
+    SCHEMA_FIELD("boot-source", OBJECT, SCHEMA_REQUIRED, CONFIG(boot_source),
+                 .object = &boot_source_schema),
+    SCHEMA_FIELD("cpu-config", TEXT, SCHEMA_NULLABLE | SCHEMA_UNSHOWN,
+                 offsetof(struct config_file, cpu_config)),
+    SCHEMA_FIELD("logger", OBJECT, SCHEMA_NULLABLE | SCHEMA_UNSHOWN, CONFIG(logger),
+                 .object = &logger_schema),
+    SCHEMA_FIELD("machine-config", OBJECT, SCHEMA_NULLABLE, CONFIG(machine),
+                 .object = &machine_schema),
+    SCHEMA_FIELD("metrics", OBJECT, SCHEMA_NULLABLE | SCHEMA_UNSHOWN, CONFIG(metrics),
+                 .object = &metrics_schema),
+    SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("network-interfaces", LIST, SCHEMA_DEFAULT, CONFIG(interfaces),
+                 .object = &net_schema),
+    SCHEMA_FIELD("vsock", OBJECT, SCHEMA_NULLABLE, CONFIG(vsock), .object = &vsock_schema),
+    SCHEMA_FIELD("entropy", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("pmem", ABSENT, SCHEMA_NULLABLE | SCHEMA_NO_LIST, 0),
+    SCHEMA_FIELD("memory-hotplug", ABSENT, SCHEMA_NULLABLE, 0),
+};
 
-static int put_boot_source(struct api_call *c, struct error *e)
-{
-    return put_plain(c, ACT_PUT_BOOT_SOURCE, &boot_source_schema, e);
-}
+const struct schema config_file_schema = {
+    .name = "VmmConfig",
+    .size = sizeof(struct config_file),
+    FIELDS(config_file_fields),
+    .takes_unknown = true,
+};
 
-/* Devices come and go on a bus that can tell the guest so, which virtio-mmio is not. */
-static int fail_hotplug(struct error *e)
-{
-    return fail(e, ERR_STATE, "PCI is not enabled");
-}
+_Static_assert(CONFIG(drives.count) == CONFIG(drives.items) + sizeof(void *) &&
+                   CONFIG(interfaces.count) == CONFIG(interfaces.items) + sizeof(void *),
+               "these are read as struct schema_list");
+_Static_assert(DRIVE(drive_id) == 0 && DRIVE_PATCH(drive_id) == 0 && NET(iface_id) == 0 &&
+                   NET_PATCH(iface_id) == 0,
+               "bodies begin with their id");
 
-static int fail_id_mismatch(struct error *e)
-{
-    return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
-}
-
-static int apply_drive(struct api_call *c, struct action *a, struct error *e)
-{
-    if (decode_body(c, &drive_schema, &a->drive, e) < 0)
-        return -1;
-    if (strcmp(a->drive.drive_id, c->id) != 0)
-        return fail_id_mismatch(e);
-    if (vm_state(c->vm) != VM_NOT_STARTED)
-        return fail_hotplug(e);
-    return apply(c, a, e);
-}
-
-static int put_drive(struct api_call *c, struct error *e)
-{
-    struct action a = { .kind = ACT_PUT_DRIVE };
-    int ret = apply_drive(c, &a, e);
-
-    action_fini(&a);
-    return ret;
-}
-
-static int apply_drive_patch(struct api_call *c, struct action *a, struct error *e)
-{
-    if (decode_body(c, &drive_patch_schema, &a->drive_patch, e) < 0)
-        return -1;
-    if (strcmp(a->drive_patch.drive_id, c->id) != 0)
-        return fail_id_mismatch(e);
-    return apply(c, a, e);
-}
-
-static int patch_drive(struct api_call *c, struct error *e)
-{
-    struct action a = { .kind = ACT_PATCH_DRIVE };
-    int ret = apply_drive_patch(c, &a, e);
-
-    action_fini(&a);
-    return ret;
-}
-
-/* Interfaces name both ids, drives do not. */
-static int check_interface_id(const struct api_call *c, const char *id, struct error *e)
-{
-    if (strcmp(id, c->id) == 0)
-        return 0;
-    return fail(e, ERR_INVALID,
-                "The id from the path [%.400s] does not match the id from the body "
-                "[%.400s]!",
-                c->id, id);
-}
-
-static int apply_net(struct api_call *c, struct action *a, struct error *e)
-{
-    if (decode_body(c, &net_schema, &a->net, e) < 0 ||
-        check_interface_id(c, a->net.iface_id, e) < 0)
-        return -1;
-    if (vm_state(c->vm) != VM_NOT_STARTED)
-        return fail_hotplug(e);
-    return apply(c, a, e);
-}
-
-static int put_net(struct api_call *c, struct error *e)
-{
-    struct action a = { .kind = ACT_PUT_NET };
-    int ret = apply_net(c, &a, e);
-
-    action_fini(&a);
-    return ret;
-}
-
-static int apply_net_patch(struct api_call *c, struct action *a, struct error *e)
-{
-    if (decode_body(c, &net_patch_schema, &a->net_patch, e) < 0 ||
-        check_interface_id(c, a->net_patch.iface_id, e) < 0)
-        return -1;
-    return apply(c, a, e);
-}
-
-static int patch_net(struct api_call *c, struct error *e)
-{
-    struct action a = { .kind = ACT_PATCH_NET };
-    int ret = apply_net_patch(c, &a, e);
-
-    action_fini(&a);
-    return ret;
-}
-
-static int delete_device(struct api_call *c, struct error *e)
-{
-    if (vm_state(c->vm) == VM_NOT_STARTED)
-        return fail(e, ERR_STATE,
-                    "The requested operation is not supported before starting the microVM.");
-    return fail_hotplug(e);
-}
-
-static int put_action(struct api_call *c, struct error *e)
-{
-    struct action_body body = { 0 };
-    struct action a = { 0 };
-
-    if (decode_body(c, &action_schema, &body, e) < 0)
-        return -1;
-    switch (body.type) {
-    case ACTION_INSTANCE_START: a.kind = ACT_START; break;
-    case ACTION_CTRL_ALT_DEL: a.kind = ACT_CTRL_ALT_DEL; break;
-    case ACTION_FLUSH_METRICS: a.kind = ACT_FLUSH_METRICS; break;
-    }
-    return apply(c, &a, e);
-}
-
-static int patch_vm(struct api_call *c, struct error *e)
-{
-    uint64_t us, start_us = monotonic_us();
-    struct vm_state_body body = { 0 };
-    struct action a = { 0 };
-    bool is_pause;
-
-    if (decode_body(c, &vm_state_schema, &body, e) < 0)
-        return -1;
-    is_pause = body.state == TARGET_PAUSED;
-    a.kind = is_pause ? ACT_PAUSE : ACT_RESUME;
-    if (apply(c, &a, e) < 0)
-        return -1;
-    us = monotonic_us() - start_us;
-    metric_set(is_pause ? &metrics.latencies_us.pause_vm : &metrics.latencies_us.resume_vm, us);
-    log_info("'%s vm' API request took %llu us.", is_pause ? "pause" : "resume",
-             (unsigned long long)us);
-    return 0;
-}
-
-#define UNCOUNTED  .count = NULL
 #define GETS(what) .count = &metrics.get_api_requests.what##_count
 #define PUTS(what)                                                                                 \
     .count = &metrics.put_api_requests.what##_count, .fails = &metrics.put_api_requests.what##_fails
 #define PATCHES(what)                                                                              \
     .count = &metrics.patch_api_requests.what##_count,                                             \
     .fails = &metrics.patch_api_requests.what##_fails
+#define SHOWS(schema, place)  .body = &(schema), .at = (place)
+#define TAKES(schema, member) .body = &(schema), .at = offsetof(struct action, member)
+#define FAILS(request, file)  .subsystem = (request), .subsystem_of_file = (file)
 
-/* Further tokens of a path mean nothing, as in Firecracker. */
-static const struct route {
-    enum http_verb verb;
-    const char *first, *second; /* the path's tokens; second NULL: any, or an id */
-    bool takes_id;
-    route_fn *serve;
-    metric *count, *fails; /* NULL: not counted */
-} routes[] = {
-    { HTTP_VERB_GET, "", NULL, false, get_instance, GETS(instance_info) },
-    { HTTP_VERB_GET, "version", NULL, false, get_version, GETS(vmm_version) },
-    { HTTP_VERB_GET, "vm", "config", false, get_vm_config, UNCOUNTED },
-    { HTTP_VERB_GET, "machine-config", NULL, false, get_machine_config, GETS(machine_cfg) },
-    { HTTP_VERB_GET, "metrics", "", false, get_metrics, UNCOUNTED },
-    { HTTP_VERB_GET, "boot-timeline", "", false, get_boot_timeline, UNCOUNTED },
-    { HTTP_VERB_PUT, "machine-config", NULL, false, put_machine, PUTS(machine_cfg) },
-    { HTTP_VERB_PATCH, "machine-config", NULL, false, patch_machine, PATCHES(machine_cfg) },
-    { HTTP_VERB_PUT, "boot-source", NULL, false, put_boot_source, PUTS(boot_source) },
-    { HTTP_VERB_PUT, "cpu-config", NULL, false, put_cpu_config, PUTS(cpu_cfg) },
-    { HTTP_VERB_PUT, "drives", NULL, true, put_drive, PUTS(drive) },
-    { HTTP_VERB_PATCH, "drives", NULL, true, patch_drive, PATCHES(drive) },
-    { HTTP_VERB_DELETE, "drives", NULL, true, delete_device, UNCOUNTED },
-    { HTTP_VERB_PUT, "network-interfaces", NULL, true, put_net, PUTS(network) },
-    { HTTP_VERB_PATCH, "network-interfaces", NULL, true, patch_net, PATCHES(network) },
-    { HTTP_VERB_DELETE, "network-interfaces", NULL, true, delete_device, UNCOUNTED },
-    { HTTP_VERB_PUT, "vsock", NULL, false, put_vsock, PUTS(vsock) },
-    { HTTP_VERB_PUT, "logger", NULL, false, put_logger, PUTS(logger) },
-    { HTTP_VERB_PUT, "metrics", NULL, false, put_metrics, PUTS(metrics) },
-    { HTTP_VERB_PUT, "serial", NULL, false, put_serial, PUTS(serial) },
-    { HTTP_VERB_PUT, "actions", NULL, false, put_action, PUTS(actions) },
-    { HTTP_VERB_PATCH, "vm", NULL, false, patch_vm, UNCOUNTED },
+static const struct route routes[] = {
+    { HTTP_VERB_GET, "", .answer = answer_instance, GETS(instance_info) },
+    { HTTP_VERB_GET, "version", .answer = answer_version, GETS(vmm_version) },
+    { HTTP_VERB_GET, "metrics", "", .answer = answer_metrics },
+    { HTTP_VERB_GET, "boot-timeline", "", .answer = answer_boot_timeline },
+    { HTTP_VERB_GET, "vm", "config", SHOWS(config_file_schema, 0) },
+    { HTTP_VERB_GET, "machine-config", SHOWS(machine_schema, CONFIG(machine)), GETS(machine_cfg) },
+    { HTTP_VERB_PUT, "logger", .kind = ACT_PUT_LOGGER, TAKES(logger_schema, config.logger),
+      FAILS("Logger error", "Logger error"), PUTS(logger) },
+    { HTTP_VERB_PUT, "metrics", .kind = ACT_PUT_METRICS, TAKES(metrics_schema, config.metrics),
+      FAILS("Metrics error", "Metrics error"), PUTS(metrics) },
+    { HTTP_VERB_PUT, "machine-config", .kind = ACT_PUT_MACHINE,
+      TAKES(machine_schema, config.machine), FAILS("Machine config error", "VM config error"),
+      PUTS(machine_cfg) },
+    { HTTP_VERB_PATCH, "machine-config", .kind = ACT_PATCH_MACHINE,
+      TAKES(machine_patch_schema, config.machine), FAILS("Machine config error", NULL),
+      PATCHES(machine_cfg) },
+    { HTTP_VERB_PUT, "cpu-config", .kind = ACT_PUT_CPU_CONFIG, TAKES(cpu_config_schema, config.cpu),
+      FAILS("Configure CPU error", "CPU config error"), PUTS(cpu_cfg) },
+    { HTTP_VERB_PUT, "boot-source", .kind = ACT_PUT_BOOT_SOURCE,
+      TAKES(boot_source_schema, config.boot_source),
+      FAILS("Boot source error", "Boot source error"), PUTS(boot_source) },
+    { HTTP_VERB_PUT, "drives", .id = ID_OF_DRIVE, .kind = ACT_PUT_DRIVE,
+      TAKES(drive_schema, config.drives), .is_item = true,
+      FAILS("Drive config error", "Block device error"), PUTS(drive) },
+    { HTTP_VERB_PATCH, "drives", .id = ID_OF_DRIVE, .kind = ACT_PATCH_DRIVE,
+      TAKES(drive_patch_schema, drive_patch), FAILS("Drive config error", NULL), PATCHES(drive) },
+    { HTTP_VERB_DELETE, "drives", .id = ID_OF_DRIVE, .kind = ACT_DELETE_DEVICE },
+    { HTTP_VERB_PUT, "network-interfaces", .id = ID_OF_INTERFACE, .kind = ACT_PUT_NET,
+      TAKES(net_schema, config.interfaces), .is_item = true,
+      FAILS("Network config error", "Network device error"), PUTS(network) },
+    { HTTP_VERB_PATCH, "network-interfaces", .id = ID_OF_INTERFACE, .kind = ACT_PATCH_NET,
+      TAKES(net_patch_schema, net_patch), FAILS("Network config error", NULL), PATCHES(network) },
+    { HTTP_VERB_DELETE, "network-interfaces", .id = ID_OF_INTERFACE, .kind = ACT_DELETE_DEVICE },
+    { HTTP_VERB_PUT, "vsock", .kind = ACT_PUT_VSOCK, TAKES(vsock_schema, config.vsock),
+      FAILS("Vsock config error", "Vsock device error"), PUTS(vsock) },
+    { HTTP_VERB_PUT, "serial", .kind = ACT_PUT_SERIAL, TAKES(serial_schema, config.serial),
+      FAILS("Serial error", NULL), PUTS(serial) },
+    { HTTP_VERB_PUT, "actions", .kind = ACTIONS, TAKES(action_schema, kind),
+      FAILS("Internal VMM error", NULL), PUTS(actions) },
+    { HTTP_VERB_PATCH, "vm", .kind = ACTIONS, TAKES(vm_state_schema, kind),
+      FAILS("Internal VMM error", NULL) },
 };
+#define ROUTES (sizeof(routes) / sizeof(*routes))
 
-/* Serves what the table has, counting it. */
-static int serve(const struct route *r, struct api_call *c, struct error *e)
-{
-    if (r->count)
-        metric_inc(r->count);
-    if (r->serve(c, e) == 0)
-        return 0;
-    if (r->fails)
-        metric_inc(r->fails);
-    return -1;
-}
-
-static bool token_is(struct token t, const char *name)
+bool token_is(struct token t, const char *name)
 {
     return strlen(name) == t.length && memcmp(t.at, name, t.length) == 0;
 }
 
-static const struct route *find_route(enum http_verb verb, struct token first, struct token second)
+const struct route *route_find(enum http_verb verb, struct token first, struct token second)
 {
-    for (size_t i = 0; i < sizeof(routes) / sizeof(*routes); i++) {
-        const struct route *r = &routes[i];
-
+    for (const struct route *r = routes; r < routes + ROUTES; r++)
         if (r->verb == verb && token_is(first, r->first) &&
             (!r->second || token_is(second, r->second)))
             return r;
-    }
     return NULL;
 }
 
-/*
- * Ids are letters, digits and underscores of any script. Without the tables of Unicode at hand, a
- * character beyond ASCII counts as a letter unless it is in the blocks of punctuation and symbols:
- * U+0080..U+00BF but for the ordinals and the micro sign, and U+2000..U+2BFF.
- */
-static bool is_id_character(const char *s, size_t length)
+const struct route *route_of(enum action_kind kind)
 {
-    const unsigned char *p = (const unsigned char *)s;
-
-    if (length == 1)
-        return (*s >= '0' && *s <= '9') || (*s >= 'A' && *s <= 'Z') || (*s >= 'a' && *s <= 'z') ||
-               *s == '_';
-    if (length == 2 && p[0] == 0xc2)
-        return p[1] == 0xaa || p[1] == 0xb5 || p[1] == 0xba;
-    return !(length == 3 && p[0] == 0xe2 && p[1] < 0xb0);
-}
-
-static int take_id(char out[HTTP_LINE_MAX], struct token t, struct error *e)
-{
-    if (t.length == 0)
-        return fail(e, ERR_INVALID, "The ID cannot be empty.");
-    for (size_t i = 0, n; i < t.length; i += n) {
-        n = utf8_length(t.at + i, t.length - i);
-        if (n == 0 || !is_id_character(t.at + i, n))
-            return fail(e, ERR_INVALID,
-                        "API Resource IDs can only contain alphanumeric characters and "
-                        "underscores.");
-    }
-    memcpy(out, t.at, t.length);
-    out[t.length] = '\0';
-    return 0;
-}
-
-static struct token next_token(const char **path)
-{
-    struct token t = { *path, strcspn(*path, "/") };
-
-    *path += t.length + (t.at[t.length] == '/');
-    return t;
-}
-
-static int check_body(const struct api_request *r, struct error *e)
-{
-    switch (r->verb) {
-    case HTTP_VERB_GET:
-        return r->body ? fail(e, ERR_INVALID, "GET request cannot have a body.") : 0;
-    case HTTP_VERB_PUT: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PUT request.");
-    case HTTP_VERB_PATCH: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PATCH request.");
-    case HTTP_VERB_DELETE: return r->body ? fail(e, ERR_INVALID, "Empty Delete request.") : 0;
-    case HTTP_VERBS: break;
-    }
-    BUG_ON(true);
-    return -1;
-}
-
-/* What Firecracker has under a name of its own and this version does not. */
-static bool is_absent(struct token first)
-{
-    static const char *const names[] = { "balloon", "entropy", "pmem", "hotplug", "snapshot" };
-
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-        if (token_is(first, names[i]))
-            return true;
-    return false;
-}
-
-static int dispatch(struct api_call *c, struct error *e)
-{
-    const char *path = c->request->path + strspn(c->request->path, "/");
-    struct token first = next_token(&path);
-    struct token second = next_token(&path);
-    const struct route *r = find_route(c->request->verb, first, second);
-
-    if (check_body(c->request, e) < 0)
-        return -1;
-    if (!r) {
-        char name[HTTP_LINE_MAX];
-
-        plain(name, sizeof(name) - 128, first.at, first.length);
-        return fail(e, ERR_INVALID, "Invalid request method and/or path: %s %s.%s",
-                    http_verb_names[c->request->verb], name,
-                    is_absent(first) ? " This version does not have it." : "");
-    }
-    if (r->takes_id && take_id(c->id, second, e) < 0)
-        return -1;
-    return serve(r, c, e);
-}
-
-static void log_request(const struct api_request *r)
-{
-    static const char *const names[HTTP_VERBS] = { "Get", "Put", "Patch", "Delete" };
-    char path[256], body[BODY_LOGGED_MAX];
-
-    quote(path, sizeof(path), r->path, strlen(r->path));
-    if (r->body && strcmp(r->path, "/mmds") != 0) /* what the guest alone should know */
-        log_info("The API server received a %s request on %s with body %s.", names[r->verb], path,
-                 quote(body, sizeof(body), r->body, r->body_length));
-    else
-        log_info("The API server received a %s request on %s.", names[r->verb], path);
-}
-
-/* A message may repeat what a client sent; in the log it is one line all the same. */
-static void log_failure(const char *message)
-{
-    char line[sizeof(((struct error *)0)->msg)];
-    size_t i = 0;
-
-    for (; i < sizeof(line) - 1 && message[i]; i++)
-        line[i] = (char)((unsigned char)message[i] < 0x20 ? ' ' : message[i]);
-    line[i] = '\0';
-    log_error("Received Error. Status code: 400 Bad Request. Message: %s", line);
-}
-
-static void fail_answer(struct api_answer *a, const struct error *e)
-{
-    log_failure(e->msg);
-    a->status = 400;
-    a->type = NULL;
-    json_writer_fini(&a->body);
-    json_put(&a->body, "{\"fault_message\":");
-    json_put_string(&a->body, e->msg);
-    json_put(&a->body, "}");
-}
-
-void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
-{
-    struct api_call call = { .vm = vm, .request = request, .answer = answer };
-    uint64_t start_us = monotonic_us();
-    struct error e;
-
-    *answer = (struct api_answer){ 0 };
-    log_request(request);
-    if (dispatch(&call, &e) < 0) {
-        fail_answer(answer, &e);
-    } else {
-        answer->status = answer->body.length > 0 ? 200 : 204;
-        log_info("The request was executed successfully. Status code: %s.",
-                 answer->status == 200 ? "200 OK" : "204 No Content");
-    }
-    if (answer->deprecated)
-        metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);
-    log_debug("Total previous API call duration: %llu us.",
-              (unsigned long long)(monotonic_us() - start_us));
+    for (const struct route *r = routes; r < routes + ROUTES; r++)
+        if (r->verb == HTTP_VERB_PUT && r->kind == kind)
+            return r;
+    return NULL;
 }

@@ -1,30 +1,46 @@
 /*
- * What each method and path does: one table, a row and a function for each. Routes turn a request
- * into an action for vm_apply(), which knows what each state of the microVM allows, and the VM's
- * configuration into answers.
+ * What each method and path is: one table, a row for each, with the JSON bodies that it takes or
+ * shows. The same tables of bodies make up the configuration file.
  */
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-
+#include "api/answers.h"
 #include "api/wire/http.h"
-#include "api/wire/json_writer.h"
+#include "api/wire/schema.h"
+#include "vmm/base/metrics.h"
 #include "vmm/machine/vm.h"
 
-struct api_request {
+/* A piece of a path, between slashes. */
+struct token {
+    const char *at;
+    size_t length;
+};
+
+struct route {
     enum http_verb verb;
-    const char *path;
-    const char *body; /* NULL: none; body[body_length] is a NUL */
-    size_t body_length;
+    const char *first, *second;                        /* the path's tokens; second NULL: any */
+    enum { ID_NONE, ID_OF_DRIVE, ID_OF_INTERFACE } id; /* what the second is the id of */
+    answer_fn *answer;         /* to a GET; NULL: what `body` shows of the VM's configuration */
+    enum action_kind kind;     /* else what is to be done, unless the body says it */
+    const struct schema *body; /* NULL: none. One with an id begins with it */
+    size_t at;    /* of what it describes, in struct vm_config (GET) or struct action */
+    bool is_item; /* it describes the one item of a list there */
+    const char *subsystem, *subsystem_of_file; /* what an error begins with: as a request's, and as
+                                                  the file's, where it is part of that */
+    metric *count, *fails;                     /* NULL: not counted */
 };
 
-struct api_answer {
-    unsigned status;
-    bool deprecated;         /* the request used what will go away */
-    const char *type;        /* of the body; NULL: JSON */
-    struct json_writer body; /* empty for a 204; the caller frees it */
-};
+bool token_is(struct token t, const char *name);
 
-/* Carries a request out, logs it and its result, and fills *answer. */
-void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer);
+/* The row for a request, whose further tokens mean nothing, as in Firecracker; NULL: none. */
+const struct route *route_find(enum http_verb verb, struct token first, struct token second);
+
+/* The row by which a PUT asks for that action; NULL: none. */
+const struct route *route_of(enum action_kind kind);
+
+/* The configuration file. What `GET /vm/config` shows of a VM is one, too: of `config` alone. */
+struct config_file {
+    struct vm_config config; /* but for its CPU template */
+    char *cpu_config;        /* the JSON of that, or of a string: a file that has it */
+};
+extern const struct schema config_file_schema;

@@ -7,7 +7,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 
-#include "api/routes.h"
+#include "api/call.h"
 #include "api/wire/http.h"
 #include "api/wire/quote.h"
 #include "vmm/base/log.h"

@@ -10,7 +10,7 @@
 #define NAME_SHOWN_MAX 256
 
 static int decode_object(struct json_reader *r, const struct schema *s, void *object,
-                         struct error *e);
+                         uint32_t *given, struct error *e);
 
 /* "`a`", "`a` or `b`", "one of `a`, `b`, `c`": the n-th name comes from name_of(). */
 static void list_names(char *out, size_t size, unsigned n,
@@ -202,6 +202,7 @@ static int decode_list(struct json_reader *r, const struct schema_field *f, stru
 {
     size_t size = f->object ? f->object->size : f->item_size;
     bool first = true;
+    uint32_t given;
     int step;
 
     if (json_peek(r) != '[')
@@ -214,8 +215,8 @@ static int decode_list(struct json_reader *r, const struct schema_field *f, stru
         BUG_ON(!out->items);
         item = (char *)out->items + size * out->count++;
         memset(item, 0, size);
-        if ((f->object ? decode_object(r, f->object, item, e) : decode_value(r, f->item, item, e)) <
-            0)
+        if ((f->object ? decode_object(r, f->object, item, &given, e)
+                       : decode_value(r, f->item, item, e)) < 0)
             return -1;
     }
     return step < 0 ? -1 : json_end_array(r, e);
@@ -235,6 +236,7 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
                         struct error *e)
 {
     uint64_t number;
+    uint32_t given;
 
     switch (f->type) {
     case SCHEMA_BOOL: return decode_bool(r, member, e);
@@ -260,7 +262,7 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
     case SCHEMA_PARSED: return decode_parsed(r, f, member, e);
     case SCHEMA_TEXT: return decode_text(r, f, member, e);
     case SCHEMA_ENUM: return decode_enum(r, f, member, e);
-    case SCHEMA_OBJECT: return decode_object(r, f->object, member, e);
+    case SCHEMA_OBJECT: return decode_object(r, f->object, member, &given, e);
     case SCHEMA_LIST: return decode_list(r, f, member, e);
     case SCHEMA_ABSENT: return decode_absent(r, f, e);
     }
@@ -269,7 +271,7 @@ static int decode_value(struct json_reader *r, const struct schema_field *f, voi
 }
 
 static int decode_field(struct json_reader *r, const struct schema *s, unsigned i, void *object,
-                        struct error *e)
+                        uint32_t *given, struct error *e)
 {
     const struct schema_field *f = &s->fields[i];
     char *base = object;
@@ -280,8 +282,7 @@ static int decode_field(struct json_reader *r, const struct schema *s, unsigned 
         return -1;
     if (f->has_at)
         *(bool *)(void *)(base + f->has_at - 1) = true;
-    if (s->given_at)
-        *(unsigned *)(void *)(base + s->given_at - 1) |= f->given;
+    *given |= UINT32_C(1) << i;
     return 0;
 }
 
@@ -299,7 +300,7 @@ static int fail_unknown_field(struct json_reader *r, const struct schema *s,
 
 /* The member whose key has just been read. */
 static int decode_member(struct json_reader *r, const struct schema *s, struct json_object *key,
-                         uint32_t *seen, void *object, struct error *e)
+                         uint32_t *seen, void *object, uint32_t *given, struct error *e)
 {
     unsigned i = 0;
 
@@ -315,10 +316,11 @@ static int decode_member(struct json_reader *r, const struct schema *s, struct j
         return json_fail(r, e, r->at, "duplicate field `%s`", s->fields[i].name);
     }
     *seen |= 1u << i;
-    return json_colon(r, e) < 0 ? -1 : decode_field(r, s, i, object, e);
+    return json_colon(r, e) < 0 ? -1 : decode_field(r, s, i, object, given, e);
 }
 
-static int decode_map(struct json_reader *r, const struct schema *s, void *object, struct error *e)
+static int decode_map(struct json_reader *r, const struct schema *s, void *object, uint32_t *given,
+                      struct error *e)
 {
     struct json_object *key;
     uint32_t seen = 0;
@@ -326,7 +328,7 @@ static int decode_map(struct json_reader *r, const struct schema *s, void *objec
     int step;
 
     while ((step = json_next_key(r, &first, &key, e)) > 0) {
-        int ret = decode_member(r, s, key, &seen, object, e);
+        int ret = decode_member(r, s, key, &seen, object, given, e);
 
         json_object_put(key);
         if (ret < 0)
@@ -342,7 +344,7 @@ static int decode_map(struct json_reader *r, const struct schema *s, void *objec
 }
 
 static int decode_sequence(struct json_reader *r, const struct schema *s, void *object,
-                           struct error *e)
+                           uint32_t *given, struct error *e)
 {
     bool first = true;
     unsigned i = 0;
@@ -352,7 +354,7 @@ static int decode_sequence(struct json_reader *r, const struct schema *s, void *
         step = json_next_element(r, &first, e);
         if (step <= 0)
             break;
-        if (decode_field(r, s, i, object, e) < 0)
+        if (decode_field(r, s, i, object, given, e) < 0)
             return -1;
     }
     if (step < 0)
@@ -367,12 +369,12 @@ static int decode_sequence(struct json_reader *r, const struct schema *s, void *
 }
 
 static int decode_object(struct json_reader *r, const struct schema *s, void *object,
-                         struct error *e)
+                         uint32_t *given, struct error *e)
 {
     int c = json_peek(r);
     char expected[64];
-    int ret;
 
+    *given = 0;
     if (c < 0)
         return json_fail_value(r, e);
     if (c != '{' && c != '[') {
@@ -380,31 +382,36 @@ static int decode_object(struct json_reader *r, const struct schema *s, void *ob
         return json_fail_type(r, expected, e);
     }
     r->at++;
-    ret = c == '{' ? decode_map(r, s, object, e) : decode_sequence(r, s, object, e);
-    if (ret == 0 && s->settle)
-        s->settle(object);
-    return ret;
+    return c == '{' ? decode_map(r, s, object, given, e) : decode_sequence(r, s, object, given, e);
 }
 
 int schema_decode(const struct schema *s, void *object, const char *text, size_t length,
-                  struct error *e)
+                  uint32_t *given, struct error *e)
 {
     struct json_reader r;
     int ret;
 
     json_reader_init(&r, text, length);
-    ret = decode_object(&r, s, object, e);
+    ret = decode_object(&r, s, object, given, e);
     if (ret == 0)
         ret = json_end(&r, e);
     json_reader_fini(&r);
     return ret;
 }
 
+bool schema_is_deprecated(const struct schema *s, uint32_t given)
+{
+    for (unsigned i = 0; i < s->count; i++)
+        if (given & UINT32_C(1) << i && s->fields[i].flags & SCHEMA_DEPRECATED)
+            return true;
+    return false;
+}
+
+/* NULL: it has none. */
 static const char *name_of_variant(const struct schema_variant *v, unsigned value)
 {
     while (v->name && v->value != value)
         v++;
-    BUG_ON(!v->name);
     return v->name;
 }
 
@@ -451,12 +458,27 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     case SCHEMA_ENUM:
         json_put_string(w, name_of_variant(f->variants, *(const unsigned *)member));
         return;
-    case SCHEMA_OBJECT: schema_encode(f->object, member, w); return;
+    case SCHEMA_OBJECT:
+        if (f->object->is_none && f->object->is_none(member))
+            json_put(w, "null");
+        else
+            schema_encode(f->object, member, w);
+        return;
     case SCHEMA_LIST: encode_list(f->object, member, w); return;
-    case SCHEMA_ABSENT: json_put(w, "null"); return;
+    case SCHEMA_ABSENT: json_put(w, f->flags & SCHEMA_NO_LIST ? "[]" : "null"); return;
     case SCHEMA_TEXT: break; /* nothing of these is ever shown */
     }
     BUG_ON(true);
+}
+
+static bool is_hidden(const struct schema_field *f, const void *member)
+{
+    if (!(f->flags & SCHEMA_HIDDEN))
+        return false;
+    if (f->type != SCHEMA_ENUM)
+        return !*(char *const *)member;
+    return *(const unsigned *)member == 0 ||
+           !name_of_variant(f->variants, *(const unsigned *)member);
 }
 
 void schema_encode(const struct schema *s, const void *object, struct json_writer *w)
@@ -469,12 +491,13 @@ void schema_encode(const struct schema *s, const void *object, struct json_write
         const struct schema_field *f = &s->fields[i];
         const void *member = base + f->at;
 
-        if (f->flags & SCHEMA_HIDDEN && *(const unsigned *)member == f->hidden)
+        if (is_hidden(f, member))
             continue;
         json_put(w, separator);
         json_put_string(w, f->name);
         json_put(w, ":");
-        if (f->has_at && !*(const bool *)(const void *)(base + f->has_at - 1))
+        if (f->flags & SCHEMA_UNSHOWN ||
+            (f->has_at && !*(const bool *)(const void *)(base + f->has_at - 1)))
             json_put(w, "null");
         else
             encode_value(f, member, w);

@@ -40,8 +40,11 @@ enum schema_flag {
     SCHEMA_NULLABLE = 1 << 1,     /* null is the same as leaving it out */
     SCHEMA_DEFAULT = 1 << 2,      /* may be left out of an array, too */
     SCHEMA_ZERO_IS_NULL = 1 << 3, /* a number that is shown as null when it is 0 */
-    SCHEMA_HIDDEN = 1 << 4,       /* an enum that is not shown when it has the value `hidden` */
-    SCHEMA_MAP = 1 << 5,          /* a SCHEMA_TEXT that must be an object */
+    SCHEMA_HIDDEN = 1 << 4,  /* is not shown when it is NULL, or an enum that is 0 or has no name */
+    SCHEMA_MAP = 1 << 5,     /* a SCHEMA_TEXT that must be an object */
+    SCHEMA_UNSHOWN = 1 << 6, /* is always shown as null */
+    SCHEMA_NO_LIST = 1 << 7, /* a SCHEMA_ABSENT that is shown as an empty array */
+    SCHEMA_DEPRECATED = 1 << 8, /* see schema_is_deprecated() */
 };
 
 struct schema_variant {
@@ -65,9 +68,7 @@ struct schema_field {
     size_t at;                             /* offset of the member */
     size_t has_at;                         /* SCHEMA_HAS(): offset of a bool that says whether it
                                               was given and not null; 0: none */
-    unsigned given;                        /* bit to set for that in the struct's `given_at` */
     const struct schema_variant *variants; /* SCHEMA_ENUM */
-    unsigned hidden;                       /* SCHEMA_HIDDEN */
     const struct schema *object;           /* SCHEMA_OBJECT, SCHEMA_LIST */
     const struct schema_field *item;       /* SCHEMA_LIST without `object`: read, never shown;
                                               its `at` is 0 */
@@ -89,17 +90,21 @@ struct schema {
     const struct schema_field *fields;
     unsigned count;     /* of fields, at most 32 */
     bool takes_unknown; /* members that are not in the table are ignored, not refused */
-    size_t given_at;    /* SCHEMA_HAS(): offset of an unsigned that collects `given`; 0: none */
-    void (*settle)(void *object); /* puts a decoded struct into its canonical form; or NULL */
+    /* Whether a struct says nothing, and is shown as null; NULL: it always says something. */
+    bool (*is_none)(const void *object);
 };
 
 /*
  * Decodes a whole document into *object, which holds the defaults and owns no strings. Strings are
- * copied to heap blocks; one with a NUL in it is refused. On failure (-1) *object is what it was,
- * or half filled: free it as after success.
+ * copied to heap blocks; one with a NUL in it is refused. *given gets a bit for each row that was
+ * given and not null, the first row's the lowest. On failure (-1) *object is what it was, or half
+ * filled: free it as after success.
  */
 must_check int schema_decode(const struct schema *s, void *object, const char *text, size_t length,
-                             struct error *e);
+                             uint32_t *given, struct error *e);
+
+/* Whether a deprecated member is among those given. */
+bool schema_is_deprecated(const struct schema *s, uint32_t given);
 
 /* Writes *object as a JSON object, members in the table's order. */
 void schema_encode(const struct schema *s, const void *object, struct json_writer *w);

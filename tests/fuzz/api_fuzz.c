@@ -2,7 +2,7 @@
  * The API behind its framing: any requests to a VM that is not started. The input is a list of
  * requests, each ended by a NUL: a letter for the method, the path, a space, the body.
  */
-#include "api/routes.h"
+#include "api/call.h"
 
 #include "tests/fuzz/support/scratch.h"
 

@@ -289,7 +289,7 @@ def check_answer(operation, status, body):
 
 
 def test_the_file_is_of_this_version():
-    versions = dict(re.findall(r'#define (\w+_VERSION)\s+"(.+)"', read("vmm", "version.h")))
+    versions = dict(re.findall(r'#define (\w+_VERSION)\s+"(.+)"', read("vmm", "base", "version.h")))
     assert SPEC["openapi"].startswith("3.1.")
     assert SPEC["info"]["version"] == versions["MAYFLY_VERSION"]
     shown = SPEC["paths"]["/version"]["get"]["responses"]["200"]["content"][JSON]["examples"]
@@ -297,10 +297,9 @@ def test_the_file_is_of_this_version():
 
 
 def test_the_file_has_the_servers_routes():
-    rows = re.findall(r'{ HTTP_VERB_(\w+), "([^"]*)", (NULL|"[^"]*"), (true|false),',
+    rows = re.findall(r'{ HTTP_VERB_(\w+), "([^"]*)", (?:"([^"]*)", )?(\.id = )?',
                       read("api", "routes.c"))
-    rows = [(verb, first, second.strip('"').replace("NULL", ""), "{}" * (takes_id == "true"))
-            for verb, first, second, takes_id in rows]
+    rows = [(verb, first, second, "{}" * bool(has_id)) for verb, first, second, has_id in rows]
     routes = {(verb, "/" + "/".join(filter(None, path))) for verb, *path in rows}
     assert len(routes) == read("api", "routes.c").count("{ HTTP_VERB_") > 10
     assert {(operation.method, re.sub(r"{\w+}", "{}", operation.path))

@@ -170,11 +170,11 @@ def test_the_log_can_be_moved_and_changed_again_and_again(vm):
     vm.ok("GET", "/version")
     with open(first) as log:
         text = log.read()
-    assert re.search(r":main:DEBUG:api/routes\.c:\d+\] Total previous API call duration: \d+ us\.",
+    assert re.search(r":main:DEBUG:api/call\.c:\d+\] Total previous API call duration: \d+ us\.",
                      text)
     with open(second) as log:
         text = log.read()
-    assert ":main:INFO:api/routes.c:" in text, "what was not given stays"
+    assert ":main:INFO:api/call.c:" in text, "what was not given stays"
     assert text.count("Total previous") == 0, "but for the level, which is Info again"
 
 

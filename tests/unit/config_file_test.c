@@ -146,11 +146,11 @@ Test(config_file, configures_machine_boot_source_and_drives)
                        "\"machine-config\":{\"vcpu_count\":2,\"mem_size_mib\":64}}"),
                  -1);
     expect_only_the_start_fails();
-    cr_expect_eq(vm_machine_config(vm)->vcpu_count, 2);
-    cr_expect_str_eq(vm_boot_source(vm)->kernel_image_path, disk);
-    cr_assert_eq(vm_drive_count(vm), 2);
-    cr_expect_str_eq(vm_drive(vm, 0)->drive_id, "r");
-    cr_expect_str_eq(vm_drive(vm, 1)->drive_id, "a-b");
+    cr_expect_eq(vm_config(vm)->machine.vcpu_count, 2);
+    cr_expect_str_eq(vm_config(vm)->boot_source.kernel_image_path, disk);
+    cr_assert_eq(vm_config(vm)->drives.count, 2);
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].drive_id, "r");
+    cr_expect_str_eq(vm_config(vm)->drives.items[1].drive_id, "a-b");
 }
 
 Test(config_file, takes_null_and_empty_for_absent_and_ignores_unknown_members)
@@ -169,8 +169,8 @@ Test(config_file, applies_nothing_when_its_end_is_broken)
     cr_assert_eq(apply("{" BOOT ",\"drives\":[],"
                        "\"machine-config\":{\"vcpu_count\":2,\"mem_size_mib\":64}"),
                  -1);
-    cr_expect_eq(vm_machine_config(vm)->vcpu_count, 1);
-    cr_expect_null(vm_boot_source(vm)->kernel_image_path);
+    cr_expect_eq(vm_config(vm)->machine.vcpu_count, 1);
+    cr_expect_null(vm_config(vm)->boot_source.kernel_image_path);
 }
 
 static void expect_unreadable(const char *path, const char *why)

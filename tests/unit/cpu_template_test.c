@@ -4,7 +4,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "api/config_schema.h"
+#include "api/cpu_schema.h"
 
 static struct error e;
 static const struct cpu_config *found;
@@ -57,7 +57,10 @@ static const char *decode(const char *text)
 {
     cpu_config_fini(&decoded);
     e.msg[0] = '\0';
-    return schema_decode(&cpu_config_schema, &decoded, text, strlen(text), &e) < 0 ? e.msg : "";
+    uint32_t given;
+
+    return schema_decode(&cpu_config_schema, &decoded, text, strlen(text), &given, &e) < 0 ? e.msg
+                                                                                           : "";
 }
 
 Test(cpu_template, changes_the_bits_that_are_not_x)

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "api/openmetrics.h"
-
 #define MAX_PAYLOAD 100
 
 static struct http_reader reader;
@@ -403,7 +401,9 @@ Test(http_answer, has_its_headers_in_firecrackers_order)
 Test(http_answer, fits_its_buffer_at_its_longest)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = { 400, true, OPENMETRICS_TYPE, "{}", SIZE_MAX };
+    const struct http_answer a = { 400, true,
+                                   "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                                   "{}", SIZE_MAX };
 
     cr_expect_lt(http_answer_head(head, &a), sizeof(head));
 }

@@ -33,7 +33,7 @@ TestSuite(metrics, .init = set_up, .fini = tear_down);
 
 static void open_at(const char *where, bool emit_id, const char *properties)
 {
-    const struct metrics_config config = { (char *)where, emit_id, (char *)properties };
+    const struct metrics_config config = { (char *)where, (char *)properties, emit_id };
 
     cr_assert_eq(metrics_open(&config, "vm-1", &e), 0, "%s", e.msg);
 }

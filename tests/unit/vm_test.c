@@ -89,9 +89,9 @@ static int apply(enum action_kind kind)
     return vm_apply(vm, &a, &e);
 }
 
-static int put_machine(enum action_kind kind, unsigned given, struct machine_config config)
+static int put_machine(struct machine_config config)
 {
-    struct action a = { .kind = kind, .machine = { config, given } };
+    struct action a = { .kind = ACT_PUT_MACHINE, .config.machine = config };
 
     return vm_apply(vm, &a, &e);
 }
@@ -99,9 +99,9 @@ static int put_machine(enum action_kind kind, unsigned given, struct machine_con
 static int put_boot(const char *kernel, const char *initrd, const char *args)
 {
     struct action a = { .kind = ACT_PUT_BOOT_SOURCE,
-                        .boot_source = { .kernel_image_path = strdup(kernel),
-                                         .initrd_path = initrd ? strdup(initrd) : NULL,
-                                         .boot_args = args ? strdup(args) : NULL } };
+                        .config.boot_source = { .kernel_image_path = strdup(kernel),
+                                                .initrd_path = initrd ? strdup(initrd) : NULL,
+                                                .boot_args = args ? strdup(args) : NULL } };
     int ret = vm_apply(vm, &a, &e);
 
     action_fini(&a);
@@ -111,11 +111,13 @@ static int put_boot(const char *kernel, const char *initrd, const char *args)
 static int put_drive(const char *id, const char *path, bool is_root)
 {
     struct action a = { .kind = ACT_PUT_DRIVE,
-                        .drive = { .drive_id = strdup(id),
-                                   .path_on_host = path ? strdup(path) : NULL,
-                                   .is_root_device = is_root } };
-    int ret = vm_apply(vm, &a, &e);
+                        .config.drives = { calloc(1, sizeof(struct drive_config)), 1 } };
+    int ret;
 
+    a.config.drives.items[0] = (struct drive_config){ .drive_id = strdup(id),
+                                                      .path_on_host = path ? strdup(path) : NULL,
+                                                      .is_root_device = is_root };
+    ret = vm_apply(vm, &a, &e);
     action_fini(&a);
     return ret;
 }
@@ -135,9 +137,11 @@ static void start(void)
 
 Test(vm, refuses_before_the_start_what_needs_a_guest)
 {
-    static const enum action_kind kinds[] = { ACT_CTRL_ALT_DEL, ACT_PAUSE, ACT_RESUME };
+    static const enum action_kind kinds[] = { ACT_CTRL_ALT_DEL,  ACT_PAUSE,     ACT_RESUME,
+                                              ACT_FLUSH_METRICS, ACT_PATCH_NET, ACT_PATCH_DRIVE,
+                                              ACT_DELETE_DEVICE };
 
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
         cr_expect_eq(apply(kinds[i]), -1);
         cr_expect_eq(e.kind, ERR_STATE);
         cr_expect_str_eq(e.msg,
@@ -147,8 +151,10 @@ Test(vm, refuses_before_the_start_what_needs_a_guest)
 
 Test(vm, refuses_after_the_start_what_shapes_it)
 {
-    static const enum action_kind kinds[] = { ACT_PUT_MACHINE, ACT_PATCH_MACHINE,
-                                              ACT_PUT_BOOT_SOURCE, ACT_PUT_DRIVE, ACT_START };
+    static const enum action_kind kinds[] = {
+        ACT_PUT_MACHINE,    ACT_PATCH_MACHINE, ACT_PUT_BOOT_SOURCE, ACT_PUT_VSOCK, ACT_PUT_SERIAL,
+        ACT_PUT_CPU_CONFIG, ACT_PUT_LOGGER,    ACT_PUT_METRICS,     ACT_START
+    };
 
     start();
     for (unsigned paused = 0; paused < 2; paused++) {
@@ -159,6 +165,18 @@ Test(vm, refuses_after_the_start_what_shapes_it)
                 e.msg, "The requested operation is not supported after starting the microVM.");
         }
         cr_expect_eq(apply(ACT_PAUSE), 0);
+    }
+}
+
+Test(vm, cannot_plug_or_unplug_devices_that_it_runs_with)
+{
+    static const enum action_kind kinds[] = { ACT_PUT_DRIVE, ACT_PUT_NET, ACT_DELETE_DEVICE };
+
+    start();
+    for (unsigned i = 0; i < 3; i++) {
+        cr_expect_eq(apply(kinds[i]), -1);
+        cr_expect_eq(e.kind, ERR_STATE);
+        cr_expect_str_eq(e.msg, "PCI is not enabled");
     }
 }
 
@@ -192,9 +210,7 @@ Test(vm, can_be_configured_anew_after_a_failed_start)
     cr_expect_eq(apply(ACT_START), -1);
     cr_expect(strstr(e.msg, "Kernel Loader"), "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
-    cr_assert_eq(put_machine(ACT_PUT_MACHINE, MACHINE_VCPU_COUNT | MACHINE_MEM_SIZE,
-                             (struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }),
-                 0);
+    cr_assert_eq(put_machine((struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }), 0);
     cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), 0, "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_RUNNING);
@@ -225,7 +241,7 @@ Test(vm, refuses_more_drives_than_there_are_interrupt_lines_at_the_start)
 
 Test(machine_config, has_the_documented_defaults)
 {
-    const struct machine_config *c = vm_machine_config(vm);
+    const struct machine_config *c = &vm_config(vm)->machine;
 
     cr_expect_eq(c->vcpu_count, 1);
     cr_expect_eq(c->mem_size_mib, 128);
@@ -257,12 +273,12 @@ Test(machine_config, checks_values_and_changes_nothing_when_it_refuses)
     };
 
     for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-        struct machine_config before = *vm_machine_config(vm);
+        struct machine_config before = vm_config(vm)->machine;
         struct machine_config want = cases[i].config;
-        const struct machine_config *after = vm_machine_config(vm);
+        const struct machine_config *after = &vm_config(vm)->machine;
 
         want.cpu_template = CPU_TEMPLATE_NONE;
-        cr_expect_eq(put_machine(ACT_PUT_MACHINE, ~0u, want), cases[i].ok ? 0 : -1, "case %u", i);
+        cr_expect_eq(put_machine(want), cases[i].ok ? 0 : -1, "case %u", i);
         if (!cases[i].ok)
             want = before;
         cr_expect_eq(after->vcpu_count, want.vcpu_count, "case %u", i);
@@ -272,22 +288,42 @@ Test(machine_config, checks_values_and_changes_nothing_when_it_refuses)
     }
 }
 
-Test(machine_config, puts_defaults_where_a_put_is_silent_but_keeps_the_template)
+Test(machine_config, starts_from_defaults_for_a_put_but_keeps_the_template)
 {
-    put_machine(ACT_PUT_MACHINE, ~0u,
-                (struct machine_config){ .vcpu_count = 2,
-                                         .mem_size_mib = 64,
-                                         .smt = true,
-                                         .track_dirty_pages = true,
-                                         .cpu_template = CPU_TEMPLATE_T2 });
-    put_machine(ACT_PUT_MACHINE, MACHINE_VCPU_COUNT | MACHINE_MEM_SIZE,
-                (struct machine_config){ .vcpu_count = 4, .mem_size_mib = 32 });
-    cr_expect_not(vm_machine_config(vm)->smt);
-    cr_expect_not(vm_machine_config(vm)->track_dirty_pages);
-    cr_expect_eq(vm_machine_config(vm)->cpu_template, CPU_TEMPLATE_T2);
-    put_machine(ACT_PATCH_MACHINE, MACHINE_SMT, (struct machine_config){ .smt = true });
-    cr_expect_eq(vm_machine_config(vm)->vcpu_count, 4, "a PATCH leaves the rest");
-    cr_expect(vm_machine_config(vm)->smt);
+    struct action a;
+
+    cr_assert_eq(put_machine((struct machine_config){ .vcpu_count = 2,
+                                                      .mem_size_mib = 64,
+                                                      .smt = true,
+                                                      .track_dirty_pages = true,
+                                                      .cpu_template = CPU_TEMPLATE_T2 }),
+                 0);
+    action_init(&a, ACT_PUT_MACHINE, vm);
+    cr_expect_eq(a.config.machine.vcpu_count, 1);
+    cr_expect_eq(a.config.machine.mem_size_mib, 128);
+    cr_expect_not(a.config.machine.smt);
+    cr_expect_not(a.config.machine.track_dirty_pages);
+    cr_expect_eq(a.config.machine.cpu_template, CPU_TEMPLATE_T2);
+    action_init(&a, ACT_PATCH_MACHINE, vm);
+    cr_expect_eq(a.config.machine.vcpu_count, 2, "a PATCH leaves the rest");
+    cr_expect_eq(a.config.machine.mem_size_mib, 64);
+    cr_expect(a.config.machine.smt);
+    cr_expect(a.config.machine.track_dirty_pages);
+}
+
+Test(machine_config, has_the_template_that_was_given_last)
+{
+    struct action a;
+
+    cr_expect_eq(apply(ACT_PUT_CPU_CONFIG), 0);
+    cr_expect_eq(vm_config(vm)->machine.cpu_template, CPU_TEMPLATE_CUSTOM);
+    action_init(&a, ACT_PATCH_MACHINE, vm);
+    a.config.machine.smt = true;
+    cr_expect_eq(vm_apply(vm, &a, &e), 0);
+    cr_expect_eq(vm_config(vm)->machine.cpu_template, CPU_TEMPLATE_CUSTOM);
+    a.config.machine.cpu_template = CPU_TEMPLATE_NONE;
+    cr_expect_eq(vm_apply(vm, &a, &e), 0);
+    cr_expect_eq(vm_config(vm)->machine.cpu_template, CPU_TEMPLATE_NONE);
 }
 
 Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
@@ -299,8 +335,8 @@ Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
     cr_expect_eq(put_boot(file("kernel"), file("none"), "second"), -1);
     cr_expect_str_eq(e.msg, "The initrd file cannot be opened due to invalid "
                             "path or invalid permissions. No such file or directory (os error 2)");
-    cr_expect_str_eq(vm_boot_source(vm)->boot_args, "first");
-    cr_expect_null(vm_boot_source(vm)->initrd_path);
+    cr_expect_str_eq(vm_config(vm)->boot_source.boot_args, "first");
+    cr_expect_null(vm_config(vm)->boot_source.initrd_path);
 }
 
 Test(boot_source, refuses_a_command_line_that_cannot_fit)
@@ -321,9 +357,9 @@ Test(drives, keep_their_order_with_the_root_first)
     cr_assert_eq(put_drive("b", file("disk"), false), 0);
     cr_assert_eq(put_drive("r", file("disk"), true), 0);
     cr_assert_eq(put_drive("c", file("disk"), false), 0);
-    cr_expect_eq(vm_drive_count(vm), 4);
+    cr_expect_eq(vm_config(vm)->drives.count, 4);
     for (unsigned i = 0; i < 4; i++)
-        cr_expect_eq(vm_drive(vm, i)->drive_id[0], "rabc"[i]);
+        cr_expect_eq(vm_config(vm)->drives.items[i].drive_id[0], "rabc"[i]);
 }
 
 Test(drives, are_replaced_by_id)
@@ -331,10 +367,11 @@ Test(drives, are_replaced_by_id)
     cr_assert_eq(put_drive("a", file("disk"), false), 0);
     cr_assert_eq(put_drive("b", file("disk"), false), 0);
     cr_assert_eq(put_drive("a", file("text"), false), 0);
-    cr_expect_eq(vm_drive_count(vm), 2);
-    cr_expect_str_eq(vm_drive(vm, 0)->path_on_host, file("text"));
+    cr_expect_eq(vm_config(vm)->drives.count, 2);
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, file("text"));
     cr_expect_eq(put_drive("a", file("none"), false), -1);
-    cr_expect_str_eq(vm_drive(vm, 0)->path_on_host, file("text"), "the old one stays");
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, file("text"),
+                     "the old one stays");
 }
 
 Test(drives, have_one_root)
@@ -345,7 +382,7 @@ Test(drives, have_one_root)
     cr_expect_eq(put_drive("r", file("disk"), true), 0, "itself may be put again");
     cr_assert_eq(put_drive("r", file("disk"), false), 0);
     cr_expect_eq(put_drive("s", file("disk"), true), 0, "the place is free");
-    cr_expect_str_eq(vm_drive(vm, 0)->drive_id, "s");
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].drive_id, "s");
 }
 
 Test(drives, need_a_path)

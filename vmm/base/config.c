@@ -2,12 +2,7 @@
 
 #include <stdlib.h>
 
-const struct machine_config machine_config_default = {
-    .vcpu_count = 1,
-    .mem_size_mib = 128,
-    .cpu_template = CPU_TEMPLATE_NONE,
-    .huge_pages = HUGE_PAGES_NONE,
-};
+const struct machine_config machine_config_default = { .vcpu_count = 1, .mem_size_mib = 128 };
 
 #define NS_PER_MS 1000000u
 
@@ -16,18 +11,20 @@ bool token_bucket_limits(const struct token_bucket *b)
     return b->size > 0 && b->refill_time_ms > 0 && b->refill_time_ms <= UINT64_MAX / NS_PER_MS;
 }
 
-static void bucket_update(bool *has, struct token_bucket *b, const struct token_bucket *patch)
+bool rate_limits_any(const struct rate_limits *l)
 {
-    *has = token_bucket_limits(patch);
-    *b = *patch;
+    return (l->has_bandwidth && token_bucket_limits(&l->bandwidth)) ||
+           (l->has_ops && token_bucket_limits(&l->ops));
 }
 
 void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch)
 {
     if (patch->has_bandwidth)
-        bucket_update(&l->has_bandwidth, &l->bandwidth, &patch->bandwidth);
+        l->bandwidth = patch->bandwidth;
     if (patch->has_ops)
-        bucket_update(&l->has_ops, &l->ops, &patch->ops);
+        l->ops = patch->ops;
+    l->has_bandwidth |= patch->has_bandwidth;
+    l->has_ops |= patch->has_ops;
 }
 
 void boot_source_fini(struct boot_source *b)
@@ -36,6 +33,16 @@ void boot_source_fini(struct boot_source *b)
     free(b->initrd_path);
     free(b->boot_args);
     *b = (struct boot_source){ 0 };
+}
+
+void cpu_config_fini(struct cpu_config *c)
+{
+    for (size_t i = 0; i < c->leaf_count; i++)
+        free(c->leaves[i].registers);
+    free(c->capabilities);
+    free(c->leaves);
+    free(c->msrs);
+    *c = (struct cpu_config){ 0 };
 }
 
 void drive_config_fini(struct drive_config *d)
@@ -47,25 +54,12 @@ void drive_config_fini(struct drive_config *d)
     *d = (struct drive_config){ 0 };
 }
 
-void drive_patch_fini(struct drive_patch *p)
-{
-    free(p->drive_id);
-    free(p->path_on_host);
-    *p = (struct drive_patch){ 0 };
-}
-
 void net_config_fini(struct net_config *n)
 {
     free(n->iface_id);
     free(n->host_dev_name);
     free(n->guest_mac);
     *n = (struct net_config){ 0 };
-}
-
-void net_patch_fini(struct net_patch *p)
-{
-    free(p->iface_id);
-    *p = (struct net_patch){ 0 };
 }
 
 void vsock_config_fini(struct vsock_config *v)
@@ -75,32 +69,40 @@ void vsock_config_fini(struct vsock_config *v)
     *v = (struct vsock_config){ 0 };
 }
 
-void logger_config_fini(struct logger_config *l)
-{
-    free(l->log_path);
-    free(l->module);
-    *l = (struct logger_config){ 0 };
-}
-
-void metrics_config_fini(struct metrics_config *m)
-{
-    free(m->metrics_path);
-    free(m->properties);
-    *m = (struct metrics_config){ 0 };
-}
-
 void serial_config_fini(struct serial_config *s)
 {
     free(s->serial_out_path);
     *s = (struct serial_config){ 0 };
 }
 
-void cpu_config_fini(struct cpu_config *c)
+void vm_config_fini(struct vm_config *c)
 {
-    for (size_t i = 0; i < c->leaf_count; i++)
-        free(c->leaves[i].registers);
-    free(c->capabilities);
-    free(c->leaves);
-    free(c->msrs);
-    *c = (struct cpu_config){ 0 };
+    boot_source_fini(&c->boot_source);
+    cpu_config_fini(&c->cpu);
+    for (size_t i = 0; i < c->drives.count; i++)
+        drive_config_fini(&c->drives.items[i]);
+    free(c->drives.items);
+    for (size_t i = 0; i < c->interfaces.count; i++)
+        net_config_fini(&c->interfaces.items[i]);
+    free(c->interfaces.items);
+    vsock_config_fini(&c->vsock);
+    free(c->logger.log_path);
+    free(c->logger.module);
+    free(c->metrics.metrics_path);
+    free(c->metrics.properties);
+    serial_config_fini(&c->serial);
+    *c = (struct vm_config){ 0 };
+}
+
+void drive_patch_fini(struct drive_patch *p)
+{
+    free(p->drive_id);
+    free(p->path_on_host);
+    *p = (struct drive_patch){ 0 };
+}
+
+void net_patch_fini(struct net_patch *p)
+{
+    free(p->iface_id);
+    *p = (struct net_patch){ 0 };
 }

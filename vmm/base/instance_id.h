@@ -1,13 +1,12 @@
 /*
- * The rule for a microVM's id, which the VMM and the jailer share. Pure; no dependencies.
+ * The rule for a microVM's id, which the VMM and the jailer share. Pure.
  */
 #pragma once
 
-#include <stdbool.h>
+#include "vmm/base/options.h"
 
-#define INSTANCE_ID_MAX_BYTES   64u
-#define INSTANCE_ID_ERROR_BYTES 128u
+#define INSTANCE_ID_MAX_BYTES 64u
 
-/* 1 to 64 bytes of letters (whatever lies beyond ASCII counts as one), digits and hyphens. If not,
- * the reason goes to `why`, of INSTANCE_ID_ERROR_BYTES. */
-bool instance_id_check(const char *id, char *why);
+/* 1 to 64 bytes of letters (whatever lies beyond ASCII counts as one), digits and hyphens, into a
+ * const char *. */
+option_parse instance_id_parse;

@@ -2,18 +2,19 @@
 
 #include <string.h>
 
-unsigned drives_find(const struct drives *list, const char *id)
+unsigned drives_find(const struct drive_configs *list, const char *id)
 {
     unsigned i = 0;
 
-    while (i < list->count && strcmp(list->items[i].config.drive_id, id) != 0)
+    while (i < list->count && strcmp(list->items[i].drive_id, id) != 0)
         i++;
     return i;
 }
 
-static int check_drive(const struct drives *list, const struct drive_config *d, struct error *e)
+static int check_drive(const struct drive_configs *list, const struct drive_config *d,
+                       struct error *e)
 {
-    const struct drive_config *first = list->count ? &list->items[0].config : NULL;
+    const struct drive_config *first = list->count ? &list->items[0] : NULL;
 
     if (!d->path_on_host == !d->socket)
         return fail(e, ERR_INVALID,
@@ -29,15 +30,6 @@ static int check_drive(const struct drives *list, const struct drive_config *d, 
     return 0;
 }
 
-static void swap_drives(struct drive *a, struct drive *b)
-{
-    struct drive t = *a;
-
-    *a = *b;
-    *b = t;
-}
-
-/* Opens what a drive of that configuration needs; the configuration stays the caller's. */
 static int open_drive(struct drive *out, const struct drive_config *d, struct error *e)
 {
     *out = (struct drive){ .file = { .fd = -1 } };
@@ -54,10 +46,29 @@ static void close_drive(struct drive *d)
 {
     block_async_free(d->async);
     block_file_close(&d->file);
-    drive_config_fini(&d->config);
 }
 
-int drives_put(struct drives *list, struct drive_config *d, struct error *e)
+static void swap_drives(struct drive_configs *list, struct drive *open, unsigned a, unsigned b)
+{
+    const struct drive_config config = list->items[a];
+    const struct drive drive = open[a];
+
+    list->items[a] = list->items[b];
+    list->items[b] = config;
+    open[a] = open[b];
+    open[b] = drive;
+}
+
+/* The place of a new drive, behind the others. */
+static void add_place(struct drive_configs *list, struct drive **open)
+{
+    list->items = reallocarray(list->items, ++list->count, sizeof(*list->items));
+    *open = reallocarray(*open, list->count, sizeof(**open));
+    BUG_ON(!list->items || !*open);
+}
+
+int drives_put(struct drive_configs *list, struct drive **open, struct drive_config *d,
+               struct error *e)
 {
     unsigned at = drives_find(list, d->drive_id);
     bool is_new = at == list->count;
@@ -65,27 +76,26 @@ int drives_put(struct drives *list, struct drive_config *d, struct error *e)
 
     if (check_drive(list, d, e) < 0 || open_drive(&drive, d, e) < 0)
         return -1;
-    drive.config = *d;
-    *d = (struct drive_config){ 0 };
     if (is_new) {
-        list->items = reallocarray(list->items, ++list->count, sizeof(*list->items));
-        BUG_ON(!list->items);
+        add_place(list, open);
     } else {
-        close_drive(&list->items[at]);
+        close_drive(&(*open)[at]);
+        drive_config_fini(&list->items[at]);
     }
-    list->items[at] = drive;
+    list->items[at] = *d;
+    (*open)[at] = drive;
+    *d = (struct drive_config){ 0 };
     /* The root drive is attached first. A new one moves the others back, one that was there already
      * changes places with the first. */
-    if (list->items[at].config.is_root_device)
+    if (list->items[at].is_root_device)
         for (; at > 0; at = is_new ? at - 1 : 0)
-            swap_drives(&list->items[at], &list->items[is_new ? at - 1 : 0]);
+            swap_drives(list, *open, at, is_new ? at - 1 : 0);
     return 0;
 }
 
-void drives_fini(struct drives *list)
+void drives_close(struct drive *open, size_t count)
 {
-    for (unsigned i = 0; i < list->count; i++)
-        close_drive(&list->items[i]);
-    free(list->items);
-    *list = (struct drives){ 0 };
+    for (size_t i = 0; i < count; i++)
+        close_drive(&open[i]);
+    free(open);
 }

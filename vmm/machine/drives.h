@@ -1,26 +1,24 @@
 /*
- * The drives that a client has configured, with the files they hold open.
+ * The drives of a configuration, and the files that they hold open. The two lists go together: what
+ * is open for config->drives.items[i] is (*open)[i].
  */
 #pragma once
 
 #include "virtio/block.h"
 #include "vmm/base/config.h"
 
-struct drives {
-    struct drive {
-        struct drive_config config;
-        struct block_file file;
-        struct block_async *async; /* NULL: the Sync engine */
-    } * items;                     /* in attach order: the root drive first */
-    unsigned count;
+struct drive {
+    struct block_file file;
+    struct block_async *async; /* NULL: the Sync engine */
 };
 
-/* Closes all. Works on a zeroed object. */
-void drives_fini(struct drives *list);
-
 /* The drive of that id, or `count`. */
-unsigned drives_find(const struct drives *list, const char *id);
+unsigned drives_find(const struct drive_configs *list, const char *id);
 
 /* Adds a drive, whose file is opened now, or puts it in the place of the one that has that id, and
  * takes over what *d holds. On failure (-1, with a text for the client) nothing has changed. */
-must_check int drives_put(struct drives *list, struct drive_config *d, struct error *e);
+must_check int drives_put(struct drive_configs *list, struct drive **open, struct drive_config *d,
+                          struct error *e);
+
+/* Closes the first `count`, and frees the list. */
+void drives_close(struct drive *open, size_t count);

@@ -3,20 +3,20 @@
 #include <linux/if_ether.h>
 #include <string.h>
 
-unsigned interfaces_find(const struct interfaces *list, const char *id)
+unsigned interfaces_find(const struct net_configs *list, const char *id)
 {
     unsigned i = 0;
 
-    while (i < list->count && strcmp(list->items[i].config.iface_id, id) != 0)
+    while (i < list->count && strcmp(list->items[i].iface_id, id) != 0)
         i++;
     return i;
 }
 
-static int check_interface(const struct interfaces *list, const struct net_config *c,
+static int check_interface(const struct net_configs *list, const struct net_config *c,
                            struct error *e)
 {
     for (unsigned i = 0; i < list->count && c->guest_mac; i++) {
-        const struct net_config *other = &list->items[i].config;
+        const struct net_config *other = &list->items[i];
 
         if (other->guest_mac && strcmp(other->guest_mac, c->guest_mac) == 0 &&
             strcmp(other->iface_id, c->iface_id) != 0)
@@ -31,55 +31,53 @@ static int check_interface(const struct interfaces *list, const struct net_confi
 
 /* A tap that an interface of the same id holds already is taken over: most can't be opened twice.
  */
-static int open_interface(struct net_tap *t, const struct net_config *c, struct interface *old,
+static int open_interface(struct interface *out, const struct net_config *c, struct interface *old,
                           struct error *e)
 {
+    *out = (struct interface){ 0 };
+    for (unsigned i = 0; c->guest_mac && i < NET_MAC_BYTES; i++)
+        out->mac[i] = (uint8_t)strtoul(&c->guest_mac[3 * i], NULL, 16);
     if (old && strcmp(old->tap.name, c->host_dev_name) == 0) {
-        *t = old->tap;
+        out->tap = old->tap;
         old->tap.fd = -1;
         return 0;
     }
-    if (net_tap_open(t, c->host_dev_name, e) < 0)
+    if (net_tap_open(&out->tap, c->host_dev_name, e) < 0)
         return fail_within(e, "Could not create the network device");
     return 0;
 }
 
-static void close_interface(struct interface *i)
-{
-    net_tap_close(&i->tap);
-    net_config_fini(&i->config);
-}
-
-int interfaces_put(struct interfaces *list, struct net_config *c, struct error *e)
+int interfaces_put(struct net_configs *list, struct interface **open, struct net_config *c,
+                   struct error *e)
 {
     unsigned at = interfaces_find(list, c->iface_id);
-    struct interface *old = at < list->count ? &list->items[at] : NULL;
-    struct interface new = { 0 };
+    struct interface *old = at < list->count ? &(*open)[at] : NULL;
+    struct interface new;
 
-    if (check_interface(list, c, e) < 0 || open_interface(&new.tap, c, old, e) < 0)
+    if (check_interface(list, c, e) < 0 || open_interface(&new, c, old, e) < 0)
         return -1;
-    for (unsigned i = 0; c->guest_mac && i < NET_MAC_BYTES; i++)
-        new.mac[i] = (uint8_t)strtoul(&c->guest_mac[3 * i], NULL, 16);
-    new.config = *c;
-    *c = (struct net_config){ 0 };
-    free(new.config.host_dev_name); /* the kernel may have chosen one */
-    new.config.host_dev_name = strdup(new.tap.name);
-    BUG_ON(!new.config.host_dev_name);
     if (old) {
-        close_interface(old);
-        *old = list->items[list->count - 1];
+        net_tap_close(&old->tap);
+        net_config_fini(&list->items[at]);
+        list->items[at] = list->items[list->count - 1];
+        *old = (*open)[list->count - 1];
     } else {
         list->items = reallocarray(list->items, ++list->count, sizeof(*list->items));
-        BUG_ON(!list->items);
+        *open = reallocarray(*open, list->count, sizeof(**open));
+        BUG_ON(!list->items || !*open);
     }
-    list->items[list->count - 1] = new;
+    free(c->host_dev_name); /* the kernel may have chosen one */
+    c->host_dev_name = strdup(new.tap.name);
+    BUG_ON(!c->host_dev_name);
+    list->items[list->count - 1] = *c;
+    (*open)[list->count - 1] = new;
+    *c = (struct net_config){ 0 };
     return 0;
 }
 
-void interfaces_fini(struct interfaces *list)
+void interfaces_close(struct interface *open, size_t count)
 {
-    for (unsigned i = 0; i < list->count; i++)
-        close_interface(&list->items[i]);
-    free(list->items);
-    *list = (struct interfaces){ 0 };
+    for (size_t i = 0; i < count; i++)
+        net_tap_close(&open[i].tap);
+    free(open);
 }

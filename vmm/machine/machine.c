@@ -11,16 +11,17 @@
 #include "vmm/boot/boot_info.h"
 #include "vmm/boot/mptable.h"
 #include "vmm/boot/registers.h"
+#include "vmm/kvm/cpu_template.h"
 #include "vmm/legacy/generation.h"
 
 /* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
-static int plan_platform(struct platform *p, const struct machine_plan *plan, struct error *e)
+static int plan_platform(struct platform *p, const struct vm_config *config, struct error *e)
 {
-    const unsigned device_count =
-        plan->drives->count + plan->interfaces->count + (plan->vsock ? 1 : 0);
+    const size_t device_count =
+        config->drives.count + config->interfaces.count + (config->vsock.uds_path ? 1 : 0);
     uint32_t gsi = GSI_FIRST;
 
-    *p = (struct platform){ .vcpu_count = plan->config->vcpu_count };
+    *p = (struct platform){ .vcpu_count = config->machine.vcpu_count };
     if (device_count > PLATFORM_VIRTIO_MAX)
         return fail(e, ERR_INVALID,
                     "Could not attach device: MMIO transport error: Failed to allocate requested "
@@ -35,13 +36,13 @@ static int plan_platform(struct platform *p, const struct machine_plan *plan, st
     return 0;
 }
 
-static int write_cmdline(struct cmdline *c, const struct machine_plan *plan,
+static int write_cmdline(struct cmdline *c, const struct vm_config *config,
                          const struct platform *p, struct error *e)
 {
-    if (cmdline_init(c, plan->boot_args, e) < 0 || cmdline_add(c, e, "pci=off") < 0)
+    if (cmdline_init(c, config->boot_source.boot_args, e) < 0 || cmdline_add(c, e, "pci=off") < 0)
         return -1;
-    for (unsigned i = 0; i < plan->drives->count; i++) {
-        const struct drive_config *d = &plan->drives->items[i].config;
+    for (unsigned i = 0; i < config->drives.count; i++) {
+        const struct drive_config *d = &config->drives.items[i];
 
         if (!d->is_root_device)
             continue;
@@ -59,22 +60,23 @@ static int write_cmdline(struct cmdline *c, const struct machine_plan *plan,
 }
 
 /* Kernel, initrd, command line and firmware tables into guest memory. */
-static int load(struct machine *m, const struct machine_plan *plan, struct kernel_image *kernel,
+static int load(struct machine *m, const struct vm_config *config, struct kernel_image *kernel,
                 struct error *e)
 {
     struct initrd initrd = { .bytes = 0 };
     struct cmdline cmdline;
     gpa_t tables;
 
-    if (kernel_load(&m->mem, plan->kernel_fd, kernel, e) < 0)
+    if (kernel_load(&m->mem, m->opened->kernel_fd, kernel, e) < 0)
         return -1;
     log_debug("Kernel loaded using %s%s",
               kernel->protocol == BOOT_PVH ? "PVH boot protocol" : "Linux 64-bit boot protocol",
               kernel->is_bzimage ? " (bzImage)" : "");
-    if (plan->initrd_fd >= 0 && initrd_load(&m->mem, plan->initrd_fd, kernel, &initrd, e) < 0)
+    if (m->opened->initrd_fd >= 0 &&
+        initrd_load(&m->mem, m->opened->initrd_fd, kernel, &initrd, e) < 0)
         return -1;
     copy_ahead_init(&m->copy_ahead, &m->mem, kernel, &initrd);
-    if (write_cmdline(&cmdline, plan, &m->platform, e) < 0 ||
+    if (write_cmdline(&cmdline, config, &m->platform, e) < 0 ||
         boot_info_write(&m->mem, kernel, &cmdline, &initrd, e) < 0 ||
         mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
         return -1;
@@ -83,10 +85,8 @@ static int load(struct machine *m, const struct machine_plan *plan, struct kerne
     return generation_write(&m->mem, e);
 }
 
-static int add_serial(struct machine *m, const struct machine_plan *plan, struct error *e)
+static int add_serial(struct machine *m, const struct serial_config *config, struct error *e)
 {
-    const struct serial_config *config = plan->serial;
-
     if (config->serial_out_path) {
         m->serial_out_fd = console_open_lines(config->serial_out_path);
         if (m->serial_out_fd < 0)
@@ -94,22 +94,22 @@ static int add_serial(struct machine *m, const struct machine_plan *plan, struct
     }
     serial_init(&m->serial, (struct kvm_line){ m->kvm.vm_fd, GSI_SERIAL },
                 config->serial_out_path ? m->serial_out_fd : console_out());
-    if (config->has_limit)
-        serial_limit(&m->serial, &config->limit);
+    serial_limit(&m->serial, &config->limit);
     bus_add(&m->pio, &m->serial.bus);
     return 0;
 }
 
-static int add_legacy_devices(struct machine *m, const struct machine_plan *plan, struct error *e)
+static int add_legacy_devices(struct machine *m, const struct serial_config *serial,
+                              bool boot_timer, struct error *e)
 {
     m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->end.event_fd < 0)
         return fail_os(e, errno, "eventfd");
-    if (add_serial(m, plan, e) < 0)
+    if (add_serial(m, serial, e) < 0)
         return -1;
     i8042_init(&m->i8042, (struct kvm_line){ m->kvm.vm_fd, GSI_I8042 }, &m->end);
     bus_add(&m->pio, &m->i8042.bus);
-    if (plan->boot_timer)
+    if (boot_timer)
         bus_add(&m->mmio, &m->boot_timer.bus);
     return 0;
 }
@@ -144,30 +144,31 @@ static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, st
     return 0;
 }
 
-static int add_drives(struct machine *m, const struct machine_plan *plan, struct error *e)
+static int add_drives(struct machine *m, const struct drive_configs *list, struct error *e)
 {
-    for (unsigned i = 0; i < plan->drives->count; i++) {
-        struct drive *d = &plan->drives->items[i];
+    for (unsigned i = 0; i < list->count; i++) {
+        const struct drive_config *config = &list->items[i];
+        struct drive *d = &m->opened->drives[i];
         const struct block_host host = {
             .file = &d->file,
             .async = d->async,
-            .offer_flush = d->config.cache_type == CACHE_WRITEBACK,
-            .limits = d->config.rate_limits,
+            .offer_flush = config->cache_type == CACHE_WRITEBACK,
+            .limits = config->rate_limits,
             .loop = m->loop,
         };
 
-        metrics_add_source(METRICS_OF_BLOCK, d->config.drive_id, &m->blocks[i].metrics);
+        metrics_add_source(METRICS_OF_BLOCK, config->drive_id, &m->blocks[i].metrics);
         if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, i, &m->blocks[i].dev, e) < 0)
             return -1;
     }
     return 0;
 }
 
-static int add_interfaces(struct machine *m, const struct machine_plan *plan, struct error *e)
+static int add_interfaces(struct machine *m, const struct vm_config *all, struct error *e)
 {
-    for (unsigned i = 0; i < plan->interfaces->count; i++) {
-        struct interface *interface = &plan->interfaces->items[i];
-        const struct net_config *config = &interface->config;
+    for (unsigned i = 0; i < all->interfaces.count; i++) {
+        const struct net_config *config = &all->interfaces.items[i];
+        struct interface *interface = &m->opened->interfaces[i];
         const struct net_host host = {
             .tap = &interface->tap,
             .mac = config->guest_mac ? interface->mac : NULL,
@@ -179,81 +180,93 @@ static int add_interfaces(struct machine *m, const struct machine_plan *plan, st
 
         metrics_add_source(METRICS_OF_NET, config->iface_id, &m->nets[i].metrics);
         if (net_init(&m->nets[i], &host, e) < 0 ||
-            add_virtio(m, plan->drives->count + i, &m->nets[i].dev, e) < 0)
+            add_virtio(m, (unsigned)all->drives.count + i, &m->nets[i].dev, e) < 0)
             return -1;
     }
     return 0;
 }
 
 /* The last in attach order. */
-static int add_vsock(struct machine *m, const struct machine_plan *plan, struct error *e)
+static int add_vsock(struct machine *m, const struct vsock_config *config, struct error *e)
 {
-    struct vsock_host host;
-
-    if (!plan->vsock)
-        return 0;
-    host = (struct vsock_host){
+    const struct vsock_host host = {
         .loop = m->loop,
-        .path = plan->vsock->uds_path,
-        .listener = plan->vsock_listener,
-        .guest_cid = plan->vsock->guest_cid,
+        .path = config->uds_path,
+        .listener = m->opened->vsock_listener,
+        .guest_cid = config->guest_cid,
     };
+
+    if (!config->uds_path)
+        return 0;
     if (vsock_init(&m->vsock, &host, e) < 0)
         return -1;
     return add_virtio(m, m->platform.virtio_count - 1, &m->vsock.dev, e);
 }
 
-static int build(struct machine *m, const struct machine_plan *plan, struct error *e)
+/* Of the two kinds of template the one that was given last. */
+static int choose_template(const struct cpu_config **out, const struct vm_config *config,
+                           struct error *e)
 {
-    const struct machine_config *config = plan->config;
-    const struct cpu_topology topology = { config->vcpu_count, config->smt };
+    *out = &config->cpu;
+    return config->machine.cpu_template == CPU_TEMPLATE_CUSTOM
+               ? 0
+               : cpu_template_find(out, config->machine.cpu_template, e);
+}
+
+static int build(struct machine *m, const struct vm_config *config, bool boot_timer,
+                 struct error *e)
+{
+    const struct machine_config *machine = &config->machine;
+    const struct cpu_topology topology = { machine->vcpu_count, machine->smt };
+    const struct cpu_config *template;
     struct kernel_image kernel;
 
     boot_timer_init(&m->boot_timer);
-    if (plan_platform(&m->platform, plan, e) < 0)
+    if (choose_template(&template, config, e) < 0 || plan_platform(&m->platform, config, e) < 0)
         return -1;
     /* What can be the client's fault comes first, before KVM costs anything. */
-    if (gmem_init(&m->mem, config->mem_size_mib, config->huge_pages, e) < 0 ||
-        load(m, plan, &kernel, e) < 0)
+    if (gmem_init(&m->mem, machine->mem_size_mib, machine->huge_pages, e) < 0 ||
+        load(m, config, &kernel, e) < 0)
         return -1;
     timeline_mark(PHASE_GUEST_LOADED);
-    if (kvm_open(&m->kvm, plan->cpu_template, e) < 0)
+    if (kvm_open(&m->kvm, template, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VM);
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
-    if (kvm_add_memory(&m->kvm, &m->mem, config->track_dirty_pages, e) < 0 ||
+    if (kvm_add_memory(&m->kvm, &m->mem, machine->track_dirty_pages, e) < 0 ||
         add_registers(m, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_MEMORY);
     if (kvm_create_irqchip(&m->kvm, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_IRQCHIP);
-    if (vcpus_init(&m->vcpus, &m->kvm, &topology, plan->cpu_template, &m->pio, &m->mmio, &m->end,
-                   e) < 0 ||
+    if (vcpus_init(&m->vcpus, &m->kvm, &topology, template, &m->pio, &m->mmio, &m->end, e) < 0 ||
         boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VCPUS);
-    if (add_legacy_devices(m, plan, e) < 0 || add_drives(m, plan, e) < 0 ||
-        add_interfaces(m, plan, e) < 0 || add_vsock(m, plan, e) < 0)
+    if (add_legacy_devices(m, &config->serial, boot_timer, e) < 0 ||
+        add_drives(m, &config->drives, e) < 0 || add_interfaces(m, config, e) < 0 ||
+        add_vsock(m, &config->vsock, e) < 0)
         return -1;
     timeline_mark(PHASE_DEVICES);
     return 0;
 }
 
-int machine_build(struct machine **out, const struct machine_plan *plan, struct loop *loop,
-                  struct error *e)
+int machine_build(struct machine **out, const struct vm_config *config, struct opened *opened,
+                  bool boot_timer, struct loop *loop, struct error *e)
 {
     struct machine *m = calloc(1, sizeof(*m));
 
     BUG_ON(!m);
     m->loop = loop;
+    m->opened = opened;
     /* Memory floats high, as on real hardware. Ports read as zero: ones would look to Linux like an
      * RTC that is for ever in the middle of an update, and cost each boot three seconds. */
     m->mmio.idle_byte = 0xff;
     m->pio.idle_byte = 0x00;
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
     m->end.event_fd = m->serial_out_fd = -1;
-    if (build(m, plan, e) < 0) {
+    if (build(m, config, boot_timer, e) < 0) {
         machine_free(m);
         return -1;
     }

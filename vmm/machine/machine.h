@@ -14,24 +14,18 @@
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
 
-/* What to build: all borrowed, and open for as long as the machine lives (drives) or until
- * machine_build() returns (the rest). */
-struct machine_plan {
-    const struct machine_config *config;
-    int kernel_fd;
-    int initrd_fd;                         /* -1: none */
-    const char *boot_args;                 /* NULL: the default */
-    const struct cpu_config *cpu_template; /* NULL: none */
-    const struct serial_config *serial;
-    bool boot_timer;
-    struct drives *drives;               /* whose files PATCH may replace */
-    const struct interfaces *interfaces; /* attached behind the drives */
-    const struct vsock_config *vsock;    /* NULL: none; else borrowed, as its listener, for good */
-    int vsock_listener;
+/* What is open for a configuration: opened when it was given, so that an error comes back on the
+ * call that caused it, and a start does no path look-ups. */
+struct opened {
+    int kernel_fd, initrd_fd; /* -1: none */
+    struct drive *drives;     /* whose files PATCH may replace */
+    struct interface *interfaces;
+    int vsock_listener; /* -1: none */
 };
 
 struct machine {
     struct loop *loop;
+    struct opened *opened;
     struct guest_mem mem;
     struct copy_ahead copy_ahead;
     struct kvm kvm;
@@ -50,10 +44,12 @@ struct machine {
     struct vcpus vcpus;
 };
 
-/* Builds a machine whose vCPUs stand at the kernel's entry; vcpus_start() sets them off. On failure
+/* Builds a machine whose vCPUs stand at the kernel's entry; vcpus_start() sets them off. Borrows
+ * the configuration until it returns, what is open and the path of the vsock for good. On failure
  * nothing is left behind. Heap; freed by machine_free(). */
-must_check int machine_build(struct machine **out, const struct machine_plan *plan,
-                             struct loop *loop, struct error *e);
+must_check int machine_build(struct machine **out, const struct vm_config *config,
+                             struct opened *opened, bool boot_timer, struct loop *loop,
+                             struct error *e);
 
 /* Closes what belongs to KVM, in the order in which the kernel has the least to wait for: a process
  * that just ends gives up its memory first and the VM last, and waits for several grace periods

@@ -18,19 +18,22 @@
 
 enum vm_state { VM_NOT_STARTED, VM_RUNNING, VM_PAUSED, VM_STATES };
 
+/* What a client may ask for; first what configures, in the order in which a file of it all is
+ * applied. */
 enum action_kind {
-    ACT_PUT_MACHINE,
-    ACT_PATCH_MACHINE,
-    ACT_PUT_BOOT_SOURCE,
-    ACT_PUT_DRIVE,
-    ACT_PATCH_DRIVE,
-    ACT_PUT_NET,
-    ACT_PATCH_NET,
-    ACT_PUT_VSOCK,
     ACT_PUT_LOGGER,
     ACT_PUT_METRICS,
-    ACT_PUT_SERIAL,
+    ACT_PUT_MACHINE,
     ACT_PUT_CPU_CONFIG,
+    ACT_PUT_BOOT_SOURCE,
+    ACT_PUT_DRIVE, /* each in the action's list; -1 where one is refused */
+    ACT_PUT_NET,   /* likewise */
+    ACT_PUT_VSOCK,
+    ACT_PUT_SERIAL,
+    ACT_PATCH_MACHINE,
+    ACT_PATCH_DRIVE,
+    ACT_PATCH_NET,
+    ACT_DELETE_DEVICE,
     ACT_START,
     ACT_CTRL_ALT_DEL,
     ACT_FLUSH_METRICS,
@@ -39,41 +42,14 @@ enum action_kind {
     ACTIONS
 };
 
-/* Which members of a machine request were given (not null): bits of machine_request.given. */
-enum machine_member {
-    MACHINE_VCPU_COUNT = 1 << 0,
-    MACHINE_MEM_SIZE = 1 << 1,
-    MACHINE_SMT = 1 << 2,
-    MACHINE_CPU_TEMPLATE = 1 << 3,
-    MACHINE_TRACK_DIRTY = 1 << 4,
-    MACHINE_HUGE_PAGES = 1 << 5,
-};
-
-struct machine_request {
-    struct machine_config config; /* members not given hold nothing of meaning */
-    unsigned given;
-};
-
 /* One request to change the VM. vm_apply() takes over the strings it keeps and clears them here;
  * the caller frees what is left with action_fini(). */
 struct action {
     enum action_kind kind;
-    union {
-        struct machine_request machine; /* ACT_PUT_MACHINE, ACT_PATCH_MACHINE */
-        struct boot_source boot_source; /* ACT_PUT_BOOT_SOURCE */
-        struct drive_config drive;      /* ACT_PUT_DRIVE */
-        struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
-        struct net_config net;          /* ACT_PUT_NET */
-        struct net_patch net_patch;     /* ACT_PATCH_NET */
-        struct vsock_config vsock;      /* ACT_PUT_VSOCK */
-        struct logger_config logger;
-        struct metrics_config metrics;
-        struct serial_config serial;
-        struct cpu_config cpu;
-    };
+    struct vm_config config;        /* its member of that kind */
+    struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
+    struct net_patch net_patch;     /* ACT_PATCH_NET */
 };
-
-void action_fini(struct action *a);
 
 struct vm_options {
     const char *id; /* borrowed for the process's life */
@@ -85,6 +61,11 @@ struct vm;
 
 /* Never fails but for lack of memory, which ends the process. Borrows the loop. */
 struct vm *vm_new(struct loop *loop, const struct vm_options *options);
+
+/* An action whose configuration holds what members that a client leaves out mean: their default, or
+ * what the VM has now. */
+void action_init(struct action *a, enum action_kind kind, const struct vm *vm);
+void action_fini(struct action *a);
 
 /* Carries out an action. 0, or -1 with nothing changed and a text for the client, which may put the
  * name of the subsystem before it. ERR_STATE: the action is not allowed in this state. */
@@ -101,13 +82,9 @@ void vm_stop(struct vm *vm);
  * waits for the kernel. */
 void vm_close(struct vm *vm);
 
-/* What `GET` requests show. Pointers are valid until the next vm_apply(). */
 const char *vm_id(const struct vm *vm);
 enum vm_state vm_state(const struct vm *vm);
-const struct machine_config *vm_machine_config(const struct vm *vm);
-const struct boot_source *vm_boot_source(const struct vm *vm);
-unsigned vm_drive_count(const struct vm *vm);
-const struct drive_config *vm_drive(const struct vm *vm, unsigned i); /* root drive first */
-unsigned vm_net_count(const struct vm *vm);
-const struct net_config *vm_net(const struct vm *vm, unsigned i); /* in attach order */
-const struct vsock_config *vm_vsock(const struct vm *vm);         /* NULL: none */
+
+/* Pointers in it are valid until the next vm_apply(). What is told to the log and the metrics is
+ * not kept. */
+const struct vm_config *vm_config(const struct vm *vm);

@@ -1,9 +1,35 @@
-#include "api/openmetrics.h"
+#include "api/answers.h"
 
 #include <string.h>
 
 #include "vmm/base/metrics.h"
 #include "vmm/base/timeline.h"
+#include "vmm/base/version.h"
+
+/* Firecracker's released versions have no suffix; the one we answer as is in version.h. */
+#define APP_NAME "Firecracker"
+
+void answer_instance(const struct vm *vm, struct api_answer *a)
+{
+    static const char *const states[VM_STATES] = {
+        [VM_NOT_STARTED] = "Not started",
+        [VM_RUNNING] = "Running",
+        [VM_PAUSED] = "Paused",
+    };
+    struct json_writer *w = &a->body;
+
+    json_put(w, "{\"id\":");
+    json_put_string(w, vm_id(vm));
+    json_put(w, ",\"state\":");
+    json_put_string(w, states[vm_state(vm)]);
+    json_put(w, ",\"vmm_version\":\"" FIRECRACKER_VERSION "\",\"app_name\":\"" APP_NAME "\"}");
+}
+
+void answer_version(const struct vm *vm, struct api_answer *a)
+{
+    (void)vm;
+    json_put(&a->body, "{\"firecracker_version\":\"" FIRECRACKER_VERSION "\"}");
+}
 
 struct exposition {
     struct json_writer *w;
@@ -23,7 +49,7 @@ static void put_family(struct json_writer *w, const struct metrics_sample *s)
 }
 
 /* Names are constants, so that their addresses tell them apart. */
-static void show(void *context, const struct metrics_sample *s)
+static void show_sample(void *context, const struct metrics_sample *s)
 {
     struct exposition *x = context;
     struct json_writer *w = x->w;
@@ -49,16 +75,21 @@ static void show(void *context, const struct metrics_sample *s)
     json_put(w, "\n");
 }
 
-void observe_metrics(struct json_writer *w)
+void answer_metrics(const struct vm *vm, struct api_answer *a)
 {
-    struct exposition x = { .w = w };
+    struct exposition x = { .w = &a->body };
 
-    metrics_each(show, &x);
-    json_put(w, "# EOF\n");
+    (void)vm;
+    a->type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    metrics_each(show_sample, &x);
+    json_put(&a->body, "# EOF\n");
 }
 
-void observe_boot_timeline(struct json_writer *w)
+void answer_boot_timeline(const struct vm *vm, struct api_answer *a)
 {
+    struct json_writer *w = &a->body;
+
+    (void)vm;
     json_put(w, "{\"exec_us\":0");
     for (enum phase p = 0; p < PHASES; p++) {
         int64_t us = timeline_us(p);

@@ -1,4 +1,4 @@
-#include "api/routes.h"
+#include "api/call.h"
 
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
@@ -395,8 +395,8 @@ Test(drives, are_replaced_by_a_second_put)
 {
     put_disk("d1", ",\"is_read_only\":true");
     put_disk("d1", "");
-    cr_expect_eq(vm_drive_count(vm), 1);
-    cr_expect(!vm_drive(vm, 0)->is_read_only);
+    cr_expect_eq(vm_config(vm)->drives.count, 1);
+    cr_expect(!vm_config(vm)->drives.items[0].is_read_only);
 }
 
 Test(drives, have_no_limits_where_the_buckets_limit_nothing)
@@ -425,7 +425,7 @@ Test(drives, need_the_id_of_their_path)
     cr_expect_str_eq(PUT("/drives/a", "{\"drive_id\":\"b\",\"is_root_device\":false}"),
                      "{\"fault_message\":\"The id from the path does not match the id from the "
                      "body!\"}");
-    cr_expect_eq(vm_drive_count(vm), 0);
+    cr_expect_eq(vm_config(vm)->drives.count, 0);
 }
 
 Test(drives, stay_when_another_is_refused)

@@ -1,0 +1,25 @@
+/*
+ * What GET requests answer beside the configuration. Beyond Firecracker: metrics for scrapers, and
+ * where the time of a start went.
+ */
+#pragma once
+
+#include "api/wire/json_writer.h"
+#include "vmm/machine/vm.h"
+
+struct api_answer {
+    unsigned status;
+    bool deprecated;         /* the request used what will go away */
+    const char *type;        /* of the body; NULL: JSON */
+    struct json_writer body; /* empty for a 204; the caller frees it */
+};
+
+typedef void answer_fn(const struct vm *vm, struct api_answer *a);
+
+answer_fn answer_instance, answer_version;
+
+/* OpenMetrics 1.0 text (https://openmetrics.io): every metric since the process began. */
+answer_fn answer_metrics;
+
+/* Microseconds from exec to each phase, null for those not reached. */
+answer_fn answer_boot_timeline;

@@ -1,0 +1,262 @@
+#include "api/call.h"
+
+#include <string.h>
+
+#include "api/routes.h"
+#include "api/wire/quote.h"
+#include "api/wire/schema.h"
+#include "api/wire/utf8.h"
+#include "vmm/base/clock.h"
+#include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
+
+/* How much of a body a log line repeats. */
+#define BODY_LOGGED_MAX 1536
+
+struct api_call {
+    struct vm *vm;
+    const struct api_request *request;
+    char id[HTTP_LINE_MAX]; /* of routes that take one */
+    struct api_answer *answer;
+};
+
+static int decode_body(struct api_call *c, const struct schema *s, void *object, uint32_t *given,
+                       struct error *e)
+{
+    char what[sizeof(e->msg)];
+
+    if (schema_decode(s, object, c->request->body, c->request->body_length, given, e) == 0)
+        return 0;
+    memcpy(what, e->msg, sizeof(what));
+    return fail(e, ERR_INVALID,
+                "An error occurred when deserializing the json body of a request: %.900s.", what);
+}
+
+/* Interfaces name both ids, drives do not. */
+static int check_id(const struct api_call *c, const struct route *r, const char *id,
+                    struct error *e)
+{
+    if (strcmp(id, c->id) == 0)
+        return 0;
+    if (r->id == ID_OF_DRIVE)
+        return fail(e, ERR_INVALID, "The id from the path does not match the id from the body!");
+    return fail(e, ERR_INVALID,
+                "The id from the path [%.400s] does not match the id from the body "
+                "[%.400s]!",
+                c->id, id);
+}
+
+/* The body of a request for an action. */
+static int take_body(struct api_call *c, const struct route *r, struct action *a, struct error *e)
+{
+    void *object = (char *)a + r->at;
+    uint32_t given;
+
+    if (r->is_item) {
+        struct schema_list *list = object;
+
+        list->items = object = calloc(1, r->body->size);
+        BUG_ON(!object);
+        list->count = 1;
+    }
+    if (decode_body(c, r->body, object, &given, e) < 0)
+        return -1;
+    if (r->verb == HTTP_VERB_PATCH && !given)
+        return fail(e, ERR_INVALID, "Empty PATCH request.");
+    c->answer->deprecated = schema_is_deprecated(r->body, given);
+    return r->id == ID_NONE ? 0 : check_id(c, r, *(char **)object, e);
+}
+
+static void record_latency(enum action_kind kind, uint64_t start_us)
+{
+    uint64_t us = monotonic_us() - start_us;
+
+    if (kind != ACT_PAUSE && kind != ACT_RESUME)
+        return;
+    metric_set(kind == ACT_PAUSE ? &metrics.latencies_us.pause_vm : &metrics.latencies_us.resume_vm,
+               us);
+    log_info("'%s vm' API request took %llu us.", kind == ACT_PAUSE ? "pause" : "resume",
+             (unsigned long long)us);
+}
+
+/* Errors name their subsystem, but for those about the VM's state. */
+static int act(struct api_call *c, const struct route *r, struct error *e)
+{
+    uint64_t start_us = monotonic_us();
+    struct action a;
+    int ret;
+
+    action_init(&a, r->kind, c->vm);
+    ret = r->body ? take_body(c, r, &a, e) : 0;
+    if (ret == 0) {
+        ret = vm_apply(c->vm, &a, e);
+        if (ret == 0)
+            record_latency(a.kind, start_us);
+        else if (e->kind != ERR_STATE)
+            fail_within(e, a.kind == ACT_START ? "Start microvm error" : r->subsystem);
+    }
+    action_fini(&a);
+    return ret;
+}
+
+/* Serves what the table has, counting it. */
+static int serve(struct api_call *c, const struct route *r, struct error *e)
+{
+    if (r->count)
+        metric_inc(r->count);
+    if (r->answer) {
+        r->answer(c->vm, c->answer);
+    } else if (r->verb == HTTP_VERB_GET) {
+        schema_encode(r->body, (const char *)vm_config(c->vm) + r->at, &c->answer->body);
+    } else if (act(c, r, e) < 0) {
+        if (r->fails)
+            metric_inc(r->fails);
+        return -1;
+    }
+    return 0;
+}
+
+/*
+ * Ids are letters, digits and underscores of any script. Without the tables of Unicode at hand, a
+ * character beyond ASCII counts as a letter unless it is in the blocks of punctuation and symbols:
+ * U+0080..U+00BF but for the ordinals and the micro sign, and U+2000..U+2BFF.
+ */
+static bool is_id_character(const char *s, size_t length)
+{
+    const unsigned char *p = (const unsigned char *)s;
+
+    if (length == 1)
+        return (*s >= '0' && *s <= '9') || (*s >= 'A' && *s <= 'Z') || (*s >= 'a' && *s <= 'z') ||
+               *s == '_';
+    if (length == 2 && p[0] == 0xc2)
+        return p[1] == 0xaa || p[1] == 0xb5 || p[1] == 0xba;
+    return !(length == 3 && p[0] == 0xe2 && p[1] < 0xb0);
+}
+
+static int take_id(char out[HTTP_LINE_MAX], struct token t, struct error *e)
+{
+    if (t.length == 0)
+        return fail(e, ERR_INVALID, "The ID cannot be empty.");
+    for (size_t i = 0, n; i < t.length; i += n) {
+        n = utf8_length(t.at + i, t.length - i);
+        if (n == 0 || !is_id_character(t.at + i, n))
+            return fail(e, ERR_INVALID,
+                        "API Resource IDs can only contain alphanumeric characters and "
+                        "underscores.");
+    }
+    memcpy(out, t.at, t.length);
+    out[t.length] = '\0';
+    return 0;
+}
+
+static struct token next_token(const char **path)
+{
+    struct token t = { *path, strcspn(*path, "/") };
+
+    *path += t.length + (t.at[t.length] == '/');
+    return t;
+}
+
+static int check_body(const struct api_request *r, struct error *e)
+{
+    switch (r->verb) {
+    case HTTP_VERB_GET:
+        return r->body ? fail(e, ERR_INVALID, "GET request cannot have a body.") : 0;
+    case HTTP_VERB_PUT: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PUT request.");
+    case HTTP_VERB_PATCH: return r->body ? 0 : fail(e, ERR_INVALID, "Empty PATCH request.");
+    case HTTP_VERB_DELETE: return r->body ? fail(e, ERR_INVALID, "Empty Delete request.") : 0;
+    case HTTP_VERBS: break;
+    }
+    BUG_ON(true);
+    return -1;
+}
+
+/* What Firecracker has under a name of its own and this version does not. */
+static bool is_absent(struct token first)
+{
+    static const char *const names[] = { "balloon", "entropy", "pmem", "hotplug", "snapshot" };
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (token_is(first, names[i]))
+            return true;
+    return false;
+}
+
+static int dispatch(struct api_call *c, struct error *e)
+{
+    const char *path = c->request->path + strspn(c->request->path, "/");
+    struct token first = next_token(&path);
+    struct token second = next_token(&path);
+    const struct route *r = route_find(c->request->verb, first, second);
+
+    if (check_body(c->request, e) < 0)
+        return -1;
+    if (!r) {
+        char name[HTTP_LINE_MAX];
+
+        plain(name, sizeof(name) - 128, first.at, first.length);
+        return fail(e, ERR_INVALID, "Invalid request method and/or path: %s %s.%s",
+                    http_verb_names[c->request->verb], name,
+                    is_absent(first) ? " This version does not have it." : "");
+    }
+    if (r->id != ID_NONE && take_id(c->id, second, e) < 0)
+        return -1;
+    return serve(c, r, e);
+}
+
+static void log_request(const struct api_request *r)
+{
+    static const char *const names[HTTP_VERBS] = { "Get", "Put", "Patch", "Delete" };
+    char path[256], body[BODY_LOGGED_MAX];
+
+    quote(path, sizeof(path), r->path, strlen(r->path));
+    if (r->body && strcmp(r->path, "/mmds") != 0) /* what the guest alone should know */
+        log_info("The API server received a %s request on %s with body %s.", names[r->verb], path,
+                 quote(body, sizeof(body), r->body, r->body_length));
+    else
+        log_info("The API server received a %s request on %s.", names[r->verb], path);
+}
+
+/* A message may repeat what a client sent; in the log it is one line all the same. */
+static void log_failure(const char *message)
+{
+    char line[sizeof(((struct error *)0)->msg)];
+    size_t i = 0;
+
+    for (; i < sizeof(line) - 1 && message[i]; i++)
+        line[i] = (char)((unsigned char)message[i] < 0x20 ? ' ' : message[i]);
+    line[i] = '\0';
+    log_error("Received Error. Status code: 400 Bad Request. Message: %s", line);
+}
+
+static void fail_answer(struct api_answer *a, const struct error *e)
+{
+    log_failure(e->msg);
+    a->status = 400;
+    a->type = NULL;
+    json_writer_fini(&a->body);
+    json_put(&a->body, "{\"fault_message\":");
+    json_put_string(&a->body, e->msg);
+    json_put(&a->body, "}");
+}
+
+void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
+{
+    struct api_call call = { .vm = vm, .request = request, .answer = answer };
+    uint64_t start_us = monotonic_us();
+    struct error e;
+
+    *answer = (struct api_answer){ 0 };
+    log_request(request);
+    if (dispatch(&call, &e) < 0) {
+        fail_answer(answer, &e);
+    } else {
+        answer->status = answer->body.length > 0 ? 200 : 204;
+        log_info("The request was executed successfully. Status code: %s.",
+                 answer->status == 200 ? "200 OK" : "204 No Content");
+    }
+    if (answer->deprecated)
+        metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);
+    log_debug("Total previous API call duration: %llu us.",
+              (unsigned long long)(monotonic_us() - start_us));
+}

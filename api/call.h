@@ -1,0 +1,22 @@
+/*
+ * An API call: from a request by the table of routes to an action for vm_apply(), which knows what
+ * each state of the microVM allows, or to what the VM shows; and from there to an answer.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "api/answers.h"
+#include "api/wire/http.h"
+#include "vmm/machine/vm.h"
+
+struct api_request {
+    enum http_verb verb;
+    const char *path;
+    const char *body; /* NULL: none; body[body_length] is a NUL */
+    size_t body_length;
+};
+
+/* Carries a request out, logs it and its result, and fills *answer. */
+void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer);
