@@ -100,7 +100,7 @@ static int act(struct api_call *c, const struct route *r, struct error *e)
 }
 
 /* Serves what the table has, counting it. */
-static int serve(struct api_call *c, const struct route *r, struct error *e)
+static int serve_route(struct api_call *c, const struct route *r, struct error *e)
 {
     if (r->count)
         metric_inc(r->count);
@@ -201,7 +201,7 @@ static int dispatch(struct api_call *c, struct error *e)
     }
     if (r->id != ID_NONE && take_id(c->id, second, e) < 0)
         return -1;
-    return serve(c, r, e);
+    return serve_route(c, r, e);
 }
 
 static void log_request(const struct api_request *r)

@@ -53,7 +53,7 @@ static size_t unsent(const struct connection *c)
 }
 
 /* Sends what the socket takes. -1: the client is gone. */
-static int flush(struct connection *c)
+static int send_rest(struct connection *c)
 {
     size_t head = c->sent < c->head_length ? c->sent : c->head_length;
     size_t body = c->sent - head;
@@ -78,7 +78,7 @@ static int flush(struct connection *c)
     return 0;
 }
 
-static void answer(struct connection *c, unsigned status, bool deprecated, const char *type)
+static void begin_answer(struct connection *c, unsigned status, bool deprecated, const char *type)
 {
     struct http_answer a = {
         .status = status,
@@ -92,7 +92,7 @@ static void answer(struct connection *c, unsigned status, bool deprecated, const
     c->sent = 0;
 }
 
-static void serve(struct connection *c)
+static void serve_request(struct connection *c)
 {
     struct http_reader *r = &c->reader;
     struct api_request request = { r->verb, r->path, r->body, r->body_length };
@@ -100,7 +100,7 @@ static void serve(struct connection *c)
 
     api_serve(c->api->vm, &request, &result);
     c->body = result.body;
-    answer(c, result.status, result.deprecated, result.type);
+    begin_answer(c, result.status, result.deprecated, result.type);
 }
 
 /* Goes on with the bytes at hand until there is something to answer. */
@@ -110,19 +110,19 @@ static void go_on(struct connection *c)
 
     switch (http_reader_next(&c->reader)) {
     case HTTP_NEED_MORE: return;
-    case HTTP_HAVE_REQUEST: serve(c); return;
-    case HTTP_WANTS_CONTINUE: answer(c, 100, false, NULL); return;
+    case HTTP_HAVE_REQUEST: serve_request(c); return;
+    case HTTP_WANTS_CONTINUE: begin_answer(c, 100, false, NULL); return;
     case HTTP_REFUSED:
         log_error("The API server refused a request: %s",
                   quote(shown, sizeof(shown), c->reader.refusal, strlen(c->reader.refusal)));
         json_put(&c->body, c->reader.refusal);
-        answer(c, 400, false, NULL);
+        begin_answer(c, 400, false, NULL);
         return;
     }
 }
 
 /* -1: the client is gone. */
-static int receive(struct connection *c)
+static int receive_bytes(struct connection *c)
 {
     char *at;
     size_t room = http_reader_space(&c->reader, &at);
@@ -142,12 +142,12 @@ static int receive(struct connection *c)
 static int take_turn(struct connection *c)
 {
     if (unsent(c) > 0)
-        return flush(c);
+        return send_rest(c);
     if (http_reader_has_more(&c->reader))
         go_on(c);
-    if (unsent(c) == 0 && receive(c) < 0)
+    if (unsent(c) == 0 && receive_bytes(c) < 0)
         return -1;
-    return flush(c);
+    return send_rest(c);
 }
 
 static void on_connection(struct loop_source *src, uint32_t ready)

@@ -131,7 +131,7 @@ static int find_uffd_minor(void)
 }
 
 /* A mount of one file, to be put where it belongs later; -1 if the host has no such file. */
-static int detach(const char *path, uint64_t attributes)
+static int detach_mount(const char *path, uint64_t attributes)
 {
     struct mount_attr attr = { .attr_set = attributes };
     int fd = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
@@ -148,16 +148,17 @@ static int detach(const char *path, uint64_t attributes)
 static void fetch(struct cell *c, const struct plan *p)
 {
     if (p->args->exec_method == EXEC_BIND)
-        c->exec_fd = detach(p->exec_path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+        c->exec_fd =
+            detach_mount(p->exec_path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     if (!p->args->new_user_ns) {
         c->uffd_minor = find_uffd_minor();
         return;
     }
     /* Device nodes can't be made without privileges over the host: its own are lent. */
-    c->kvm_fd = detach("/dev/kvm", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-    c->tun_fd = detach("/dev/net/tun", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-    c->urandom_fd = detach("/dev/urandom", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-    c->uffd_fd = detach("/dev/userfaultfd", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    c->kvm_fd = detach_mount("/dev/kvm", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    c->tun_fd = detach_mount("/dev/net/tun", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    c->urandom_fd = detach_mount("/dev/urandom", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    c->uffd_fd = detach_mount("/dev/userfaultfd", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
 }
 
 void cell_enter(struct cell *c, const struct plan *p)

@@ -59,7 +59,8 @@ static void prepare_pid_file(const struct cell *c, pid_t pid)
     close(fd);
 }
 
-/* Whoever finds the PID file finds all of it, and a VMM that was all but executed. */
+/* The file gets its name when it is complete and the VMM is about to be executed: nobody finds half
+ * of one, or one of a jailer that failed. */
 static void show_pid_file(const struct plan *p, const struct cell *c)
 {
     char name[PATH_MAX];
@@ -71,7 +72,7 @@ static void show_pid_file(const struct plan *p, const struct cell *c)
 
 /* daemon(7): a session without a terminal that can't get one. The last child may be the one that
  * the new PID namespace needs anyway. */
-static void detach(bool is_last, int cgroup_fd, int null_fd)
+static void detach_from_caller(bool is_last, int cgroup_fd, int null_fd)
 {
     if (go_on_in_child(0, -1) != 0)
         _exit(0);
@@ -94,7 +95,7 @@ static void become_vmm_process(const struct plan *p, const struct cell *c, int c
     if (cgroup_fd >= 0 && !a->daemonize && !a->new_pid_ns)
         cgroup_join(cgroup_fd);
     if (a->daemonize)
-        detach(!a->new_pid_ns, cgroup_fd, null_fd);
+        detach_from_caller(!a->new_pid_ns, cgroup_fd, null_fd);
     if (!a->new_pid_ns) {
         prepare_pid_file(c, getpid());
         return;

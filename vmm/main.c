@@ -138,7 +138,7 @@ static int refuse_absent(const struct arguments *o, struct error *e)
     return 0;
 }
 
-static int parse(struct arguments *o, char **argv, struct error *e)
+static int parse_arguments(struct arguments *o, char **argv, struct error *e)
 {
     if (options_check(&options, argv, e) < 0 || !options_take(&options, argv, o, e))
         return -1;
@@ -274,7 +274,7 @@ int main(int argc, char **argv)
         fflush(stdout);
         return end(EXIT_OK);
     }
-    if (parse(&o, argv + 1, &e) < 0)
+    if (parse_arguments(&o, argv + 1, &e) < 0)
         return end_with(EXIT_BAD_ARGUMENTS, "Arguments parsing error", &e);
     if (refuse_absent(&o, &e) < 0)
         return end_with(EXIT_GENERIC, "Not supported", &e);

@@ -74,13 +74,14 @@ void http_reader_fed(struct http_reader *r, size_t n)
 }
 
 /*
- * Words a refusal as Firecracker does, newline in the string and all: clients compare these bytes
- * (contract 1.2). What came with the last bytes is gone, as the text says. A line that is too long
+ * Words a refusal as Firecracker does, newline in the string and all: clients compare these bytes.
+ * What came with the last bytes is gone, as the text says. A line that is too long
  * keeps its beginning: Firecracker goes on with it, and answers it in the end.
  */
-static enum http_event refuse(struct http_reader *r, enum http_state next, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-static enum http_event refuse(struct http_reader *r, enum http_state next, const char *fmt, ...)
+static enum http_event refuse_bytes(struct http_reader *r, enum http_state next, const char *fmt,
+                                    ...) __attribute__((format(printf, 3, 4)));
+static enum http_event refuse_bytes(struct http_reader *r, enum http_state next, const char *fmt,
+                                    ...)
 {
     char reason[HTTP_LINE_MAX + 128];
     va_list ap;
@@ -98,7 +99,7 @@ static enum http_event refuse(struct http_reader *r, enum http_state next, const
 
 static enum http_event refuse_request(struct http_reader *r, const char *why)
 {
-    return refuse(r, HTTP_AT_REQUEST_LINE, "%s", why);
+    return refuse_bytes(r, HTTP_AT_REQUEST_LINE, "%s", why);
 }
 
 /* The part of a target that routes read: Firecracker takes anything but an absolute path or http
@@ -271,17 +272,17 @@ static enum http_event refuse_header(struct http_reader *r, const char *line, si
     switch (HTTP_PARSER_ERRNO(p)) {
     case HPE_INVALID_CONTENT_LENGTH:
     case HPE_CB_header_value:
-        return refuse(r, HTTP_AT_REQUEST_LINE,
-                      "Invalid header. Reason: Invalid value. Key:%.*s; Value:%.*s", name, line,
-                      value, line + n - 2 - value);
+        return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
+                            "Invalid header. Reason: Invalid value. Key:%.*s; Value:%.*s", name,
+                            line, value, line + n - 2 - value);
     case HPE_UNEXPECTED_CONTENT_LENGTH:
     case HPE_INVALID_TRANSFER_ENCODING:
     case HPE_CB_headers_complete:
     case HPE_HEADER_OVERFLOW: return refuse_request(r, "Invalid request.");
     default:
-        return refuse(r, HTTP_AT_REQUEST_LINE,
-                      "Invalid header. Reason: Header is incorrectly formatted. Key: %.*s", name,
-                      line);
+        return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
+                            "Invalid header. Reason: Header is incorrectly formatted. Key: %.*s",
+                            name, line);
     }
 }
 
@@ -292,10 +293,11 @@ static enum http_event end_of_headers(struct http_reader *r)
     r->body_length = p->flags & F_CONTENTLENGTH ? (size_t)p->content_length : 0;
     r->body_have = 0;
     if (r->body_length > r->max_payload)
-        return refuse(r, HTTP_POISONED,
-                      "Request payload with size %zu is larger than the limit of %zu allowed by "
-                      "server.",
-                      r->body_length, r->max_payload);
+        return refuse_bytes(
+            r, HTTP_POISONED,
+            "Request payload with size %zu is larger than the limit of %zu allowed by "
+            "server.",
+            r->body_length, r->max_payload);
     if (r->body_length == 0) {
         r->state = HTTP_AT_END;
         return HTTP_NEED_MORE;
@@ -310,12 +312,12 @@ static enum http_event parse_header(struct http_reader *r, const char *line, siz
 {
     if (n > 2 &&
         (*line == ' ' || *line == '\t' || memchr(line, '\n', n - 2) || memchr(line, '\r', n - 2)))
-        return refuse(r, HTTP_AT_REQUEST_LINE,
-                      "Invalid header. Reason: Header is incorrectly formatted. Key: %.*s",
-                      (int)n - 2, line);
+        return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
+                            "Invalid header. Reason: Header is incorrectly formatted. Key: %.*s",
+                            (int)n - 2, line);
     if (!is_utf8(line, n))
-        return refuse(r, HTTP_AT_REQUEST_LINE,
-                      "Invalid header. Reason: Header contains invalid characters.");
+        return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
+                            "Invalid header. Reason: Header contains invalid characters.");
     if (!feed(r, line, n))
         return refuse_header(r, line, n);
     return n == 2 ? end_of_headers(r) : HTTP_NEED_MORE;
@@ -336,19 +338,20 @@ static enum http_event parse_line(struct http_reader *r, bool *parsed)
             return HTTP_NEED_MORE;
         if (r->state == HTTP_AT_REQUEST_LINE)
             return refuse_request(r, "Invalid request.");
-        return refuse(r, r->state, "Invalid header. Reason: Invalid content length. Header: %.*s",
-                      (int)held, line);
+        return refuse_bytes(r, r->state,
+                            "Invalid header. Reason: Invalid content length. Header: %.*s",
+                            (int)held, line);
     }
     n = (size_t)(end - line) + 2;
     r->begin += n;
     switch (r->state) {
     case HTTP_AT_REQUEST_LINE: return parse_request_line(r, line, n);
     case HTTP_AT_HEADERS: return parse_header(r, line, n);
-    default: return refuse(r, HTTP_POISONED, "Invalid request.");
+    default: return refuse_bytes(r, HTTP_POISONED, "Invalid request.");
     }
 }
 
-static void take_body(struct http_reader *r)
+static void take_payload(struct http_reader *r)
 {
     size_t n = r->end - r->begin;
 
@@ -378,7 +381,7 @@ enum http_event http_reader_next(struct http_reader *r)
             return event;
     }
     if (r->state == HTTP_AT_BODY)
-        take_body(r);
+        take_payload(r);
     r->is_waiting = r->state != HTTP_AT_END;
     if (r->is_waiting)
         return HTTP_NEED_MORE;

@@ -28,14 +28,14 @@ void json_reader_fini(struct json_reader *r)
     r->tokener = NULL;
 }
 
-static bool is_blank(char c)
+static bool is_json_blank(char c)
 {
     return c == ' ' || c == '\n' || c == '\t' || c == '\r';
 }
 
 int json_peek(struct json_reader *r)
 {
-    while (r->at < r->length && is_blank(r->text[r->at]))
+    while (r->at < r->length && is_json_blank(r->text[r->at]))
         r->at++;
     return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
 }
@@ -144,7 +144,7 @@ static int take_word(struct json_reader *r, const char *word, struct error *e)
 
 /* The value that begins at r->at, by json-c. NULL with its error and the reader where it occurred,
  * else with the reader behind the value. */
-static struct json_object *parse(struct json_reader *r, enum json_tokener_error *error)
+static struct json_object *parse_value(struct json_reader *r, enum json_tokener_error *error)
 {
     struct json_object *value;
     size_t used;
@@ -155,7 +155,7 @@ static struct json_object *parse(struct json_reader *r, enum json_tokener_error 
     *error = json_tokener_get_error(r->tokener);
     used = json_tokener_get_parse_end(r->tokener);
     if (value) /* json-c reads on over the blanks */
-        while (is_blank(r->text[r->at + used - 1]))
+        while (is_json_blank(r->text[r->at + used - 1]))
             used--;
     r->at = used > r->length - r->at ? r->length : r->at + used; /* not behind the NUL */
     return value;
@@ -182,7 +182,7 @@ static int take_string(struct json_reader *r, struct json_object **value, struct
     size_t start = r->at, control, n;
     const char *s;
 
-    *value = parse(r, &error);
+    *value = parse_value(r, &error);
     control = control_at(r, start);
     if (control < r->at || (r->at < r->length && !*value && (unsigned char)r->text[r->at] < 0x20)) {
         json_object_put(*value);
@@ -265,7 +265,7 @@ static int take_number(struct json_reader *r, struct json_object **value, struct
     if (n == 0)
         return wrong >= r->length ? json_fail(r, e, r->length, "EOF while parsing a value")
                                   : json_fail(r, e, wrong + 1, "invalid number");
-    *value = parse(r, &error);
+    *value = parse_value(r, &error);
     r->at = start + n;
     /* json-c holds an integer beyond 64 bits to the nearest it can: then it prints as another. */
     if (is_integer && *value && strlen(json_object_get_string(*value)) == n &&
@@ -319,7 +319,7 @@ int json_skip(struct json_reader *r, struct error *e)
         json_object_put(value);
         return 0;
     }
-    value = parse(r, &error);
+    value = parse_value(r, &error);
     if (value) {
         json_object_put(value);
         return 0;

@@ -14,7 +14,7 @@ void json_writer_fini(struct json_writer *w)
     *w = (struct json_writer){ 0 };
 }
 
-static void put(struct json_writer *w, const char *s, size_t n)
+static void put_bytes(struct json_writer *w, const char *s, size_t n)
 {
     if (n >= w->capacity - w->length) {
         w->capacity = (w->capacity + n) * 2 + 256;
@@ -28,7 +28,7 @@ static void put(struct json_writer *w, const char *s, size_t n)
 
 void json_put(struct json_writer *w, const char *text)
 {
-    put(w, text, strlen(text));
+    put_bytes(w, text, strlen(text));
 }
 
 /* The character at s; returns its length in s. */
@@ -40,12 +40,12 @@ static size_t put_character(struct json_writer *w, const char *s, size_t n)
     char code[8];
 
     if (found) {
-        put(w, "\\", 1);
-        put(w, &names[found - special], 1);
+        put_bytes(w, "\\", 1);
+        put_bytes(w, &names[found - special], 1);
     } else if ((unsigned char)*s < 0x20) {
-        put(w, code, (size_t)snprintf(code, sizeof(code), "\\u%04x", (unsigned)*s));
+        put_bytes(w, code, (size_t)snprintf(code, sizeof(code), "\\u%04x", (unsigned)*s));
     } else if (length > 0) {
-        put(w, s, length);
+        put_bytes(w, s, length);
     } else if (n >= 2 && memcmp(s, "\xc0\x80", 2) == 0) {
         json_put(w, "\\u0000");
         return 2;
@@ -59,15 +59,15 @@ void json_put_string(struct json_writer *w, const char *s)
 {
     size_t n = strlen(s);
 
-    put(w, "\"", 1);
+    put_bytes(w, "\"", 1);
     for (size_t i = 0; i < n;)
         i += put_character(w, s + i, n - i);
-    put(w, "\"", 1);
+    put_bytes(w, "\"", 1);
 }
 
 void json_put_unsigned(struct json_writer *w, uint64_t value)
 {
     char digits[24];
 
-    put(w, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRIu64, value));
+    put_bytes(w, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRIu64, value));
 }

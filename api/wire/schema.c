@@ -157,8 +157,8 @@ static int decode_string(struct json_reader *r, const struct schema_field *f, ch
     return ret;
 }
 
-/* serde gives an error of a string's content its place only where the object or array around it
- * goes on. */
+/* serde says where an error in a string's content is only after it has read on: past the end of the
+ * object or array, if that ends here. */
 static int decode_parsed(struct json_reader *r, const struct schema_field *f, void *member,
                          struct error *e)
 {

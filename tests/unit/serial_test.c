@@ -245,3 +245,23 @@ Test(serial_input, ends_quietly)
     cr_expect_not(s.is_watching, "a closed pipe would wake the loop for ever");
     cr_expect_eq(in8(DATA), 'z');
 }
+
+Test(serial_input, that_cannot_be_watched_leaves_nothing)
+{
+    int file = open("/tmp", O_TMPFILE | O_RDWR, 0600), before, after;
+    struct error e;
+
+    cr_assert_eq(dup2(file, STDIN_FILENO), STDIN_FILENO); /* which no epoll takes */
+    cr_assert_eq(loop_init(&loop, &e), 0);
+    before = dup(irq);
+    close(before);
+    cr_expect_eq(serial_attach_input(&s, &loop, &e), -1);
+    cr_expect_str_eq(e.msg, "The guest's console has no input: Operation not permitted (os error "
+                            "1)");
+    after = dup(irq);
+    cr_expect_eq(after, before, "no descriptor stays open");
+    serial_pause(&s);
+    serial_resume(&s);
+    out8(DATA, 'x');
+    cr_expect_not(loop_turn(&loop, 0));
+}

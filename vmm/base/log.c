@@ -127,7 +127,7 @@ struct plain_line {
     size_t used;
 };
 
-static void add(struct plain_line *l, const char *s)
+static void add_text(struct plain_line *l, const char *s)
 {
     while (*s && l->used < sizeof(l->text))
         l->text[l->used++] = *s++;
@@ -144,7 +144,7 @@ static void add_number(struct plain_line *l, long value, unsigned digits)
     while ((rest /= 10) || sizeof(text) - 1 - at < digits);
     if (value < 0)
         text[--at] = '-';
-    add(l, text + at);
+    add_text(l, text + at);
 }
 
 /* Proleptic Gregorian date of a day counted from 1970-01-01: years begin in March, so that the leap
@@ -157,9 +157,9 @@ static void add_date(struct plain_line *l, long day)
     long month = (5 * of_year + 2) / 153; /* 0: March */
 
     add_number(l, era * 400 + year + (month >= 10), 4);
-    add(l, "-");
+    add_text(l, "-");
     add_number(l, month < 10 ? month + 3 : month - 9, 2);
-    add(l, "-");
+    add_text(l, "-");
     add_number(l, of_year - (153 * month + 2) / 5 + 1, 2);
 }
 
@@ -168,13 +168,13 @@ static void add_time(struct plain_line *l, const struct timespec *t)
     long seconds = t->tv_sec + sink.offset;
 
     add_date(l, seconds / 86400);
-    add(l, "T");
+    add_text(l, "T");
     add_number(l, seconds / 3600 % 24, 2);
-    add(l, ":");
+    add_text(l, ":");
     add_number(l, seconds / 60 % 60, 2);
-    add(l, ":");
+    add_text(l, ":");
     add_number(l, seconds % 60, 2);
-    add(l, ".");
+    add_text(l, ".");
     add_number(l, t->tv_nsec, 9);
 }
 
@@ -190,18 +190,18 @@ void log_signal(int signal, int code)
         prctl(PR_GET_NAME, thread);
     clock_gettime(CLOCK_REALTIME, &now);
     add_time(&l, &now);
-    add(&l, " [");
-    add(&l, sink.instance);
-    add(&l, ":");
-    add(&l, thread);
+    add_text(&l, " [");
+    add_text(&l, sink.instance);
+    add_text(&l, ":");
+    add_text(&l, thread);
     if (sink.options.show_level)
-        add(&l, ":ERROR");
+        add_text(&l, ":ERROR");
     if (sink.options.show_origin)
-        add(&l, ":" __FILE__);
-    add(&l, "] Shutting down VM after intercepting signal ");
+        add_text(&l, ":" __FILE__);
+    add_text(&l, "] Shutting down VM after intercepting signal ");
     add_number(&l, signal, 1);
-    add(&l, ", code ");
+    add_text(&l, ", code ");
     add_number(&l, code, 1);
-    add(&l, ".\n");
+    add_text(&l, ".\n");
     emit(l.text, l.used);
 }

@@ -170,13 +170,12 @@ struct text {
     size_t used, size;
 };
 
-static void put(struct text *t, const char *s)
+static void put_text(struct text *t, const char *s)
 {
     size_t n = strlen(s);
 
     if (n > t->size - t->used) {
-        t->size = 0; /* nothing fits any more, and the line is no line */
-        t->used = 0;
+        t->size = t->used = 0; /* the line is lost: nothing fits any more */
         return;
     }
     memcpy(t->at + t->used, s, n);
@@ -192,19 +191,19 @@ static void put_number(struct text *t, uint64_t value)
     do
         *--at = (char)('0' + value % 10);
     while (value /= 10);
-    put(t, at);
+    put_text(t, at);
 }
 
-static void put_name(struct text *t, const char *name)
+static void put_key(struct text *t, const char *name)
 {
-    put(t, "\"");
-    put(t, name);
-    put(t, "\":");
+    put_text(t, "\"");
+    put_text(t, name);
+    put_text(t, "\":");
 }
 
 static void put_member(struct text *t, const char *name, uint64_t value)
 {
-    put_name(t, name);
+    put_key(t, name);
     put_number(t, value);
 }
 
@@ -264,14 +263,14 @@ static void put_row(struct text *t, const struct row *row, const struct scope *s
         put_member(t, row->name, total(scope, at, row->kind == ROW_COUNTER));
         return;
     }
-    put_name(t, row->name);
-    put(t, "{");
+    put_key(t, row->name);
+    put_text(t, "{");
     put_member(t, "min_us", smallest(scope, at));
-    put(t, ",");
+    put_text(t, ",");
     put_member(t, "max_us", largest(scope, at + 1));
-    put(t, ",");
+    put_text(t, ",");
     put_member(t, "sum_us", total(scope, at + 2, true));
-    put(t, "}");
+    put_text(t, "}");
 }
 
 static unsigned words_of(const struct row *row)
@@ -283,20 +282,20 @@ static void put_group(struct text *t, const struct group *g, const struct scope 
 {
     unsigned at = 0;
 
-    put(t, ",\"");
-    put(t, g->name);
+    put_text(t, ",\"");
+    put_text(t, g->name);
     if (scope->only) {
-        put(t, "_");
-        put(t, scope->only->key);
+        put_text(t, "_");
+        put_text(t, scope->only->key);
     }
-    put(t, "\":{");
+    put_text(t, "\":{");
     for (unsigned i = 0; i < g->count; i++) {
         if (i > 0)
-            put(t, ",");
+            put_text(t, ",");
         put_row(t, &g->rows[i], scope, at);
         at += words_of(&g->rows[i]);
     }
-    put(t, "}");
+    put_text(t, "}");
 }
 
 /* Each word is read once, so that sums are those of what is shown. */
@@ -313,17 +312,17 @@ static void read_sources(void)
 static void put_line(struct text *t)
 {
     if (state.has_fragment)
-        put(t, "\n");
-    put(t, "{");
+        put_text(t, "\n");
+    put_text(t, "{");
     put_member(t, "utc_timestamp_ms", clock_us(CLOCK_REALTIME) / 1000);
     if (state.emits_id) {
-        put(t, ",\"id\":\"");
-        put(t, state.instance);
-        put(t, "\"");
+        put_text(t, ",\"id\":\"");
+        put_text(t, state.instance);
+        put_text(t, "\"");
     }
     if (state.properties) {
-        put(t, ",\"properties\":");
-        put(t, state.properties);
+        put_text(t, ",\"properties\":");
+        put_text(t, state.properties);
     }
     for (unsigned kind = 0; kind < METRICS_KINDS; kind++) {
         put_group(t, &groups[kind], &(struct scope){ kind, NULL });
@@ -331,7 +330,7 @@ static void put_line(struct text *t)
             if (state.sources[i].kind == kind && state.sources[i].id)
                 put_group(t, &groups[kind], &(struct scope){ kind, &state.sources[i] });
     }
-    put(t, "}\n");
+    put_text(t, "}\n");
 }
 
 static void write_line(void)

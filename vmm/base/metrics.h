@@ -2,12 +2,12 @@
  * Metrics: what the process counts, and the lines it writes about that.
  *
  * A counter is an atomic word next to what it counts: process-wide ones in the groups of `metrics`
- * below, those of a device or a vCPU in a struct of its own that is announced with metrics_add().
+ * below, those of a device or a vCPU in a struct of its own: metrics_add_source() announces it.
  * Any thread counts, signal handlers too, and nobody waits. Each list below makes a group's struct
  * and the rows by which it is written, so that a new counter is one word in a list.
  *
- * A line is one JSON object that names every member of every group, the devices that this version
- * does not have included: their clients' parsers want them (contract 7.2). Counters are written as
+ * A line is one JSON object that names every member of every group, also of devices that this
+ * version does not have: the parsers of Firecracker's clients want them. Counters are written as
  * the difference to the last line that was taken whole, so that a lost line loses no count.
  */
 #pragma once
@@ -301,7 +301,7 @@ void latency_record(struct latency *l, uint64_t start_us);
 
 /* Announces the counters (a struct of that kind, zeroed) of one of several devices or vCPUs: they
  * are added up in the kind's group. With an id they also have a group of their own, KIND_ID.
- * Borrows the counters until metrics_forget(). Main thread. */
+ * Borrows the counters until metrics_forget_sources(). Main thread. */
 void metrics_add_source(enum metrics_kind kind, const char *id, const void *counters);
 /* Forgets every announced struct: the machine they belong to is gone. */
 void metrics_forget_sources(void);

@@ -18,8 +18,8 @@
 
 _Static_assert(sizeof(struct setup_header) <= SETUP_HEADER_BYTES, "boot.rst, 1.3");
 
-static int read_header(const struct kernel_file *f, struct kernel_image *out,
-                       struct setup_header *h, struct error *e)
+static int read_setup_header(const struct kernel_file *f, struct kernel_image *out,
+                             struct setup_header *h, struct error *e)
 {
     const size_t least = offsetof(struct setup_header, init_size) + sizeof(h->init_size);
     size_t bytes;
@@ -90,7 +90,7 @@ int bzimage_load(struct guest_mem *m, const struct kernel_file *f, struct kernel
     struct setup_header h = { 0 };
     uint64_t offset, bytes;
 
-    if (read_header(f, out, &h, e) < 0 || check_header(&h, e) < 0 ||
+    if (read_setup_header(f, out, &h, e) < 0 || check_header(&h, e) < 0 ||
         find_end(&h, m, &out->end, e) < 0)
         return -1;
     offset = (1 + (uint64_t)(h.setup_sects ? h.setup_sects : SETUP_SECTS_DEFAULT)) * SECTOR_BYTES;

@@ -21,7 +21,7 @@ static bool copy_piece(struct copy_ahead *c)
     return c->next < c->count;
 }
 
-static void on_timer(struct loop_source *src, uint32_t ready)
+static void on_piece_due(struct loop_source *src, uint32_t ready)
 {
     struct copy_ahead *c = owner_of(src, struct copy_ahead, timer);
 
@@ -31,7 +31,7 @@ static void on_timer(struct loop_source *src, uint32_t ready)
         loop_remove_timer(c->loop, &c->timer);
 }
 
-static void add(struct copy_ahead *c, struct image_part part)
+static void add_part(struct copy_ahead *c, struct image_part part)
 {
     if (part.bytes)
         c->parts[c->count++] = part;
@@ -42,8 +42,8 @@ void copy_ahead_init(struct copy_ahead *c, const struct guest_mem *mem,
 {
     *c = (struct copy_ahead){ .timer = { .fd = -1 }, .mem = mem };
     for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
-        add(c, kernel->written[i]);
-    add(c, unpacked_part(initrd->start, initrd->bytes));
+        add_part(c, kernel->written[i]);
+    add_part(c, unpacked_part(initrd->start, initrd->bytes));
 }
 
 void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
@@ -53,6 +53,6 @@ void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
     if (c->count == 0)
         return;
     c->loop = loop;
-    if (loop_add_timer(loop, &c->timer, on_timer) == 0)
+    if (loop_add_timer(loop, &c->timer, on_piece_due) == 0)
         timerfd_settime(c->timer.fd, 0, &times, NULL);
 }

@@ -21,7 +21,7 @@ struct elf {
     uint64_t pvh_entry;
 };
 
-static int read_header(struct elf *elf, struct error *e)
+static int read_elf_header(struct elf *elf, struct error *e)
 {
     Elf64_Ehdr *h = &elf->header;
 
@@ -215,7 +215,7 @@ int elf_load(struct guest_mem *m, const struct kernel_file *f, struct kernel_ima
     struct image_part part, text = { .bytes = 0 };
     unsigned written = 0;
 
-    if (read_header(&elf, e) < 0 || check_segments(&elf, m, e) < 0 ||
+    if (read_elf_header(&elf, e) < 0 || check_segments(&elf, m, e) < 0 ||
         choose_entry(&elf, out, e) < 0)
         return -1;
     for (unsigned i = 0; i < elf.header.e_phnum; i++) {

@@ -26,12 +26,11 @@ struct image_part {
 
 #define IMAGE_PARTS_MAX 8
 
-#define UNPACKED_BYTES_MAX (8u << 20)
+#define UNPACKED_BYTES_MAX (8u << 20) /* of an image that is copied ahead */
 
-/* Such a part of an image that the guest unpacks is all of it: its pages are used for other things
- * then. But there is none of a larger one: it has more pages than a boot uses again (copying
- * Debian's kernel of 14 MB takes 2 % more than it saves), and they are shared as long as they are
- * not written. */
+/* The guest unpacks such an image, and then uses its pages for other things: so all of it will be
+ * written to. Of a large image a boot uses few pages again, and those that it does not write stay
+ * shared: copying Debian's kernel of 14 MB costs 2 % more than it saves. */
 static inline struct image_part unpacked_part(gpa_t at, uint64_t bytes)
 {
     return (struct image_part){ at, bytes <= UNPACKED_BYTES_MAX ? bytes : 0 };

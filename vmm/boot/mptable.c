@@ -98,7 +98,7 @@ struct builder {
                   ENTRY_LAST * sizeof(struct processor)];
 };
 
-static void add(struct builder *b, const void *entry, size_t n)
+static void add_entry(struct builder *b, const void *entry, size_t n)
 {
     BUG_ON(n > sizeof(b->table) - b->bytes);
     memcpy(b->table + b->bytes, entry, n);
@@ -118,7 +118,7 @@ static void add_processors(struct builder *b, unsigned count)
             .features = CPU_FPU_APIC,
         };
 
-        add(b, &p, sizeof(p));
+        add_entry(b, &p, sizeof(p));
     }
 }
 
@@ -148,10 +148,10 @@ static void add_interrupts(struct builder *b, uint8_t ioapic_id)
             .apic_pin = i,
         };
 
-        add(b, &line, sizeof(line));
+        add_entry(b, &line, sizeof(line));
     }
-    add(b, &extint, sizeof(extint));
-    add(b, &nmi, sizeof(nmi));
+    add_entry(b, &extint, sizeof(extint));
+    add_entry(b, &nmi, sizeof(nmi));
 }
 
 /* Puts the two headers before the entries. */
@@ -195,8 +195,8 @@ int mptable_write(struct guest_mem *m, unsigned vcpu_count, gpa_t *end, struct e
 
     BUG_ON(vcpu_count < 1 || vcpu_count > PLATFORM_VCPUS_MAX);
     add_processors(&b, vcpu_count);
-    add(&b, &isa, sizeof(isa));
-    add(&b, &ioapic, sizeof(ioapic));
+    add_entry(&b, &isa, sizeof(isa));
+    add_entry(&b, &ioapic, sizeof(ioapic));
     add_interrupts(&b, ioapic.id);
     seal(&b);
     if (gmem_write_(m, gpa(LAYOUT_SYSTEM), b.table, b.bytes) < 0)

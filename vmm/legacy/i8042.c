@@ -48,7 +48,7 @@
 /* Scan code set 2. */
 static const uint8_t ctrl_alt_del[] = { 0x14, 0x11, 0xe0, 0x71 };
 
-static bool push(struct i8042 *k, const uint8_t *bytes, unsigned n)
+static bool push_bytes(struct i8042 *k, const uint8_t *bytes, unsigned n)
 {
     struct i8042_state *st = &k->state;
 
@@ -61,9 +61,9 @@ static bool push(struct i8042 *k, const uint8_t *bytes, unsigned n)
     return true;
 }
 
-static void answer(struct i8042 *k, uint8_t byte)
+static void push_answer(struct i8042 *k, uint8_t byte)
 {
-    if (!push(k, &byte, 1)) /* a guest that never reads loses the rest */
+    if (!push_bytes(k, &byte, 1)) /* a guest that never reads loses the rest */
         metric_inc(&metrics.i8042.error_count);
 }
 
@@ -91,17 +91,17 @@ static void to_keyboard(struct i8042 *k, uint8_t byte)
 
     k->state.keyboard_command = 0;
     if (is_parameter) {
-        answer(k, KEY_ACK);
+        push_answer(k, KEY_ACK);
         return;
     }
     switch (byte) {
-    case KEY_ECHO: answer(k, KEY_ECHO); break;
-    case KEY_IDENTIFY: push(k, identity, sizeof(identity)); break;
-    case KEY_RESET: push(k, reset, sizeof(reset)); break;
+    case KEY_ECHO: push_answer(k, KEY_ECHO); break;
+    case KEY_IDENTIFY: push_bytes(k, identity, sizeof(identity)); break;
+    case KEY_RESET: push_bytes(k, reset, sizeof(reset)); break;
     case KEY_SET_LEDS:
     case KEY_SCAN_SET:
     case KEY_SET_RATE: k->state.keyboard_command = byte; __attribute__((fallthrough));
-    default: answer(k, KEY_ACK);
+    default: push_answer(k, KEY_ACK);
     }
 }
 
@@ -113,8 +113,8 @@ static void write_data(struct i8042 *k, uint8_t byte)
     switch (command) {
     case CMD_WRITE_CTL: k->state.command_byte = byte; break;
     case CMD_WRITE_OUTPUT: k->state.output_port = byte; break;
-    case CMD_KEYBOARD_LOOP: answer(k, byte); break;
-    case CMD_AUX_LOOP: answer(k, byte); break; /* without the aux flag: no such port */
+    case CMD_KEYBOARD_LOOP: push_answer(k, byte); break;
+    case CMD_AUX_LOOP: push_answer(k, byte); break; /* without the aux flag: no such port */
     case CMD_AUX_WRITE: break;
     default: to_keyboard(k, byte);
     }
@@ -124,11 +124,11 @@ static void write_command(struct i8042 *k, uint8_t command)
 {
     k->state.pending_command = 0;
     switch (command) {
-    case CMD_READ_CTL: answer(k, k->state.command_byte); break;
-    case CMD_SELF_TEST: answer(k, SELF_TEST_PASSED); break;
-    case CMD_KEYBOARD_TEST: answer(k, 0); break;
-    case CMD_AUX_TEST: answer(k, AUX_NO_CLOCK); break;
-    case CMD_READ_OUTPUT: answer(k, k->state.output_port); break;
+    case CMD_READ_CTL: push_answer(k, k->state.command_byte); break;
+    case CMD_SELF_TEST: push_answer(k, SELF_TEST_PASSED); break;
+    case CMD_KEYBOARD_TEST: push_answer(k, 0); break;
+    case CMD_AUX_TEST: push_answer(k, AUX_NO_CLOCK); break;
+    case CMD_READ_OUTPUT: push_answer(k, k->state.output_port); break;
     case CMD_WRITE_CTL:
     case CMD_WRITE_OUTPUT:
     case CMD_KEYBOARD_LOOP:
@@ -201,7 +201,7 @@ int i8042_ctrl_alt_del(struct i8042 *k, struct error *e)
     pthread_mutex_lock(&k->lock);
     masked = !(k->state.command_byte & CTL_KEYBOARD_IRQ);
     if (!masked)
-        pushed = push(k, ctrl_alt_del, sizeof(ctrl_alt_del));
+        pushed = push_bytes(k, ctrl_alt_del, sizeof(ctrl_alt_del));
     pthread_mutex_unlock(&k->lock);
     if (masked)
         return fail(e, ERR_HOST, "I8042 error: Keyboard interrupt disabled by guest driver");

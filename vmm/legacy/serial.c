@@ -119,7 +119,7 @@ static bool may_send(struct serial *s)
     return true;
 }
 
-static void transmit(struct serial *s, uint8_t byte)
+static void transmit_byte(struct serial *s, uint8_t byte)
 {
     if (s->state.mcr & MCR_LOOP)
         fifo_push(&s->state, byte);
@@ -139,7 +139,7 @@ static void write_fcr(struct serial *s, uint8_t value)
     s->state.fifo_count = 0;
 }
 
-static void write_register(struct serial *s, uint64_t offset, uint8_t value)
+static void write_uart(struct serial *s, uint64_t offset, uint8_t value)
 {
     struct serial_state *st = &s->state;
 
@@ -148,7 +148,7 @@ static void write_register(struct serial *s, uint64_t offset, uint8_t value)
         if (st->lcr & LCR_DLAB)
             st->dll = value;
         else
-            transmit(s, value);
+            transmit_byte(s, value);
         break;
     case REG_IER:
         if (st->lcr & LCR_DLAB) {
@@ -193,7 +193,7 @@ static void serial_write(struct bus_device *d, uint64_t offset, const uint8_t *d
     }
     pthread_mutex_lock(&s->lock);
     before = pending(&s->state);
-    write_register(s, offset, *data);
+    write_uart(s, offset, *data);
     raise_from(s, before);
     pthread_mutex_unlock(&s->lock);
     metric_inc(&metrics.uart.write_count);
@@ -270,14 +270,19 @@ static void on_fifo_space(struct loop_source *src, uint32_t ready)
 int serial_attach_input(struct serial *s, struct loop *loop, struct error *e)
 {
     int space = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int ret;
 
-    if (space < 0)
-        return fail_os(e, errno, "serial input");
     s->loop = loop;
     s->fifo_space = (struct loop_source){ space, EPOLLIN, on_fifo_space };
     s->input = (struct loop_source){ STDIN_FILENO, EPOLLIN, on_input };
-    if (loop_add(loop, &s->fifo_space) < 0 || loop_add(loop, &s->input) < 0)
-        return fail_os(e, errno, "serial input");
+    ret = space < 0 ? -errno : loop_add(loop, &s->fifo_space);
+    if (ret == 0)
+        ret = loop_add(loop, &s->input);
+    if (ret < 0) {
+        loop_remove(loop, &s->fifo_space);
+        close_fdp(&s->fifo_space.fd);
+        return fail_os(e, -ret, "The guest's console has no input");
+    }
     s->has_input = s->is_watching = true;
     return 0;
 }

@@ -49,7 +49,7 @@ void serial_init(struct serial *s, struct kvm_line line, int out_fd);
 /* Output beyond the limit is dropped. Before the guest runs. */
 void serial_limit(struct serial *s, const struct token_bucket *limit);
 
-/* Feeds stdin to the guest from now on. */
+/* Feeds stdin to the guest from now on. On failure the console has no input, and goes on. */
 must_check int serial_attach_input(struct serial *s, struct loop *loop, struct error *e);
 
 /* Stops and resumes reading input while the VM is paused. Loop thread. */

@@ -268,9 +268,12 @@ static int set_off(struct vm *vm, struct error *e)
     ret = loop_add(vm->loop, &vm->guest_end);
     if (ret < 0)
         return fail_os(e, -ret, "event loop");
-    if (!vm->config.serial.serial_out_path && console_has_input() &&
-        serial_attach_input(&m->serial, vm->loop, e) == 0)
-        console_raw();
+    if (!vm->config.serial.serial_out_path && console_has_input()) {
+        if (serial_attach_input(&m->serial, vm->loop, e) < 0)
+            log_error("%s", e->msg);
+        else
+            console_raw();
+    }
     if (vcpus_start(&m->vcpus, seccomp ? seccomp->vcpu : NULL, e) < 0)
         return -1;
     ret = seccomp ? seccomp_install(seccomp->main) : 0;

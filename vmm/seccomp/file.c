@@ -54,7 +54,7 @@ static bool take_filter(struct bytes *b, struct sock_fprog programs[THREADS])
     return true;
 }
 
-static bool parse(struct bytes b, struct sock_fprog programs[THREADS])
+static bool parse_filters(struct bytes b, struct sock_fprog programs[THREADS])
 {
     uint64_t count;
 
@@ -78,7 +78,7 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
     n = read(fd, bytes, sizeof(bytes));
     if (n < 0)
         return fail_os(e, errno, "Filter file read error");
-    if (n > FILE_MAX_BYTES || !parse((struct bytes){ bytes, (size_t)n }, programs))
+    if (n > FILE_MAX_BYTES || !parse_filters((struct bytes){ bytes, (size_t)n }, programs))
         return fail(
             e, ERR_INVALID,
             "Filter deserialization failed: %s does not have the three filters vmm, api and "

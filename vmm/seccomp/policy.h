@@ -6,10 +6,14 @@
  *                                         HAS_NONE_OF(place, bits), HAS_ONLY(place, bits)
  *   REFUSE(who, call, errno, why)         fails with an error instead of ending the process
  *
- * Arguments have places from 0. who is MAIN (the main thread once the guest runs), VCPU (a vCPU's
- * thread), BOTH, START (only until the guest runs) or EVER (START and MAIN). UNSEEN is added where
- * no test can bring the call about on every host. The filter of the whole process allows each row.
- * What is frequent comes first: a filter that is a list looks at the calls in this order.
+ * The first argument of a call has place 0. who is one of
+ *
+ *   START   the process until the guest runs     VCPU   a vCPU's thread
+ *   MAIN    the main thread from then on         EVER   START and MAIN        BOTH   MAIN and VCPU
+ *
+ * and UNSEEN is added where no test can bring the call about on every host. The filter of the whole
+ * process allows each row. Frequent calls come first: a filter that is a list compares in this
+ * order.
  *
  * ./devtool seccomp compares this list with what the tests make the VMM call.
  */
