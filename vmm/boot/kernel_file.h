@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "vmm/boot/kernel.h"
+#include "vmm/boot/kernel_image.h"
 
 struct kernel_file {
     int fd;         /* borrowed */
