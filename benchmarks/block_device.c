@@ -101,7 +101,7 @@ static void kick(void)
     const uint64_t one = 1;
 
     put(RING_AVAIL + 2, &bench.offered, sizeof(bench.offered));
-    if (write(bench.transport.kicks[0].source.fd, &one, sizeof(one)) != sizeof(one))
+    if (write(bench.transport.notifiers[0].source.fd, &one, sizeof(one)) != sizeof(one))
         die("a kick failed");
 }
 

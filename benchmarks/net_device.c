@@ -175,7 +175,7 @@ static void kick(void)
     put(AVAIL(bench.queue) + 2, &bench.offered, sizeof(bench.offered));
     get(USED(bench.queue), &no_notify, sizeof(no_notify));
     if (!(no_notify & VRING_USED_F_NO_NOTIFY) &&
-        write(bench.transport.kicks[bench.queue].source.fd, &one, sizeof(one)) != sizeof(one))
+        write(bench.transport.notifiers[bench.queue].source.fd, &one, sizeof(one)) != sizeof(one))
         die("a kick failed");
 }
 

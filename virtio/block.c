@@ -207,8 +207,8 @@ static void finish(struct block *b, struct block_request *r)
 
 enum next { NEXT_OK, NEXT_NONE, NEXT_BROKEN };
 
-/* Takes up the next request. NEXT_NONE: there is none, or it has to wait; a kick, a result or the
- * limiter's timer comes when that is over. */
+/* Takes up the next request. NEXT_NONE: there is none, or it has to wait; a notification, a
+ * result or the limiter's timer comes when that is over. */
 static enum next next(struct block *b, struct block_request **out)
 {
     struct virtq *q = &b->dev.queues[QUEUE];
@@ -346,13 +346,12 @@ static bool serve_async(struct block *b, struct turn *t)
     return false;
 }
 
-static bool block_kick(struct virtio_device *dev, unsigned queue)
+static bool block_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
     struct turn t = { .bytes = TURN_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     bool more = false;
 
-    metric_inc(&b->metrics.queue_event_count);
     if (b->host.async)
         more = !serve_async(b, &t);
     else
@@ -373,7 +372,7 @@ static void on_results(struct loop_source *src, uint32_t ready)
     struct block *b = owner_of(src, struct block, results);
 
     (void)ready;
-    virtio_kick(&b->dev, QUEUE);
+    virtio_serve(&b->dev, QUEUE);
 }
 
 static void on_refilled(struct rate_limiter *l)
@@ -381,12 +380,12 @@ static void on_refilled(struct rate_limiter *l)
     struct block *b = owner_of(l, struct block, limiter);
 
     metric_inc(&b->metrics.rate_limiter_event_count);
-    virtio_kick(&b->dev, QUEUE);
+    virtio_serve(&b->dev, QUEUE);
 }
 
 static void block_activate(struct virtio_device *dev)
 {
-    (void)dev; /* the driver kicks when it has something */
+    (void)dev; /* the driver notifies when it has something */
 }
 
 static bool is_idle(const struct block *b)
@@ -440,7 +439,7 @@ static const struct virtio_ops block_ops = {
     .id = VIRTIO_ID_BLOCK,
     .queue_count = 1,
     .activate = block_activate,
-    .kick = block_kick,
+    .serve = block_serve,
     .drain = block_drain,
     .reset = block_reset,
 };
@@ -500,7 +499,8 @@ int block_init(struct block *b, const struct block_host *host, struct error *e)
                  .config = &b->config,
                  .config_bytes = sizeof(b->config),
                  .activate_fails = &b->metrics.activate_fails,
-                 .cfg_fails = &b->metrics.cfg_fails },
+                 .cfg_fails = &b->metrics.cfg_fails,
+                 .notifications = { &b->metrics.queue_event_count } },
         .host = *host,
         .request_count = host->async ? VIRTQ_SIZE_MAX : 1,
     };

@@ -2,7 +2,7 @@
  * The block device (virtio 1.2, section 5.2): read, write, flush, get-id, discard and write-zeroes
  * on a block_file.
  *
- * A kick takes requests from the ring as the rate limiter allows and carries them out straight
+ * A turn takes requests from the ring as the rate limiter allows and carries them out straight
  * between guest pages and the file. With the Sync engine one after another on the event loop; a
  * turn moves a bounded number of bytes, and a request larger than that is continued on the next.
  * With the Async engine they are all handed to the kernel in one system call, and the guest is

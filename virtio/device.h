@@ -24,11 +24,11 @@ struct virtio_ops { /* const, static, one per device type */
     unsigned queue_count;
     /* The driver is ready (DRIVER_OK). A queue whose state.ready is false does not exist. */
     void (*activate)(struct virtio_device *d);
-    /* The guest kicked a queue. Does a bounded amount of work; true: there is more, call again
-     * after others had their turn. Event-loop thread. */
-    bool (*kick)(struct virtio_device *d, unsigned queue);
+    /* A turn: works on a queue, whatever the reason. Does a bounded amount of work; true: there is
+     * more, call again after others had their turn. Event-loop thread. */
+    bool (*serve)(struct virtio_device *d, unsigned queue);
     /* Carries out what was begun, and pushes it: when it returns, no request is in flight and none
-     * of them was lost. At a pause and at the end; no kick comes until the VM goes on. */
+     * of them was lost. At a pause and at the end; no turn comes until the VM goes on. */
     void (*drain)(struct virtio_device *d);
     /* The guest resets the device: when it returns, no request is in flight, and what was begun is
      * forgotten. On any thread. */
@@ -41,7 +41,9 @@ struct virtio_device {
     uint64_t acked;     /* what the driver took of them */
     const void *config; /* device configuration space, as the guest sees it */
     size_t config_bytes;
-    metric *activate_fails, *cfg_fails; /* the device's, for the transport to count; or NULL */
+    /* The device's metrics that the transport counts; NULL: not counted. Of notifications, those of
+     * the guest, by queue. One that comes while a turn is due anyway may go uncounted. */
+    metric *activate_fails, *cfg_fails, *notifications[VIRTIO_QUEUES_MAX];
     struct virtq queues[VIRTIO_QUEUES_MAX];
     struct virtio_mmio *transport; /* set by virtio_mmio_init */
 };
@@ -52,9 +54,9 @@ void virtio_signal_used(struct virtio_device *d, unsigned queue);
 /* The same for several queues, one bit each, in one interrupt. */
 void virtio_signal_queues(struct virtio_device *d, unsigned queues);
 
-/* Calls the device's kick() as if the guest had kicked the queue; for what else the device waits
- * for, such as a completion or a timer. Without the lock; event-loop thread. */
-void virtio_kick(struct virtio_device *d, unsigned queue);
+/* Gives the device a turn for a queue, if it is active: for what it waits for beside the guest's
+ * notifications, such as a completion or a timer. Without the lock; event-loop thread. */
+void virtio_serve(struct virtio_device *d, unsigned queue);
 
 /* The mutex under which the transport calls the device, for what comes from elsewhere (the API). */
 void virtio_lock(struct virtio_device *d);

@@ -21,7 +21,7 @@
 
 #define CONFIG_SPACE VIRTIO_MMIO_CONFIG
 
-#define KICK_EVENTS (EPOLLIN | EPOLLET)
+#define NOTIFIER_EVENTS (EPOLLIN | EPOLLET)
 
 static uint32_t *word(struct virtio_mmio *t, unsigned offset)
 {
@@ -291,27 +291,38 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
 
 static const struct bus_ops mmio_ops = { .read = mmio_read, .write = mmio_write };
 
-void virtio_kick(struct virtio_device *d, unsigned queue)
+/* Another turn is due. */
+static void notify_oneself(struct virtio_notifier *n)
+{
+    n->is_own = true;
+    loop_signal(n->source.fd);
+}
+
+void virtio_serve(struct virtio_device *d, unsigned queue)
 {
     struct virtio_mmio *t = d->transport;
     bool more = false;
 
     pthread_mutex_lock(&t->lock);
     if (is_active(t) && !t->is_paused && d->queues[queue].mem)
-        more = d->ops->kick(d, queue);
+        more = d->ops->serve(d, queue);
     pthread_mutex_unlock(&t->lock);
     if (more)
-        loop_signal(t->kicks[queue].source.fd);
+        notify_oneself(&t->notifiers[queue]);
 }
 
 /* The source is edge-triggered: each write of the eventfd wakes the loop once, and nobody has to
  * spend a system call to read it. */
-static void on_kick(struct loop_source *src, uint32_t ready)
+static void on_notifier(struct loop_source *src, uint32_t ready)
 {
-    struct virtio_kick *kick = owner_of(src, struct virtio_kick, source);
+    struct virtio_notifier *n = owner_of(src, struct virtio_notifier, source);
+    struct virtio_device *d = n->transport->device;
 
     (void)ready;
-    virtio_kick(kick->transport->device, kick->queue);
+    if (!n->is_own)
+        count(d->notifications[n->queue]);
+    n->is_own = false;
+    virtio_serve(d, n->queue);
 }
 
 int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base, void *page,
@@ -335,8 +346,8 @@ int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base,
 
         if (fd < 0)
             return fail_os(e, errno, "eventfd");
-        t->kicks[i] = (struct virtio_kick){ { fd, KICK_EVENTS, on_kick }, t, i };
-        ret = loop_add(loop, &t->kicks[i].source);
+        t->notifiers[i] = (struct virtio_notifier){ { fd, NOTIFIER_EVENTS, on_notifier }, t, i, 0 };
+        ret = loop_add(loop, &t->notifiers[i].source);
         if (ret)
             return fail_os(e, -ret, "event loop");
     }
@@ -350,7 +361,7 @@ int virtio_mmio_connect(struct virtio_mmio *t, const struct kvm *k, uint32_t gsi
     t->line = (struct kvm_line){ k->vm_fd, gsi };
     t->pulse = kvm_pulse;
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
-        if (kvm_add_ioeventfd(k, t->kicks[i].source.fd, notify, i, e) < 0)
+        if (kvm_add_ioeventfd(k, t->notifiers[i].source.fd, notify, i, e) < 0)
             return -1;
     return 0;
 }
@@ -360,7 +371,7 @@ void virtio_mmio_fini(struct virtio_mmio *t)
     if (!t->device)
         return;
     for (unsigned i = 0; i < t->device->ops->queue_count; i++) {
-        struct loop_source *src = &t->kicks[i].source;
+        struct loop_source *src = &t->notifiers[i].source;
 
         if (!src->on_ready)
             continue;
@@ -385,5 +396,5 @@ void virtio_mmio_resume(struct virtio_mmio *t)
     t->is_paused = false;
     pthread_mutex_unlock(&t->lock);
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
-        loop_signal(t->kicks[i].source.fd);
+        notify_oneself(&t->notifiers[i]);
 }

@@ -3,7 +3,7 @@
  *
  * What the guest reads lies in a page, which KVM can map into the guest: then a read is a plain
  * load, without an exit, which is most of what an interrupt costs. No register has side effects
- * when it is read. Writes come from vCPU threads; kicks arrive on the event loop through an
+ * when it is read. Writes come from vCPU threads; notifications arrive on the event loop through an
  * ioeventfd a queue; interrupts are edges of a line. One mutex guards registers and device; the
  * interrupt status is atomic beside it, so that an interrupt handler in the guest never waits for
  * disk I/O.
@@ -39,11 +39,12 @@ struct virtio_mmio {
     bool is_paused;
     struct kvm_line line;
     void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
-    struct virtio_kick {
-        struct loop_source source; /* an eventfd that KVM writes */
+    struct virtio_notifier {
+        struct loop_source source; /* an eventfd that KVM writes; and we, for another turn */
         struct virtio_mmio *transport;
         unsigned queue;
-    } kicks[VIRTIO_QUEUES_MAX];
+        bool is_own; /* we have written it since it was last ready; loop thread only */
+    } notifiers[VIRTIO_QUEUES_MAX];
     uint64_t last_complaint_s; /* of the monotonic clock */
 };
 

@@ -64,8 +64,8 @@ static bool gather_buffers(struct net *n)
     return true;
 }
 
-/* False: a frame has to wait for the guest, which is asked to kick when it offers more. Buffers too
- * small for the longest frame, and as many as can be kept, must do. */
+/* False: a frame has to wait for the guest, which is asked to notify when it offers more. Buffers
+ * too small for the longest frame, and as many as can be kept, must do. */
 static bool has_buffers(struct net *n)
 {
     do {
@@ -206,25 +206,13 @@ static bool transmit(struct net *n)
     return true;
 }
 
-static bool kick(struct virtio_device *d, unsigned queue)
+static bool net_serve(struct virtio_device *d, unsigned queue)
 {
     struct net *n = net_of(d);
-    bool is_more;
+    bool is_more = queue == RX ? receive(n) : transmit(n);
 
-    if (!n->is_own_kick)
-        metric_inc(queue == RX ? &n->metrics.rx_queue_event_count
-                               : &n->metrics.tx_queue_event_count);
-    is_more = queue == RX ? receive(n) : transmit(n);
     virtio_signal_used(d, queue);
     return is_more;
-}
-
-/* Not by the guest. */
-static void kick_oneself(struct net *n, unsigned queue)
-{
-    n->is_own_kick = true;
-    virtio_kick(&n->dev, queue);
-    n->is_own_kick = false;
 }
 
 static void on_frames(struct loop_source *src, uint32_t ready)
@@ -234,7 +222,7 @@ static void on_frames(struct loop_source *src, uint32_t ready)
     (void)ready;
     metric_inc(&n->metrics.rx_tap_event_count);
     n->tap_is_ready = true;
-    kick_oneself(n, RX);
+    virtio_serve(&n->dev, RX);
 }
 
 static void on_rx_refilled(struct rate_limiter *l)
@@ -242,7 +230,7 @@ static void on_rx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, rx_limiter);
 
     metric_inc(&n->metrics.rx_event_rate_limiter_count);
-    kick_oneself(n, RX);
+    virtio_serve(&n->dev, RX);
 }
 
 static void on_tx_refilled(struct rate_limiter *l)
@@ -250,7 +238,7 @@ static void on_tx_refilled(struct rate_limiter *l)
     struct net *n = owner_of(l, struct net, tx_limiter);
 
     metric_inc(&n->metrics.tx_rate_limiter_event_count);
-    kick_oneself(n, TX);
+    virtio_serve(&n->dev, TX);
 }
 
 static void forget(struct net *n)
@@ -302,7 +290,7 @@ static const struct virtio_ops net_ops = {
     .id = VIRTIO_ID_NET,
     .queue_count = QUEUES,
     .activate = activate,
-    .kick = kick,
+    .serve = net_serve,
     .drain = drain,
     .reset = reset,
 };
@@ -341,7 +329,9 @@ int net_init(struct net *n, const struct net_host *host, struct error *e)
                  .config = &n->config,
                  .config_bytes = offsetof(struct virtio_net_config, mtu) + sizeof(n->config.mtu),
                  .activate_fails = &n->metrics.activate_fails,
-                 .cfg_fails = &n->metrics.cfg_fails },
+                 .cfg_fails = &n->metrics.cfg_fails,
+                 .notifications = { &n->metrics.rx_queue_event_count,
+                                    &n->metrics.tx_queue_event_count } },
         .host = *host,
     };
     describe(n);

@@ -42,7 +42,6 @@ struct net {
     struct rate_limiter rx_limiter, tx_limiter;
     struct loop_source frames; /* the tap's */
     bool tap_is_ready;         /* it may have a frame; loop thread only */
-    bool is_own_kick;          /* a turn that the guest did not ask for; loop thread only */
     uint32_t rx_min;           /* bytes that must be offered before a frame is read */
     uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
     struct net_rx rx;

@@ -78,7 +78,7 @@ void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written);
 void virtq_use(struct virtq *q, uint16_t head, uint32_t written);
 void virtq_publish(struct virtq *q);
 
-/* Asks for a kick when the next chain comes. True: one came meanwhile, so pop again. */
+/* Asks to be notified of the next chain. True: one came meanwhile, so pop again. */
 must_check bool virtq_rearm(struct virtq *q);
 
 /* True where the guest wants an interrupt for what was pushed since the last call. */

@@ -42,7 +42,7 @@ static void push(struct vsock *v, unsigned queue, struct turn *t)
     t->pushed |= 1u << queue;
 }
 
-/* Takes the next chain of a queue. False: there is none, and the guest kicks when there is. */
+/* Takes the next chain of a queue. False: there is none, and the guest notifies when there is. */
 static bool next_chain(struct vsock *v, unsigned queue, struct turn *t)
 {
     struct virtq *q = &v->dev.queues[queue];
@@ -384,17 +384,9 @@ static void end_expired(struct vsock *v)
     }
 }
 
-static void count_kick(const struct vsock *v, unsigned queue)
-{
-    if (queue == QUEUE_TX)
-        metric_inc(&metrics.vsock.tx_queue_event_count);
-    else if (queue == QUEUE_RX && !v->table.current)
-        metric_inc(&metrics.vsock.rx_queue_event_count);
-}
-
 /* Also where a socket has something for the guest, or time is up. A driver that gives buffers is
  * there for the host's connections. */
-static bool vsock_kick(struct virtio_device *dev, unsigned queue)
+static bool vsock_serve(struct virtio_device *dev, unsigned queue)
 {
     struct vsock *v = owner_of(dev, struct vsock, dev);
     struct turn in = { .bytes = TURN_BYTES, .packets = TURN_PACKETS };
@@ -403,7 +395,6 @@ static bool vsock_kick(struct virtio_device *dev, unsigned queue)
 
     if (v->was_reset)
         forget_all(v);
-    count_kick(v, queue);
     if (v->is_time_up)
         end_expired(v);
     if (queue == QUEUE_RX)
@@ -452,7 +443,7 @@ static void on_stream(struct loop_source *src, uint32_t ready)
         vsock_table_remove(&v->table, c);
     if (v->table.current && vsock_conn_next(c) != VIRTIO_VSOCK_OP_INVALID) {
         vsock_table_give_turn(&v->table, c);
-        virtio_kick(&v->dev, QUEUE_RX);
+        virtio_serve(&v->dev, QUEUE_RX);
     }
     if (v->table.current)
         vsock_conn_watch(c);
@@ -498,12 +489,12 @@ static void on_time(struct loop_source *src, uint32_t ready)
         forget_all(v);
     virtio_unlock(&v->dev);
     v->is_time_up = true;
-    virtio_kick(&v->dev, QUEUE_RX);
+    virtio_serve(&v->dev, QUEUE_RX);
 }
 
 static void vsock_activate(struct virtio_device *dev)
 {
-    (void)dev; /* the driver kicks when it has given buffers */
+    (void)dev; /* the driver notifies when it has given buffers */
 }
 
 /* Nothing is ever in flight. */
@@ -527,7 +518,7 @@ static const struct virtio_ops vsock_ops = {
     .id = VIRTIO_ID_VSOCK,
     .queue_count = QUEUES,
     .activate = vsock_activate,
-    .kick = vsock_kick,
+    .serve = vsock_serve,
     .drain = vsock_drain,
     .reset = vsock_reset,
 };
@@ -540,6 +531,10 @@ int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e)
                    UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX,
         .config = &v->config,
         .config_bytes = sizeof(v->config),
+        .activate_fails = &metrics.vsock.activate_fails,
+        .cfg_fails = &metrics.vsock.cfg_fails,
+        .notifications = { &metrics.vsock.rx_queue_event_count,
+                           &metrics.vsock.tx_queue_event_count },
     };
     v->host = *host;
     v->config.guest_cid = host->guest_cid;

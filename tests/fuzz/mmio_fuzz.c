@@ -1,6 +1,6 @@
 /*
  * virtio/mmio.c under any sequence of accesses, with a device that checks what the transport
- * promises it: one activation between two resets, kicks only in between and only for queues that
+ * promises it: one activation between two resets, turns only in between and only for queues that
  * exist, and nothing acknowledged that was not offered.
  */
 #include "tests/fuzz/support/device.h"
@@ -17,7 +17,7 @@ static void activate(struct virtio_device *d)
     is_active = true;
 }
 
-static bool kick(struct virtio_device *d, unsigned queue)
+static bool serve(struct virtio_device *d, unsigned queue)
 {
     bool more = wants_more;
 
@@ -48,7 +48,7 @@ static const struct virtio_ops ops = {
     .id = 42,
     .queue_count = 3,
     .activate = activate,
-    .kick = kick,
+    .serve = serve,
     .drain = drain,
     .reset = reset,
 };
@@ -88,7 +88,7 @@ static void touch(struct virtio_device *d)
     case 4:
         wants_more = op & 0x80;
         breaks = op >= 0xe0;
-        virtio_kick(d, op >> 3 & 1);
+        virtio_serve(d, op >> 3 & 1);
         break;
     case 5:
         is_paused = true;

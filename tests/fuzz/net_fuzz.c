@@ -92,7 +92,7 @@ static void say(struct hostile *h)
     poke_desc(h->mem, st->desc.v, head + 1,
               &(struct vring_desc){ DATA_AT, ETH_HLEN + take_length(h->in) % 0x4000, 0, 0 });
     poke_avail(h->mem, st, head);
-    loop_signal(h->transport.kicks[TX_QUEUE].source.fd);
+    loop_signal(h->transport.notifiers[TX_QUEUE].source.fd);
 }
 
 /* Buffers for the host's frames, most of them one after the other as they are. */
@@ -107,7 +107,7 @@ static void give(struct hostile *h)
         poke_desc(h->mem, st->desc.v, first, &d);
         poke_avail(h->mem, st, first);
     }
-    loop_signal(h->transport.kicks[RX_QUEUE].source.fd);
+    loop_signal(h->transport.notifiers[RX_QUEUE].source.fd);
 }
 
 /* A PATCH of the interface. */

@@ -156,7 +156,7 @@ static void say(struct hostile *h)
     poke(h->mem, at, &p, sizeof(p));
     poke_desc(h->mem, st->desc.v, head, &d);
     poke_avail(h->mem, st, head);
-    loop_signal(h->transport.kicks[TX_QUEUE].source.fd);
+    loop_signal(h->transport.notifiers[TX_QUEUE].source.fd);
 }
 
 /* Buffers for the host's packets. */
@@ -170,7 +170,7 @@ static void give(struct hostile *h)
         poke_desc(h->mem, st->desc.v, first, &d);
         poke_avail(h->mem, st, first);
     }
-    loop_signal(h->transport.kicks[RX_QUEUE].source.fd);
+    loop_signal(h->transport.notifiers[RX_QUEUE].source.fd);
 }
 
 static void happen(struct hostile *h)

@@ -189,6 +189,27 @@ BOTH(requests_over_the_limit_wait_and_none_is_lost)
         cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
 }
 
+BOTH(a_notification_counts_once_however_often_its_requests_wait)
+{
+    limit((struct rate_limits){ .has_ops = true, .ops = { .size = 10, .refill_time_ms = 10 } });
+    for (uint16_t i = 0; i < 40; i++)
+        offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i, SECTOR, 1);
+    kick();
+    for (unsigned i = 0; i < 3; i++) {
+        now += 10000000;
+        block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
+        while (block.idle_count < block.request_count) {
+            struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
+
+            cr_assert_eq(poll(&results, 1, 10000), 1);
+            block.results.on_ready(&block.results, EPOLLIN);
+        }
+    }
+    cr_expect_eq(ring_used_idx(&d.ring), 40);
+    cr_expect_eq(metric_get(&block.metrics.rate_limiter_event_count), 3);
+    cr_expect_eq(metric_get(&block.metrics.queue_event_count), 1);
+}
+
 BOTH(the_bandwidth_limit_counts_data)
 {
     limit((struct rate_limits){ .has_bandwidth = true,

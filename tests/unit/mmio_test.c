@@ -9,7 +9,7 @@
 /* A device that counts what the transport asks of it. */
 static struct probe {
     struct virtio_device dev;
-    unsigned activations, kicks, resets, drains;
+    unsigned activations, turns, resets, drains;
     bool wants_more, breaks;
 } probe;
 
@@ -22,10 +22,10 @@ static void probe_activate(struct virtio_device *dev)
     probe.activations++;
 }
 
-static bool probe_kick(struct virtio_device *dev, unsigned queue)
+static bool probe_serve(struct virtio_device *dev, unsigned queue)
 {
     cr_expect_eq(queue, 0);
-    probe.kicks++;
+    probe.turns++;
     if (probe.breaks)
         virtio_needs_reset(dev, "the test says so");
     return probe.wants_more;
@@ -48,7 +48,7 @@ static const struct virtio_ops probe_ops = {
     .id = 42,
     .queue_count = 1,
     .activate = probe_activate,
-    .kick = probe_kick,
+    .serve = probe_serve,
     .drain = probe_drain,
     .reset = probe_reset,
 };
@@ -71,7 +71,7 @@ TestSuite(registers, .init = set_up, .fini = tear_down);
 TestSuite(negotiation, .init = set_up, .fini = tear_down);
 TestSuite(status, .init = set_up, .fini = tear_down);
 TestSuite(activation, .init = set_up, .fini = tear_down);
-TestSuite(kick, .init = set_up, .fini = tear_down);
+TestSuite(turn, .init = set_up, .fini = tear_down);
 TestSuite(config_space, .init = set_up, .fini = tear_down);
 
 Test(registers, identify_the_device)
@@ -195,7 +195,7 @@ Test(status, forgets_everything_on_reset)
     cr_expect_eq(probe.dev.acked, 0);
     cr_expect_null(probe.dev.queues[0].mem);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 0);
+    cr_expect_eq(probe.turns, 0);
     driver_start(&d);
     cr_expect_eq(probe.activations, 2);
 }
@@ -221,10 +221,10 @@ Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
     cr_expect_eq(driver_interrupts(&d), 1);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 0);
+    cr_expect_eq(probe.turns, 0);
     driver_start(&d);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 1);
+    cr_expect_eq(probe.turns, 1);
 }
 
 Test(activation, that_failed_is_neither_drained_nor_reset)
@@ -252,7 +252,7 @@ Test(activation, does_not_serve_a_queue_that_is_not_ready)
     driver_ok(&d);
     cr_expect_eq(probe.activations, 1);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 0);
+    cr_expect_eq(probe.turns, 0);
 }
 
 Test(activation, takes_no_queue_changes_afterwards)
@@ -270,28 +270,28 @@ Test(activation, takes_no_queue_changes_afterwards)
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 1);
 }
 
-Test(kick, comes_back_while_there_is_more)
+Test(turn, comes_back_while_there_is_more)
 {
     driver_start(&d);
     probe.wants_more = true;
     cr_expect(driver_kick(&d));
     probe.wants_more = false;
     cr_expect_not(driver_kick(&d));
-    cr_expect_eq(probe.kicks, 2);
+    cr_expect_eq(probe.turns, 2);
 }
 
-Test(kick, is_not_served_by_a_broken_device)
+Test(turn, is_not_served_by_a_broken_device)
 {
     driver_start(&d);
     probe.breaks = true;
     driver_kick(&d);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 1);
+    cr_expect_eq(probe.turns, 1);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | STATUS_RESET_ME);
     probe.breaks = false;
     driver_start(&d);
     driver_kick(&d);
-    cr_expect_eq(probe.kicks, 2);
+    cr_expect_eq(probe.turns, 2);
 }
 
 static void stop_loop(struct loop_source *src, uint32_t ready)
@@ -315,22 +315,22 @@ static void run_loop(void)
     close(last.fd);
 }
 
-Test(kick, waits_while_paused)
+Test(turn, waits_while_paused)
 {
     const uint64_t one = 1;
 
     driver_start(&d);
     virtio_mmio_pause(&d.transport);
-    cr_assert_eq(write(d.transport.kicks[0].source.fd, &one, sizeof(one)), sizeof(one));
+    cr_assert_eq(write(d.transport.notifiers[0].source.fd, &one, sizeof(one)), sizeof(one));
     run_loop();
-    cr_expect_eq(probe.kicks, 0);
+    cr_expect_eq(probe.turns, 0);
     cr_expect_eq(probe.drains, 1);
     virtio_mmio_resume(&d.transport);
     run_loop();
-    cr_expect_eq(probe.kicks, 1);
+    cr_expect_eq(probe.turns, 1);
 }
 
-Test(kick, of_a_broken_device_is_drained_at_a_pause)
+Test(turn, of_a_broken_device_is_drained_at_a_pause)
 {
     driver_start(&d);
     probe.breaks = true;
@@ -341,17 +341,50 @@ Test(kick, of_a_broken_device_is_drained_at_a_pause)
     virtio_mmio_resume(&d.transport);
 }
 
-Test(kick, wakes_the_loop_once_a_write)
+Test(turn, wakes_the_loop_once_a_write)
 {
     const uint64_t one = 1;
 
     driver_start(&d);
     for (unsigned i = 1; i <= 3; i++) {
-        cr_assert_eq(write(d.transport.kicks[0].source.fd, &one, sizeof(one)), sizeof(one));
+        cr_assert_eq(write(d.transport.notifiers[0].source.fd, &one, sizeof(one)), sizeof(one));
         run_loop();
         run_loop();
-        cr_expect_eq(probe.kicks, i);
+        cr_expect_eq(probe.turns, i);
     }
+}
+
+/* The guest's, as KVM passes it on. */
+static void notify(void)
+{
+    loop_signal(d.transport.notifiers[0].source.fd);
+}
+
+Test(turn, is_counted_where_the_guest_asked_for_it_and_nowhere_else)
+{
+    metric notified = 0;
+
+    probe.dev.notifications[0] = &notified;
+    driver_start(&d);
+    notify();
+    probe.wants_more = true;
+    for (unsigned i = 0; i < 4; i++)
+        run_loop();
+    cr_expect_geq(probe.turns, 4);
+    cr_expect_eq(notified, 1, "more of the same");
+    probe.wants_more = false;
+    run_loop();
+    virtio_serve(&probe.dev, 0);
+    cr_expect_eq(notified, 1, "a timer, or a socket");
+    notify();
+    run_loop();
+    cr_expect_eq(notified, 2);
+    virtio_mmio_pause(&d.transport);
+    notify();
+    run_loop();
+    virtio_mmio_resume(&d.transport);
+    run_loop();
+    cr_expect_eq(notified, 3, "one that came in a pause, which is served after it");
 }
 
 Test(config_space, reads_in_every_width_and_ends_in_zeroes)

@@ -373,7 +373,7 @@ Test(net, receives_a_bounded_number_of_frames_a_turn_with_one_interrupt)
     cr_expect_gt(ring_used_idx(&d.ring), 0);
     cr_expect_lt(ring_used_idx(&d.ring), 150);
     cr_expect_eq(driver_interrupts(&d), 1);
-    cr_assert_gt(loop_drain(d.transport.kicks[RX].source.fd), 0, "it asked for another turn");
+    cr_assert_gt(loop_drain(d.transport.notifiers[RX].source.fd), 0, "it asked for another turn");
     while (driver_kick_at(&d, RX))
         ;
     cr_expect_eq(ring_used_idx(&d.ring), 150);
@@ -626,6 +626,7 @@ Test(net, events_of_the_queues_are_counted_and_no_others)
     driver_kick_at(&d, TX);
     driver_kick_at(&d, RX);
     net.frames.on_ready(&net.frames, EPOLLIN);
+    net.tx_limiter.on_refilled(&net.tx_limiter);
     cr_expect_eq(METRIC(tx_queue_event_count), 2);
     cr_expect_eq(METRIC(rx_queue_event_count), 1);
     cr_expect_eq(METRIC(rx_tap_event_count), 1);

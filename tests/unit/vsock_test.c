@@ -134,6 +134,36 @@ Test(vsock, puts_header_and_data_into_buffers_however_they_are_cut)
     cr_expect_arr_eq(bytes + sizeof(struct virtio_vsock_hdr), sent, sizeof(sent));
 }
 
+Test(vsock, counts_the_guest_s_notifications_and_faults)
+{
+    struct vsock_metrics *m = &metrics.vsock;
+    struct stream s = open_from_host(52);
+    const uint64_t rx = metric_get(&m->rx_queue_event_count);
+    const uint64_t tx = metric_get(&m->tx_queue_event_count);
+
+    host_send(s.fd, "x", 1);
+    guest_expect(VIRTIO_VSOCK_OP_RW);
+    g.v.table.timer.on_ready(&g.v.table.timer, EPOLLIN);
+    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx, "neither a socket's nor the timer's");
+    guest_give(1);
+    guest_send(52, s.host_port, "y", 1);
+    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx + 1);
+    cr_expect_eq(metric_get(&m->tx_queue_event_count), tx + 1);
+    reg_write(&g.d, VIRTIO_MMIO_CONFIG, 1);
+    cr_expect_eq(metric_get(&m->cfg_fails), 1);
+}
+
+Test(vsock, counts_an_activation_that_fails)
+{
+    struct virtq_state st = { .size = 64, .ready = true, .desc = gpa(UINT64_C(1) << 40) };
+
+    cr_assert(driver_negotiate(&g.d, offered_features(&g.d)));
+    driver_set_queue(&g.d, &st);
+    driver_ok(&g.d);
+    cr_expect(reg_read(&g.d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_expect_eq(metric_get(&metrics.vsock.activate_fails), 1);
+}
+
 /* Takes data packets until there are none; how many bytes. */
 static size_t take_data(void)
 {

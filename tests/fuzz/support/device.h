@@ -189,7 +189,7 @@ static inline void step(struct hostile *h, const struct hostile_hooks *hooks)
     case 0:
     case 1: step_chain(h, hooks); break;
     case 2: step_indirect(h, hooks); break;
-    case 3: loop_signal(h->transport.kicks[take_queue(h)].source.fd); break;
+    case 3: loop_signal(h->transport.notifiers[take_queue(h)].source.fd); break;
     case 4: step_register(h); break;
     case 5: step_start(h); break;
     case 6: step_queue(h); break;

@@ -111,7 +111,7 @@ static inline bool kick(void)
 
         cr_assert_eq(poll(&results, 1, 10000), 1);
         block.results.on_ready(&block.results, EPOLLIN);
-        more |= loop_drain(d.transport.kicks[0].source.fd) > 0;
+        more |= loop_drain(d.transport.notifiers[0].source.fd) > 0;
     }
     return more;
 }

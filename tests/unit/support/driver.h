@@ -129,7 +129,7 @@ static inline void driver_start(struct driver *d)
 /* One turn of the device, as the event loop gives it. True: it asked for another. */
 static inline bool driver_kick_at(struct driver *d, unsigned queue)
 {
-    struct loop_source *src = &d->transport.kicks[queue].source;
+    struct loop_source *src = &d->transport.notifiers[queue].source;
 
     src->on_ready(src, EPOLLIN);
     return loop_drain(src->fd) > 0;

@@ -63,7 +63,7 @@ static inline void guest_offer(unsigned queue, uint16_t head, uint16_t *offered)
 /* One kick, and the turns that the device asks for after it. */
 static inline void guest_kick(unsigned queue)
 {
-    struct loop_source *src = &g.d.transport.kicks[queue].source;
+    struct loop_source *src = &g.d.transport.notifiers[queue].source;
 
     do
         src->on_ready(src, EPOLLIN);
