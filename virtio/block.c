@@ -295,17 +295,27 @@ static void serve_sync(struct block *b, struct turn *t)
     }
 }
 
+/* Async: takes the next result there is; NULL: none. The chain is not lent any more. */
+static struct block_request *take_result(struct block *b, int *result)
+{
+    struct block_request *r;
+    void *tag;
+
+    if (!block_async_take(b->host.async, &tag, result))
+        return NULL;
+    r = tag;
+    if (is_transfer(r))
+        chain_return(&r->chain, r->type == VIRTIO_BLK_T_IN, *result > 0 ? (uint32_t)*result : 0);
+    return r;
+}
+
 /* Async: takes in the results there are. A transfer that was cut short goes on. */
 static void take_results(struct block *b, struct turn *t)
 {
+    struct block_request *r;
     int result;
-    void *tag;
 
-    while (block_async_take(b->host.async, &tag, &result)) {
-        struct block_request *r = tag;
-
-        if (is_transfer(r))
-            chain_return(&r->chain, r->type == VIRTIO_BLK_T_IN, result > 0 ? (uint32_t)result : 0);
+    while ((r = take_result(b, &result))) {
         if (settle(r, result))
             push(b, r, t);
         else
@@ -423,13 +433,13 @@ static void forget_requests(struct block *b)
 static void block_reset(struct virtio_device *dev)
 {
     struct block *b = owner_of(dev, struct block, dev);
+    struct block_request *r;
     int result;
-    void *tag;
 
     while (b->host.async && !is_idle(b)) {
         block_async_wait(b->host.async);
-        while (block_async_take(b->host.async, &tag, &result))
-            give_back(b, tag);
+        while ((r = take_result(b, &result)))
+            give_back(b, r);
     }
     forget_requests(b);
 }

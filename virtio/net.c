@@ -17,6 +17,9 @@ enum { RX, TX, QUEUES };
 /* What comes before the payload that an MTU counts. */
 #define FRAME_HEADERS ((uint32_t)NET_HEADER_BYTES + ETH_HLEN)
 
+/* How many buffers a frame takes (section 5.1.6.4.1). */
+#define NUM_BUFFERS_AT offsetof(struct virtio_net_hdr_mrg_rxbuf, num_buffers)
+
 #define BIT(feature) (UINT64_C(1) << (feature))
 
 /* What leads to frames longer than the link takes. */
@@ -42,7 +45,7 @@ static bool gather_buffers(struct net *n)
     struct virtq *q = &n->dev.queues[RX];
 
     for (unsigned i = 0; i < VIRTQ_SIZE_MAX; i++) {
-        if (n->rx.bytes >= NET_FRAME_MAX || !net_rx_has_room(&n->rx))
+        if (n->rx.bytes >= NET_FRAME_MAX || !rx_buffers_has_room(&n->rx))
             return true;
         switch (virtq_pop(q, &n->chain)) {
         case POP_EMPTY: return true;
@@ -59,7 +62,7 @@ static bool gather_buffers(struct net *n)
             virtio_needs_reset(&n->dev, "a receive buffer is readable or shorter than a header");
             return false;
         }
-        net_rx_add(&n->rx, &n->chain);
+        rx_buffers_add(&n->rx, &n->chain, NET_FRAME_MAX);
     }
     return true;
 }
@@ -71,7 +74,7 @@ static bool has_buffers(struct net *n)
     do {
         if (!gather_buffers(n))
             return false;
-        if (n->rx.bytes >= n->rx_min || !net_rx_has_room(&n->rx))
+        if (n->rx.bytes >= n->rx_min || !rx_buffers_has_room(&n->rx))
             return true;
     } while (virtq_rearm(&n->dev.queues[RX]));
     metric_inc(&n->metrics.no_rx_avail_buffer);
@@ -86,7 +89,7 @@ static bool read_frame(struct net *n)
 
     if (!has_buffers(n))
         return false;
-    got = net_rx_read(&n->rx, n->host.tap->fd, may_merge ? VIRTQ_SIZE_MAX : 1);
+    got = rx_buffers_read_frame(&n->rx, n->host.tap->fd, !may_merge);
     if (got >= NET_HEADER_BYTES) {
         n->held = (uint32_t)got;
         return true;
@@ -105,7 +108,12 @@ static bool read_frame(struct net *n)
 
 static void deliver(struct net *n)
 {
-    net_rx_deliver(&n->rx, &n->dev.queues[RX], n->held);
+    struct virtq *q = &n->dev.queues[RX];
+    const uint16_t count = (uint16_t)rx_buffers_count(&n->rx, n->held);
+
+    rx_buffers_put(&n->rx, NUM_BUFFERS_AT, &count, sizeof(count));
+    rx_buffers_give(&n->rx, q, n->held);
+    virtq_publish(q);
     metric_inc(&n->metrics.rx_packets_count);
     metric_inc(&n->metrics.rx_count);
     metric_add(&n->metrics.rx_bytes_count, n->held);
@@ -243,7 +251,7 @@ static void on_tx_refilled(struct rate_limiter *l)
 
 static void forget(struct net *n)
 {
-    net_rx_clear(&n->rx);
+    rx_buffers_clear(&n->rx);
     n->held = 0;
 }
 
@@ -275,9 +283,7 @@ static void drain(struct virtio_device *d)
         deliver(n);
         virtio_signal_used(d, RX);
     }
-    for (unsigned i = n->rx.first; i < n->rx.last; i++)
-        virtq_unpop(&d->queues[RX]);
-    net_rx_clear(&n->rx);
+    rx_buffers_unpop(&n->rx, &d->queues[RX]);
 }
 
 static void reset(struct virtio_device *d)

@@ -13,13 +13,15 @@
 #include <stdbool.h>
 
 #include "virtio/device.h"
-#include "virtio/net_rx.h"
 #include "virtio/net_tap.h"
 #include "virtio/rate_limiter.h"
+#include "virtio/rx_buffers.h"
 #include "vmm/base/metrics.h"
 
 #define NET_HEADER_BYTES ((int)sizeof(struct virtio_net_hdr_mrg_rxbuf))
 #define NET_MAC_BYTES    6u
+/* What a read must have room for: a frame of 64 KiB with its headers (section 5.1.6.3.1). */
+#define NET_FRAME_MAX 65562u
 
 /* UDP segmentation (virtio 1.3): newer than the headers of Linux 6.1. */
 #define NET_F_GUEST_USO4 54
@@ -44,7 +46,7 @@ struct net {
     bool tap_is_ready;         /* it may have a frame; loop thread only */
     uint32_t rx_min;           /* bytes that must be offered before a frame is read */
     uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
-    struct net_rx rx;
+    struct rx_buffers rx;
     struct chain chain; /* under way */
     struct net_metrics metrics;
 };

@@ -17,6 +17,18 @@ static uint64_t used_bytes(uint16_t size)
     return sizeof(uint16_t) * (RING_FIRST + USED_ELEM_WORDS * size + 1);
 }
 
+/* Writes guest memory. */
+static void store(void *to, const void *from, size_t n)
+{
+    memcpy(to, from, n);
+}
+
+/* Writes guest memory. Pairs with the driver's read barrier after it reads the index (2.7.14). */
+static void put_used_word(struct virtq *q, size_t word, uint16_t value)
+{
+    __atomic_store_n(&q->used[word], value, __ATOMIC_RELEASE);
+}
+
 int virtq_start(struct virtq *q, const struct guest_mem *m, uint64_t features)
 {
     const struct virtq_state *st = &q->state;
@@ -81,7 +93,7 @@ static bool open_table(const struct virtq *q, const struct vring_desc *d, struct
     return t->at;
 }
 
-static bool add_buffer(struct virtq *q, struct chain *c, const struct vring_desc *d)
+static bool chain_add_buffer(struct virtq *q, struct chain *c, const struct vring_desc *d)
 {
     bool is_writable = d->flags & VRING_DESC_F_WRITE;
     uint32_t *total = is_writable ? &c->writable : &c->readable;
@@ -121,7 +133,7 @@ static bool gather(struct virtq *q, struct chain *c)
             index = 0;
             continue;
         }
-        if (!add_buffer(q, c, &d))
+        if (!chain_add_buffer(q, c, &d))
             return false;
         if (!(d.flags & VRING_DESC_F_NEXT))
             return true;
@@ -170,15 +182,13 @@ void virtq_use(struct virtq *q, uint16_t head, uint32_t written)
     struct virtq_state *st = &q->state;
     struct vring_used_elem elem = { .id = head, .len = written };
 
-    memcpy(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem,
-           sizeof(elem));
+    store(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem, sizeof(elem));
     st->next_used++;
 }
 
 void virtq_publish(struct virtq *q)
 {
-    /* Pairs with the driver's read barrier after it reads the index (2.7.14). */
-    __atomic_store_n(&q->used[RING_IDX], q->state.next_used, __ATOMIC_RELEASE);
+    put_used_word(q, RING_IDX, q->state.next_used);
 }
 
 bool virtq_rearm(struct virtq *q)
@@ -186,9 +196,7 @@ bool virtq_rearm(struct virtq *q)
     struct virtq_state *st = &q->state;
 
     if (q->event_idx) {
-        uint16_t *avail_event = &q->used[RING_FIRST + USED_ELEM_WORDS * st->size];
-
-        __atomic_store_n(avail_event, st->next_avail, __ATOMIC_RELAXED);
+        put_used_word(q, RING_FIRST + USED_ELEM_WORDS * st->size, st->next_avail); /* avail_event */
         /* Pairs with the driver's full barrier between publishing a chain and reading avail_event
          * (2.7.13.4.1): one of us sees the other's write. */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -213,8 +221,27 @@ bool virtq_wants_interrupt(struct virtq *q)
     return vring_need_event(used_event, st->next_used, before);
 }
 
+void iov_write_(const struct iovec *v, size_t at, const void *src, size_t n)
+{
+    const uint8_t *from = src;
+
+    for (; n; v++) {
+        size_t step;
+
+        if (at >= v->iov_len) {
+            at -= v->iov_len;
+            continue;
+        }
+        step = v->iov_len - at < n ? v->iov_len - at : n;
+        store((uint8_t *)v->iov_base + at, from, step);
+        from += step;
+        n -= step;
+        at = 0;
+    }
+}
+
 /* Moves the start of the buffers iov[*at..] on by n bytes. */
-static void advance(struct chain *c, unsigned *at, size_t n)
+static void chain_advance(struct chain *c, unsigned *at, size_t n)
 {
     while (n) {
         struct iovec *v = &c->iov[*at];
@@ -240,7 +267,7 @@ int chain_read_(struct chain *c, void *dst, size_t n)
         size_t step = n < v->iov_len ? n : v->iov_len;
 
         memcpy(to, v->iov_base, step);
-        advance(c, &c->read_at, step);
+        chain_advance(c, &c->read_at, step);
         to += step;
         n -= step;
     }
@@ -249,21 +276,12 @@ int chain_read_(struct chain *c, void *dst, size_t n)
 
 int chain_write_(struct chain *c, const void *src, size_t n)
 {
-    const uint8_t *from = src;
-
     if (n > c->writable)
         return -EBADMSG;
+    iov_write_(&c->iov[c->write_at], 0, src, n);
+    chain_advance(c, &c->write_at, n);
     c->writable -= (uint32_t)n;
     c->written += (uint32_t)n;
-    while (n) {
-        const struct iovec *v = &c->iov[c->write_at];
-        size_t step = n < v->iov_len ? n : v->iov_len;
-
-        memcpy(v->iov_base, from, step);
-        advance(c, &c->write_at, step);
-        from += step;
-        n -= step;
-    }
     return 0;
 }
 
@@ -295,7 +313,23 @@ void chain_skip_writable(struct chain *c, uint32_t n)
     if (n > c->writable)
         n = c->writable;
     c->writable -= n;
-    advance(c, &c->write_at, n);
+    chain_advance(c, &c->write_at, n);
+}
+
+unsigned chain_take_(struct chain *c, uint32_t n, struct iovec *list)
+{
+    unsigned count = 0;
+
+    c->writable -= n;
+    while (n) {
+        const struct iovec *v = &c->iov[c->write_at];
+        uint32_t step = n < v->iov_len ? n : (uint32_t)v->iov_len;
+
+        list[count++] = (struct iovec){ v->iov_base, step };
+        chain_advance(c, &c->write_at, step);
+        n -= step;
+    }
+    return count;
 }
 
 const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n, unsigned *count)
@@ -319,12 +353,12 @@ void chain_return(struct chain *c, bool is_writable, uint32_t moved)
     if (c->clipped)
         c->clipped->iov_len += c->clipped_bytes;
     c->clipped = NULL;
-    if (is_writable) {
-        advance(c, &c->write_at, moved);
+    if (is_writable) { /* the kernel has written guest memory */
+        chain_advance(c, &c->write_at, moved);
         c->writable -= moved;
         c->written += moved;
     } else {
-        advance(c, &c->read_at, moved);
+        chain_advance(c, &c->read_at, moved);
         c->readable -= moved;
     }
 }

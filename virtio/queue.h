@@ -6,6 +6,11 @@
  * a cursor over the device-readable bytes and another over the device-writable bytes. Devices see
  * neither descriptors nor host addresses, and can't read a byte twice.
  *
+ * A guest's memory is written in five places: put_used_word() and store() in queue.c by ourselves;
+ * by the kernel on our behalf in what chain_return() and the reads of virtio/rx_buffers.h are told
+ * of; and gmem_write_() for all that lies in no queue. Whoever wants to know which pages that
+ * changes asks there.
+ *
  * No locking here: the transport calls a device, and so its queues, under one mutex.
  */
 #pragma once
@@ -112,10 +117,17 @@ must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32
 must_check ssize_t chain_send(struct chain *c, int fd, uint32_t n);
 
 /*
- * For an I/O engine that moves payload by itself, and for no device: lends it the buffers of the
- * next n writable (or readable) bytes, n at most what is left, until chain_return() says how many
- * of them were moved. The chain must not be used in between.
+ * For an I/O engine that makes the kernel move payload, and for no device: lends it the buffers of
+ * the next n writable (or readable) bytes, n at most what is left, until chain_return() says how
+ * many of them were moved. The chain must not be used in between.
  */
 must_check const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n,
                                            unsigned *count);
 void chain_return(struct chain *c, bool is_writable, uint32_t moved);
+
+/* For virtio/rx_buffers.c alone. Moves the next n writable bytes, at most those left, to a list of
+ * buffers; how many buffers. */
+unsigned chain_take_(struct chain *c, uint32_t n, struct iovec *list);
+
+/* Writes n bytes into buffers from offset `at` on; they have so many. */
+void iov_write_(const struct iovec *v, size_t at, const void *src, size_t n);

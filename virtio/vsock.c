@@ -129,7 +129,7 @@ static bool send_control(struct vsock *v, struct vsock_conn *c, uint16_t op, str
     return true;
 }
 
-/* Takes another buffer if one is there. What does not fit a batch waits for its turn in the ring: a
+/* Takes another buffer if one is there. One that is too small waits for its turn in the ring: a
  * buffer never goes back before those that were taken before it. */
 static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
 {
@@ -139,9 +139,10 @@ static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
     t->is_broken |= popped == POP_BROKEN;
     if (popped != POP_OK)
         return false;
-    if (v->chain.writable > sizeof(struct virtio_vsock_hdr) &&
-        rx_batch_add(&v->batch, &v->chain, limit))
+    if (v->chain.writable > sizeof(struct virtio_vsock_hdr)) {
+        rx_buffers_add(&v->rx, &v->chain, limit);
         return true;
+    }
     virtq_unpop(q);
     return false;
 }
@@ -153,12 +154,10 @@ static bool gather_buffers(struct vsock *v, struct vsock_conn *c, struct turn *t
 
     if (!next_buffer(v, t))
         return false;
-    rx_batch_begin(&v->batch, sizeof(struct virtio_vsock_hdr));
-    if (!rx_batch_add(&v->batch, &v->chain, room))
-        BUG_ON(true); /* an empty one takes any chain */
-    while (v->batch.count < c->chains && v->batch.bytes < room &&
-           add_buffer(v, room - v->batch.bytes, t))
-        ;
+    rx_buffers_add(&v->rx, &v->chain, room);
+    for (unsigned n = 1; n < c->chains && v->rx.bytes < room && rx_buffers_has_room(&v->rx); n++)
+        if (!add_buffer(v, room - v->rx.bytes, t))
+            break;
     return true;
 }
 
@@ -167,35 +166,38 @@ static unsigned push_data(struct vsock *v, struct vsock_conn *c, uint32_t bytes,
 {
     struct virtq *q = &v->dev.queues[QUEUE_RX];
     struct virtio_vsock_hdr h;
-    unsigned i = 0;
+    unsigned used = 0;
 
     address(v, &h, c->host_port, c->guest_port);
-    for (; bytes > 0; i++) {
-        const uint32_t room = v->batch.chains[i].bytes;
+    for (; bytes > 0; used++) {
+        const uint32_t room = rx_buffers_next(&v->rx);
         const uint32_t part = bytes < room ? bytes : room;
 
         vsock_conn_tell(c, &h, VIRTIO_VSOCK_OP_RW, part);
-        rx_batch_push(&v->batch, i, q, &h, part);
+        rx_buffers_put(&v->rx, 0, &h, sizeof(h));
+        rx_buffers_give(&v->rx, q, part);
         bytes -= part;
     }
-    if (i > 0)
+    if (used > 0) {
+        virtq_publish(q);
         t->pushed |= 1u << QUEUE_RX;
-    return i;
+    }
+    return used;
 }
 
 /* One read from the host. False: there are no buffers. */
 static bool send_data(struct vsock *v, struct vsock_conn *c, struct turn *t)
 {
-    uint32_t bytes;
+    uint32_t room, bytes;
     unsigned used;
 
     if (!gather_buffers(v, c, t))
         return false;
-    bytes = vsock_conn_read(c, &v->batch);
+    room = v->rx.bytes;
+    bytes = vsock_conn_read(c, &v->rx);
     used = push_data(v, c, bytes, t);
-    for (unsigned i = used; i < v->batch.count; i++)
-        virtq_unpop(&v->dev.queues[QUEUE_RX]);
-    vsock_conn_expect(c, used, bytes == v->batch.bytes);
+    rx_buffers_unpop(&v->rx, &v->dev.queues[QUEUE_RX]);
+    vsock_conn_expect(c, used, bytes == room);
     spend(t, bytes);
     metric_add(&metrics.vsock.rx_packets_count, used);
     metric_add(&metrics.vsock.rx_bytes_count, bytes);
@@ -538,6 +540,7 @@ int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e)
     };
     v->host = *host;
     v->config.guest_cid = host->guest_cid;
+    v->rx.header_bytes = sizeof(struct virtio_vsock_hdr);
     v->listening = (struct loop_source){ host->listener, EPOLLIN, on_host };
     return vsock_table_init(&v->table, v, host->loop, on_stream, on_time, e);
 }

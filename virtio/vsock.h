@@ -13,7 +13,7 @@
 #pragma once
 
 #include "virtio/device.h"
-#include "virtio/rx_batch.h"
+#include "virtio/rx_buffers.h"
 #include "virtio/vsock_table.h"
 #include "vmm/base/loop.h"
 
@@ -42,8 +42,8 @@ struct vsock {
     } resets[VSOCK_RESETS_MAX];
     unsigned reset_at, reset_count;
 
-    struct chain chain; /* one at a time */
-    struct rx_batch batch;
+    struct chain chain;   /* one at a time */
+    struct rx_buffers rx; /* empty between two reads */
 };
 
 /* Makes the device. On failure the caller drops it with vsock_fini(). */

@@ -270,13 +270,13 @@ static void end_input(struct vsock_conn *c)
         c->host_shut = VSOCK_SHUTDOWN_BOTH;
 }
 
-uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_batch *b)
+uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_buffers *buffers)
 {
-    ssize_t got = rx_batch_read(b, c->stream.fd);
+    ssize_t got = rx_buffers_read(buffers, c->stream.fd);
 
     if (got > 0) {
         /* What is left is reported again: the source is level-triggered. */
-        c->is_readable = (uint32_t)got == b->bytes;
+        c->is_readable = (uint32_t)got == buffers->bytes;
         return (uint32_t)got;
     }
     c->is_readable = false;
@@ -294,7 +294,7 @@ void vsock_conn_expect(struct vsock_conn *c, unsigned used, bool was_filled)
     const unsigned less = c->chains - (c->chains + 3) / 4;
 
     if (was_filled)
-        c->chains = c->chains < RX_BATCH_CHAINS / 2 ? 2 * c->chains : RX_BATCH_CHAINS;
+        c->chains = c->chains < VSOCK_READ_CHAINS / 2 ? 2 * c->chains : VSOCK_READ_CHAINS;
     else if (used > 0)
         c->chains = used > less ? used : less;
 }

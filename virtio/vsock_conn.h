@@ -15,12 +15,14 @@
 #include <stdbool.h>
 #include <sys/queue.h>
 
-#include "virtio/queue.h"
-#include "virtio/rx_batch.h"
+#include "virtio/rx_buffers.h"
 #include "vmm/base/loop.h"
 
 /* What the guest may send before the host has taken it: four of the largest packets of Linux. */
 #define VSOCK_WINDOW_BYTES (256u << 10)
+
+/* Chains of the guest that one read may fill. */
+#define VSOCK_READ_CHAINS 64u
 
 /* What all connections together hold back for hosts that don't read. */
 #define VSOCK_HELD_MAX (64u << 20)
@@ -113,9 +115,9 @@ bool vsock_conn_is_done(const struct vsock_conn *c);
 uint16_t vsock_conn_next(const struct vsock_conn *c);
 uint32_t vsock_conn_room(const struct vsock_conn *c);
 
-/* Reads data for the guest into a batch of at most vsock_conn_room() bytes: how many, 0 for none.
+/* Reads data for the guest into buffers of at most vsock_conn_room() bytes: how many, 0 for none.
  */
-uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_batch *b);
+uint32_t vsock_conn_read(struct vsock_conn *c, const struct rx_buffers *buffers);
 
 /* A read filled that many chains, and all there were: how many the next is likely to fill. */
 void vsock_conn_expect(struct vsock_conn *c, unsigned used, bool was_filled);

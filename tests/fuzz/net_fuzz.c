@@ -123,7 +123,7 @@ static void update(struct hostile *h)
 /* The list of receive buffers is what its chains say. */
 static void check_lists(void)
 {
-    const struct net_rx *rx = &net.rx;
+    const struct rx_buffers *rx = &net.rx;
     uint32_t bytes = 0;
     unsigned buffers = 0;
 

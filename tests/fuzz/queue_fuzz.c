@@ -62,6 +62,17 @@ static void lend(struct chain *c, bool is_writable, uint32_t n, struct input *in
     chain_return(c, is_writable, n ? take32(in) % (n + 1) : 0);
 }
 
+static void take(struct chain *c, uint32_t n)
+{
+    static struct iovec list[VIRTQ_SIZE_MAX];
+    unsigned count = chain_take_(c, n, list);
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < count; i++)
+        bytes += list[i].iov_len;
+    MUST(bytes == n);
+}
+
 static void move_bytes(struct chain *c, struct input *in)
 {
     static uint8_t host[0x2000];
@@ -71,7 +82,7 @@ static void move_bytes(struct chain *c, struct input *in)
     uint32_t writable = n < c->writable ? n : c->writable;
     bool is_readable = n <= c->readable, is_writable = n <= c->writable;
 
-    switch (how % 6) {
+    switch (how % 7) {
     case 0: MUST((chain_read_(c, host, n) == 0) == is_readable); break;
     case 1: MUST((chain_write_(c, host, n) == 0) == is_writable); break;
     case 2: chain_skip_writable(c, take32(in)); break;
@@ -79,6 +90,7 @@ static void move_bytes(struct chain *c, struct input *in)
     case 4:
         MUST(chain_pwrite(c, file_fd(), take16(in) % FILE_BYTES, readable) <= (ssize_t)readable);
         break;
+    case 5: take(c, writable); break;
     default: lend(c, how & 0x80, how & 0x80 ? writable : readable, in);
     }
 }

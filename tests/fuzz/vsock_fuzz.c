@@ -188,6 +188,7 @@ static void check_drained(struct hostile *h)
     MUST(vsock.table.count <= VSOCK_CONNECTIONS_MAX);
     MUST(vsock.table.held_total <= VSOCK_HELD_MAX);
     MUST(vsock.reset_count <= VSOCK_RESETS_MAX);
+    MUST(vsock.rx.first == vsock.rx.last && vsock.rx.bytes == 0);
 }
 
 static const struct hostile_hooks hooks = {
