@@ -19,7 +19,7 @@
 
 static bool has_feature(const struct block *b, unsigned feature)
 {
-    return b->dev.acked & UINT64_C(1) << feature;
+    return virtio_acked(&b->dev) & UINT64_C(1) << feature;
 }
 
 /* Whether so many bytes at a sector are whole sectors within the disk. */

@@ -7,6 +7,9 @@
  * turn moves a bounded number of bytes, and a request larger than that is continued on the next.
  * With the Async engine they are all handed to the kernel in one system call, and the guest is
  * interrupted once for as many as were complete.
+ *
+ * Beside the transport's and the limiter's state, a guest can observe what follows from the file
+ * and the features. A drained device has no request.
  */
 #pragma once
 

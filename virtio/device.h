@@ -22,7 +22,8 @@ struct virtio_ops { /* const, static, one per device type */
     const char *name;
     uint32_t id; /* section 5 */
     unsigned queue_count;
-    /* The driver is ready (DRIVER_OK). A queue whose state.ready is false does not exist. */
+    /* The driver is ready (DRIVER_OK), or was when its VM was saved. A queue whose state.ready is
+     * false does not exist. */
     void (*activate)(struct virtio_device *d);
     /* A turn: works on a queue, whatever the reason. Does a bounded amount of work; true: there is
      * more, call again after others had their turn. Event-loop thread. */
@@ -38,7 +39,6 @@ struct virtio_ops { /* const, static, one per device type */
 struct virtio_device {
     const struct virtio_ops *ops;
     uint64_t offered;   /* feature bits; fixed before the guest runs */
-    uint64_t acked;     /* what the driver took of them */
     const void *config; /* device configuration space, as the guest sees it */
     size_t config_bytes;
     /* The device's metrics that the transport counts; NULL: not counted. Of notifications, those of
@@ -47,6 +47,9 @@ struct virtio_device {
     struct virtq queues[VIRTIO_QUEUES_MAX];
     struct virtio_mmio *transport; /* set by virtio_mmio_init */
 };
+
+/* The feature bits that the driver took; none before FEATURES_OK. */
+uint64_t virtio_acked(const struct virtio_device *d);
 
 /* Interrupts the guest if it wants that for what was pushed to the queue since the last call. */
 void virtio_signal_used(struct virtio_device *d, unsigned queue);

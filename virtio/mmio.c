@@ -40,7 +40,7 @@ static void raise_interrupt(struct virtio_mmio *t, unsigned bit)
     t->pulse(&t->line);
 }
 
-static void count(metric *m)
+static void count_if(metric *m)
 {
     if (m)
         metric_inc(m);
@@ -49,22 +49,22 @@ static void count(metric *m)
 /* The queue that queue_sel names, or NULL. */
 static struct virtq *selected(struct virtio_mmio *t)
 {
-    if (t->state.queue_sel >= t->device->ops->queue_count)
+    if (t->registers.queue_sel >= t->device->ops->queue_count)
         return NULL;
-    return &t->device->queues[t->state.queue_sel];
+    return &t->device->queues[t->registers.queue_sel];
 }
 
 /* Registers that change, but for the interrupt status. */
 static void show_registers(struct virtio_mmio *t)
 {
     const struct virtq *q = selected(t);
-    uint32_t sel = t->state.device_features_sel;
+    uint32_t sel = t->registers.device_features_sel;
 
     show(t, VIRTIO_MMIO_DEVICE_FEATURES, sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel));
     show(t, VIRTIO_MMIO_QUEUE_NUM_MAX, q ? VIRTQ_SIZE_MAX : 0);
     show(t, VIRTIO_MMIO_QUEUE_READY, q && q->state.ready);
-    show(t, VIRTIO_MMIO_STATUS, t->state.status);
-    show(t, VIRTIO_MMIO_CONFIG_GENERATION, t->state.config_generation);
+    show(t, VIRTIO_MMIO_STATUS, t->registers.status);
+    show(t, VIRTIO_MMIO_CONFIG_GENERATION, t->registers.config_generation);
 }
 
 /* Before the generation that tells of it: see virtio_config_changed(). */
@@ -101,6 +101,13 @@ void virtio_signal_queues(struct virtio_device *d, unsigned queues)
         raise_interrupt(d->transport, VIRTIO_MMIO_INT_VRING);
 }
 
+uint64_t virtio_acked(const struct virtio_device *d)
+{
+    const struct virtio_mmio_registers *r = &d->transport->registers;
+
+    return r->status & STATUS_FEATURES_OK ? r->driver_features : 0;
+}
+
 void virtio_lock(struct virtio_device *d)
 {
     pthread_mutex_lock(&d->transport->lock);
@@ -117,10 +124,10 @@ void virtio_config_changed(struct virtio_device *d)
     struct virtio_mmio *t = d->transport;
 
     show_config(t);
-    t->state.config_generation++;
+    t->registers.config_generation++;
     show_registers(t);
     metric_inc(&metrics.interrupts.config_updates);
-    if (t->state.status & STATUS_DRIVER_OK)
+    if (t->registers.status & STATUS_DRIVER_OK)
         raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
 }
 
@@ -129,7 +136,7 @@ void virtio_needs_reset(struct virtio_device *d, const char *why)
     struct virtio_mmio *t = d->transport;
     uint64_t now_s = monotonic_ns() / NS_PER_S;
 
-    t->state.status |= STATUS_NEEDS_RESET;
+    t->registers.status |= STATUS_NEEDS_RESET;
     show_registers(t);
     raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
     if (now_s != t->last_complaint_s)
@@ -140,78 +147,99 @@ void virtio_needs_reset(struct virtio_device *d, const char *why)
 
 static bool is_active(const struct virtio_mmio *t)
 {
-    return t->state.is_activated && !(t->state.status & STATUS_NEEDS_RESET);
+    return t->registers.is_activated && !(t->registers.status & STATUS_NEEDS_RESET);
 }
 
-static void reset(struct virtio_mmio *t)
+static void reset_device(struct virtio_mmio *t)
 {
     struct virtio_device *d = t->device;
 
-    if (t->state.is_activated)
+    if (t->registers.is_activated)
         d->ops->reset(d);
     for (unsigned i = 0; i < d->ops->queue_count; i++)
         virtq_stop(&d->queues[i]);
-    d->acked = 0;
-    t->state = (struct virtio_mmio_state){ .config_generation = t->state.config_generation };
+    t->registers =
+        (struct virtio_mmio_registers){ .config_generation = t->registers.config_generation };
     show(t, VIRTIO_MMIO_INTERRUPT_STATUS, 0);
 }
 
-static void activate(struct virtio_mmio *t)
+/* False: a queue's size or addresses are invalid. */
+static bool start_queues(struct virtio_mmio *t)
 {
     struct virtio_device *d = t->device;
 
     for (unsigned i = 0; i < d->ops->queue_count; i++) {
         struct virtq *q = &d->queues[i];
 
-        if (q->state.ready && virtq_start(q, t->mem, d->acked) < 0) {
-            count(d->activate_fails);
-            virtio_needs_reset(d, "a queue's size or addresses are invalid");
-            return;
-        }
+        if (q->state.ready && virtq_start(q, t->mem, virtio_acked(d)) < 0)
+            return false;
     }
-    t->state.is_activated = true;
+    return true;
+}
+
+static void activate_device(struct virtio_mmio *t)
+{
+    struct virtio_device *d = t->device;
+
+    if (!start_queues(t)) {
+        count_if(d->activate_fails);
+        virtio_needs_reset(d, "a queue's size or addresses are invalid");
+        return;
+    }
+    t->registers.is_activated = true;
     d->ops->activate(d);
 }
 
 /* The driver may take what was offered, no more, and must take VERSION_1 (section 6.1). */
-static bool features_acceptable(const struct virtio_mmio *t)
+static bool is_acceptable(const struct virtio_mmio *t, uint64_t wanted)
 {
-    uint64_t wanted = t->state.driver_features;
-
     return !(wanted & ~t->device->offered) && wanted & UINT64_C(1) << VIRTIO_F_VERSION_1;
 }
 
-/* Section 3.1.1: each step adds one bit to those before it; anything else is ignored, so that a
- * driver that skips a step finds its bit unset. */
+/* The steps of a driver (section 3.1.1), each of which adds one bit to those before it. */
+static const uint32_t steps[] = {
+    0,
+    STATUS_ACKNOWLEDGE,
+    STATUS_ACKNOWLEDGE | STATUS_DRIVER,
+    STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK,
+    STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK,
+};
+#define STEPS (sizeof(steps) / sizeof(*steps))
+
+/* STEPS for a status that is none. */
+static unsigned step_of(uint32_t status)
+{
+    unsigned i = 0;
+
+    while (i < STEPS && steps[i] != status)
+        i++;
+    return i;
+}
+
+/* Anything but the next step is ignored, so that a driver that skips one finds its bit unset. */
 static void write_status(struct virtio_mmio *t, uint32_t value)
 {
-    const uint32_t before_ok = STATUS_ACKNOWLEDGE | STATUS_DRIVER;
-    uint32_t status = t->state.status;
+    const unsigned step = step_of(value);
 
     if (value == 0) {
-        reset(t);
+        reset_device(t);
     } else if (value & STATUS_FAILED) {
-        t->state.status |= STATUS_FAILED;
-    } else if ((status == 0 && value == STATUS_ACKNOWLEDGE) ||
-               (status == STATUS_ACKNOWLEDGE && value == before_ok)) {
-        t->state.status = value;
-    } else if (status == before_ok && value == (before_ok | STATUS_FEATURES_OK)) {
-        if (!features_acceptable(t))
+        t->registers.status |= STATUS_FAILED;
+    } else if (step < STEPS && t->registers.status == steps[step - 1]) {
+        if (value & STATUS_FEATURES_OK && !is_acceptable(t, t->registers.driver_features))
             return;
-        t->device->acked = t->state.driver_features;
-        t->state.status = value;
-    } else if (status == (before_ok | STATUS_FEATURES_OK) && value == (status | STATUS_DRIVER_OK)) {
-        t->state.status = value;
-        activate(t);
+        t->registers.status = value;
+        if (value & STATUS_DRIVER_OK)
+            activate_device(t);
     }
 }
 
 static void write_driver_features(struct virtio_mmio *t, uint32_t value)
 {
-    uint32_t sel = t->state.driver_features_sel;
-    uint64_t *features = &t->state.driver_features;
+    uint32_t sel = t->registers.driver_features_sel;
+    uint64_t *features = &t->registers.driver_features;
 
-    if ((t->state.status & ~STATUS_ACKNOWLEDGE) != STATUS_DRIVER || sel > 1)
+    if ((t->registers.status & ~STATUS_ACKNOWLEDGE) != STATUS_DRIVER || sel > 1)
         return;
     *features &= ~((uint64_t)UINT32_MAX << 32 * sel);
     *features |= (uint64_t)value << 32 * sel;
@@ -230,7 +258,7 @@ static void write_queue_register(struct virtio_mmio *t, uint64_t offset, uint32_
 {
     struct virtq *q = selected(t);
 
-    if (!q || (t->state.status & (STATUS_FEATURES_OK | STATUS_DRIVER_OK)) != STATUS_FEATURES_OK)
+    if (!q || (t->registers.status & (STATUS_FEATURES_OK | STATUS_DRIVER_OK)) != STATUS_FEATURES_OK)
         return;
     switch (offset) {
     case VIRTIO_MMIO_QUEUE_NUM: q->state.size = value > UINT16_MAX ? 0 : (uint16_t)value; break;
@@ -248,10 +276,10 @@ static void write_queue_register(struct virtio_mmio *t, uint64_t offset, uint32_
 static void write_register(struct virtio_mmio *t, uint64_t offset, uint32_t value)
 {
     switch (offset) {
-    case VIRTIO_MMIO_DEVICE_FEATURES_SEL: t->state.device_features_sel = value; break;
-    case VIRTIO_MMIO_DRIVER_FEATURES_SEL: t->state.driver_features_sel = value; break;
+    case VIRTIO_MMIO_DEVICE_FEATURES_SEL: t->registers.device_features_sel = value; break;
+    case VIRTIO_MMIO_DRIVER_FEATURES_SEL: t->registers.driver_features_sel = value; break;
     case VIRTIO_MMIO_DRIVER_FEATURES: write_driver_features(t, value); break;
-    case VIRTIO_MMIO_QUEUE_SEL: t->state.queue_sel = value; break;
+    case VIRTIO_MMIO_QUEUE_SEL: t->registers.queue_sel = value; break;
     case VIRTIO_MMIO_STATUS: write_status(t, value); break;
     default: write_queue_register(t, offset, value);
     }
@@ -273,7 +301,7 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
     uint32_t value;
 
     if (offset >= CONFIG_SPACE) { /* no device of ours has a writable field there */
-        count(t->device->cfg_fails);
+        count_if(t->device->cfg_fails);
         return;
     }
     if (bytes != sizeof(value))
@@ -320,7 +348,7 @@ static void on_notifier(struct loop_source *src, uint32_t ready)
 
     (void)ready;
     if (!n->is_own)
-        count(d->notifications[n->queue]);
+        count_if(d->notifications[n->queue]);
     n->is_own = false;
     virtio_serve(d, n->queue);
 }
@@ -385,7 +413,8 @@ void virtio_mmio_pause(struct virtio_mmio *t)
 {
     pthread_mutex_lock(&t->lock);
     t->is_paused = true;
-    if (t->state.is_activated) /* also where it needs a reset: what was begun is still under way */
+    if (t->registers
+            .is_activated) /* also where it needs a reset: what was begun is still under way */
         t->device->ops->drain(t->device);
     pthread_mutex_unlock(&t->lock);
 }
@@ -397,4 +426,46 @@ void virtio_mmio_resume(struct virtio_mmio *t)
     pthread_mutex_unlock(&t->lock);
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
         notify_oneself(&t->notifiers[i]);
+}
+
+void virtio_mmio_get_state(const struct virtio_mmio *t, struct virtio_mmio_state *s)
+{
+    BUG_ON(!t->is_paused);
+    memset(s, 0, sizeof(*s)); /* the gaps between members, too */
+    s->registers = t->registers;
+    s->interrupt_status = __atomic_load_n(&t->page[VIRTIO_MMIO_INTERRUPT_STATUS / sizeof(*t->page)],
+                                          __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
+        s->queues[i] = t->device->queues[i].state;
+}
+
+/* What write_status() and the device can lead to. Queues that are used are judged when they are
+ * started, others may be anything. */
+static bool is_possible(const struct virtio_mmio *t, const struct virtio_mmio_state *s)
+{
+    const struct virtio_mmio_registers *r = &s->registers;
+    const bool is_broken = r->status & STATUS_NEEDS_RESET;
+    const bool has_features = r->status & STATUS_FEATURES_OK;
+
+    return step_of(r->status & ~(STATUS_FAILED | STATUS_NEEDS_RESET)) < STEPS &&
+           (!has_features || is_acceptable(t, r->driver_features)) &&
+           (r->status & STATUS_DRIVER_OK ? r->is_activated || is_broken : !r->is_activated) &&
+           !(s->interrupt_status & ~(VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG));
+}
+
+int virtio_mmio_set_state(struct virtio_mmio *t, const struct virtio_mmio_state *s)
+{
+    t->is_paused = true;
+    if (!is_possible(t, s))
+        return -EINVAL;
+    t->registers = s->registers;
+    for (unsigned i = 0; i < t->device->ops->queue_count; i++)
+        t->device->queues[i].state = s->queues[i];
+    show(t, VIRTIO_MMIO_INTERRUPT_STATUS, s->interrupt_status);
+    if (t->registers.is_activated && !start_queues(t))
+        return -EINVAL;
+    if (t->registers.is_activated)
+        t->device->ops->activate(t->device);
+    show_registers(t);
+    return 0;
 }

@@ -19,13 +19,21 @@
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/layout.h"
 
-struct virtio_mmio_state { /* what the guest can observe, beside the queues' states */
+struct virtio_mmio_registers {
     uint32_t status;
     uint32_t device_features_sel, driver_features_sel;
-    uint64_t driver_features;
+    uint64_t driver_features; /* taken with FEATURES_OK, and fixed from there on */
     uint32_t queue_sel;
     uint32_t config_generation;
     bool is_activated; /* the device has its queues, until it is reset */
+};
+
+/* All that a guest can observe of a transport and has told it, in one plain piece. While the VM
+ * runs, the interrupt status is in the page and the queues' states are in the queues. */
+struct virtio_mmio_state {
+    struct virtio_mmio_registers registers;
+    uint32_t interrupt_status;
+    struct virtq_state queues[VIRTIO_QUEUES_MAX];
 };
 
 struct virtio_mmio {
@@ -35,7 +43,7 @@ struct virtio_mmio {
     const struct guest_mem *mem;
     struct loop *loop;
     pthread_mutex_t lock;
-    struct virtio_mmio_state state;
+    struct virtio_mmio_registers registers;
     bool is_paused;
     struct kvm_line line;
     void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
@@ -66,3 +74,13 @@ void virtio_mmio_fini(struct virtio_mmio *t);
 /* Drains the device and stops serving it; resumes, serving what came in between. Loop thread. */
 void virtio_mmio_pause(struct virtio_mmio *t);
 void virtio_mmio_resume(struct virtio_mmio *t);
+
+/* The state of one that is paused, while no vCPU runs: the device is drained, so that what it has
+ * not answered is in the rings. */
+void virtio_mmio_get_state(const struct virtio_mmio *t, struct virtio_mmio_state *s);
+
+/* Makes one that was just made, for the same kind of device over the same guest memory, what
+ * another was; it is paused then. A state is judged as a guest's word: -EINVAL where no guest could
+ * have led a device there, and the caller drops the half-made transport. An activated device is
+ * activated. */
+must_check int virtio_mmio_set_state(struct virtio_mmio *t, const struct virtio_mmio_state *s);

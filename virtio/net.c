@@ -84,12 +84,11 @@ static bool has_buffers(struct net *n)
 /* Reads the next frame. False: there is none, or no place for it. */
 static bool read_frame(struct net *n)
 {
-    const bool may_merge = n->dev.acked & BIT(VIRTIO_NET_F_MRG_RXBUF);
     ssize_t got;
 
     if (!has_buffers(n))
         return false;
-    got = rx_buffers_read_frame(&n->rx, n->host.tap->fd, !may_merge);
+    got = rx_buffers_read_frame(&n->rx, n->host.tap->fd, !n->may_merge);
     if (got >= NET_HEADER_BYTES) {
         n->held = (uint32_t)got;
         return true;
@@ -258,16 +257,18 @@ static void forget(struct net *n)
 static void activate(struct virtio_device *d)
 {
     struct net *n = net_of(d);
+    const uint64_t acked = virtio_acked(d);
 
     forget(n);
+    n->may_merge = acked & BIT(VIRTIO_NET_F_MRG_RXBUF);
     n->rx_min = PLAIN_FRAME_MAX;
-    if (d->acked & BIT(VIRTIO_NET_F_MTU) && n->host.mtu + FRAME_HEADERS > PLAIN_FRAME_MAX)
+    if (acked & BIT(VIRTIO_NET_F_MTU) && n->host.mtu + FRAME_HEADERS > PLAIN_FRAME_MAX)
         n->rx_min = n->host.mtu + FRAME_HEADERS;
-    if (d->acked & GUEST_SEGMENTATION)
+    if (acked & GUEST_SEGMENTATION)
         n->rx_min = NET_FRAME_MAX;
-    if (!(d->acked & BIT(VIRTIO_NET_F_MRG_RXBUF)))
+    if (!n->may_merge)
         n->rx_min = 1; /* one chain, of whatever length, must do */
-    if (net_tap_offload(n->host.tap, d->acked) < 0) {
+    if (net_tap_offload(n->host.tap, acked) < 0) {
         metric_inc(&n->metrics.activate_fails);
         virtio_needs_reset(d, "the tap does not take the offloads");
     }

@@ -6,6 +6,9 @@
  * refuses one that lies. A turn moves a bounded number of frames, and the guest is interrupted once
  * for all of them. A frame for the VMM itself would be recognised where the transmitting side looks
  * at its addresses.
+ *
+ * Beside the transport's and the limiters' states, a guest can observe what follows from the tap,
+ * the host's configuration and the features. A drained device holds no frame and no buffer.
  */
 #pragma once
 
@@ -44,6 +47,7 @@ struct net {
     struct rate_limiter rx_limiter, tx_limiter;
     struct loop_source frames; /* the tap's */
     bool tap_is_ready;         /* it may have a frame; loop thread only */
+    bool may_merge;            /* a frame may take several chains */
     uint32_t rx_min;           /* bytes that must be offered before a frame is read */
     uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
     struct rx_buffers rx;

@@ -1,5 +1,6 @@
 #include "virtio/rate_limiter.h"
 
+#include <errno.h>
 #include <sys/timerfd.h>
 
 #include "vmm/base/clock.h"
@@ -57,7 +58,7 @@ int rate_limiter_prepare(struct rate_limiter *l, const struct rate_limits *limit
 /* Brings both buckets up to now. */
 static void refill(struct rate_limiter *l)
 {
-    struct bucket *const buckets[] = { &l->bandwidth, &l->ops };
+    struct bucket *const buckets[] = { &l->state.bandwidth, &l->state.ops };
     uint64_t now = l->clock();
 
     for (unsigned i = 0; i < 2; i++)
@@ -69,9 +70,9 @@ void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limit
 {
     refill(l);
     if (limits->has_bandwidth)
-        bucket_init(&l->bandwidth, &limits->bandwidth);
+        bucket_init(&l->state.bandwidth, &limits->bandwidth);
     if (limits->has_ops)
-        bucket_init(&l->ops, &limits->ops);
+        bucket_init(&l->state.ops, &limits->ops);
     if (l->is_blocked)
         set_timer(l, 1); /* asks the owner at once, but not from within this call */
 }
@@ -80,17 +81,32 @@ bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes)
 {
     uint64_t bandwidth_wait, ops_wait;
 
-    if (l->bandwidth.size == 0 && l->ops.size == 0)
+    if (l->state.bandwidth.size == 0 && l->state.ops.size == 0)
         return true;
     refill(l);
-    bandwidth_wait = bucket_wait(&l->bandwidth, bytes);
-    ops_wait = bucket_wait(&l->ops, 1);
+    bandwidth_wait = bucket_wait(&l->state.bandwidth, bytes);
+    ops_wait = bucket_wait(&l->state.ops, 1);
     l->is_blocked = bandwidth_wait || ops_wait;
     if (l->is_blocked) {
         set_timer(l, bandwidth_wait > ops_wait ? bandwidth_wait : ops_wait);
         return false;
     }
-    bucket_spend(&l->bandwidth, bytes);
-    bucket_spend(&l->ops, 1);
+    bucket_spend(&l->state.bandwidth, bytes);
+    bucket_spend(&l->state.ops, 1);
     return true;
+}
+
+void rate_limiter_get_state(struct rate_limiter *l, struct rate_limiter_state *s)
+{
+    refill(l);
+    *s = l->state;
+}
+
+int rate_limiter_set_state(struct rate_limiter *l, const struct rate_limiter_state *s)
+{
+    if (!bucket_is_possible(&s->bandwidth) || !bucket_is_possible(&s->ops))
+        return -EINVAL;
+    l->state = *s;
+    l->counted_ns = l->clock();
+    return 0;
 }

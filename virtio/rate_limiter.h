@@ -17,9 +17,13 @@ struct rate_limiter;
 typedef uint64_t clock_fn(void); /* nanoseconds that never go back */
 typedef void refilled_fn(struct rate_limiter *l);
 
-struct rate_limiter {
+struct rate_limiter_state { /* without any time in it: see rate_limiter_get_state() */
     struct bucket bandwidth, ops;
-    uint64_t counted_ns; /* when `missing` was right */
+};
+
+struct rate_limiter {
+    struct rate_limiter_state state;
+    uint64_t counted_ns; /* the clock when the buckets were last refilled */
     bool is_blocked;     /* the timer is running */
     clock_fn *clock;
     struct loop *loop;
@@ -45,3 +49,8 @@ void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limit
 
 /* Takes one operation of so many bytes. False: not now, and on_refilled follows. */
 must_check bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes);
+
+/* The buckets as they are now; and makes a limiter go on from there, by whatever clock it has.
+ * After rate_limiter_prepare() with limits of that kind; -EINVAL for a bucket that cannot be. */
+void rate_limiter_get_state(struct rate_limiter *l, struct rate_limiter_state *s);
+must_check int rate_limiter_set_state(struct rate_limiter *l, const struct rate_limiter_state *s);

@@ -9,6 +9,9 @@
  * Everything is bounded: the connections (1023), what a turn of the event loop moves, what is held
  * back for hosts that don't read, and the answers owed to a guest that offers no buffers for them:
  * such a guest's packets wait in its own ring.
+ *
+ * Connections end with the process, and what is timed is theirs. What outlives them, beside the
+ * transport's state, is struct vsock_state.
  */
 #pragma once
 

@@ -29,7 +29,7 @@
 
 #define VSOCK_SHUTDOWN_BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
-enum vsock_state {
+enum vsock_conn_state {
     VSOCK_COMMAND,   /* of the host's making: its CONNECT is awaited */
     VSOCK_REQUESTED, /* of the host's making: the guest's answer is awaited */
     VSOCK_OPEN,
@@ -47,7 +47,7 @@ struct vsock_conn {
     struct vsock *device;
     struct loop *loop;
     struct loop_source stream; /* fd -1: closed, and not in the loop */
-    enum vsock_state state;
+    enum vsock_conn_state state;
     uint32_t host_port, guest_port;
     unsigned owed; /* of enum vsock_owed */
 

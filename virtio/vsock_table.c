@@ -21,7 +21,7 @@ int vsock_table_init(struct vsock_table *t, struct vsock *device, struct loop *l
         .device = device,
         .loop = loop,
         .on_stream = on_stream,
-        .last_port = FIRST_PORT | PORT_MASK, /* the first is FIRST_PORT */
+        .state.last_port = FIRST_PORT | PORT_MASK, /* the first is FIRST_PORT */
     };
     TAILQ_INIT(&t->turns);
     TAILQ_INIT(&t->timed);
@@ -116,9 +116,9 @@ void vsock_table_name(struct vsock_table *t, struct vsock_conn *c, uint32_t host
 uint32_t vsock_table_new_port(struct vsock_table *t, uint32_t guest_port)
 {
     do /* there are far fewer connections than ports */
-        t->last_port = FIRST_PORT | ((t->last_port + 1) & PORT_MASK);
-    while (vsock_table_find(t, t->last_port, guest_port));
-    return t->last_port;
+        t->state.last_port = FIRST_PORT | ((t->state.last_port + 1) & PORT_MASK);
+    while (vsock_table_find(t, t->state.last_port, guest_port));
+    return t->state.last_port;
 }
 
 void vsock_table_give_turn(struct vsock_table *t, struct vsock_conn *c)

@@ -12,7 +12,13 @@
 LIST_HEAD(vsock_bucket, vsock_conn);
 TAILQ_HEAD(vsock_list, vsock_conn);
 
+/* What a guest can observe of the device, beside its transport and connections. */
+struct vsock_state {
+    uint32_t last_port; /* given to a connection of the host's */
+};
+
 struct vsock_table {
+    struct vsock_state state;
     struct vsock *device;
     struct loop *loop;
     loop_fn *on_stream;                          /* of each connection's socket */
@@ -23,7 +29,6 @@ struct vsock_table {
     struct vsock_list idle;     /* those that may go to make room, the oldest first */
     struct vsock_conn *current; /* see vsock_table_remove() */
     uint64_t held_total;        /* bytes held back for the host */
-    uint32_t last_port;         /* given to a connection of the host's */
     struct loop_source timer;   /* a timerfd: a deadline may be over */
     bool is_timer_set;
 };

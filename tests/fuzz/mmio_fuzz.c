@@ -13,7 +13,7 @@ static bool is_active, is_paused, wants_more, breaks;
 static void activate(struct virtio_device *d)
 {
     MUST(!is_active);
-    MUST(!(d->acked & ~d->offered) && d->acked & UINT64_C(1) << VIRTIO_F_VERSION_1);
+    MUST(!(virtio_acked(d) & ~d->offered) && virtio_acked(d) & UINT64_C(1) << VIRTIO_F_VERSION_1);
     is_active = true;
 }
 
@@ -62,8 +62,8 @@ static void check(const struct virtio_device *d)
     if (status & VIRTIO_CONFIG_S_FEATURES_OK)
         MUST((status & 0xb) == 0xb);
     else
-        MUST(d->acked == 0 && !is_active);
-    MUST(!(d->acked & ~d->offered));
+        MUST(virtio_acked(d) == 0 && !is_active);
+    MUST(!(virtio_acked(d) & ~d->offered));
     MUST(h.page[0] == 'v' && h.page[VIRTIO_MMIO_DEVICE_ID] == 42);
 }
 
@@ -72,6 +72,35 @@ static void change_config(struct virtio_device *d)
     virtio_lock(d);
     virtio_config_changed(d);
     virtio_unlock(d);
+}
+
+/* Another transport goes on from the state of this one, which may have been tampered with: it is
+ * refused, or is one that a guest could have led to. */
+static void restore(struct virtio_device *d)
+{
+    struct virtio_mmio_state s;
+    uint8_t changes = take8(h.in) % 4;
+
+    is_paused = true;
+    virtio_mmio_pause(&h.transport);
+    virtio_mmio_get_state(&h.transport, &s);
+    for (unsigned i = 0; i < changes; i++)
+        ((uint8_t *)&s)[take16(h.in) % sizeof(s)] ^= take8(h.in);
+    s.registers.is_activated = *(uint8_t *)&s.registers.is_activated & 1;
+    for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
+        s.queues[i].ready = *(uint8_t *)&s.queues[i].ready & 1;
+    virtio_mmio_fini(&h.transport);
+    for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
+        d->queues[i] = (struct virtq){ 0 };
+    is_active = false;
+    hostile_attach(&h, d);
+    if (virtio_mmio_set_state(&h.transport, &s) < 0) {
+        MUST(changes > 0);
+        write_register(&h, VIRTIO_MMIO_STATUS, 0);
+        is_active = false;
+    }
+    is_paused = false;
+    virtio_mmio_resume(&h.transport);
 }
 
 static void touch(struct virtio_device *d)
@@ -98,7 +127,12 @@ static void touch(struct virtio_device *d)
         is_paused = false;
         virtio_mmio_resume(&h.transport);
         break;
-    case 7: change_config(d); break;
+    case 7:
+        if (op & 0x80)
+            restore(d);
+        else
+            change_config(d);
+        break;
     default: start_device(&h, OFFERED, sizes);
     }
     serve_loop(&h);

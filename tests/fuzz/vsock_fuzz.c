@@ -55,7 +55,7 @@ static uint32_t take_port(struct input *in)
 
     if (how >= 0xf0)
         return take32(in);
-    return how & 0x80 ? vsock.table.last_port - (how & 3) : how & 3;
+    return how & 0x80 ? vsock.table.state.last_port - (how & 3) : how & 3;
 }
 
 /* A packet of the guest; or none, which leaves only buffers to be written, as the receive queue
@@ -139,7 +139,7 @@ static void say(struct hostile *h)
         .src_cid = GUEST_CID,
         .dst_cid = VMADDR_CID_HOST,
         .src_port = how & 3,
-        .dst_port = how & 0x80 ? vsock.table.last_port : PORT,
+        .dst_port = how & 0x80 ? vsock.table.state.last_port : PORT,
         .type = VIRTIO_VSOCK_TYPE_STREAM,
         .op = 1 + (how >> 2) % 7,
         .flags = how >> 5 & 3,

@@ -275,3 +275,42 @@ BOTH(a_write_to_the_configuration_is_counted_and_changes_nothing)
     cr_expect_eq(metric_get(&block.metrics.cfg_fails), 1);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), DISK_SECTORS);
 }
+
+/* What is saved. */
+
+BOTH(a_device_goes_on_in_the_place_of_one_that_was_saved)
+{
+    const struct rate_limits limits = { .has_ops = true,
+                                        .ops = { .size = 10, .refill_time_ms = 10 } };
+    struct rate_limiter_state limiter;
+    struct virtio_mmio_state saved;
+    struct block_host host;
+    struct error e;
+
+    limit(limits);
+    fill_ring(VIRTIO_BLK_T_IN);
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 10);
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_get_state(&d.transport, &saved);
+    rate_limiter_get_state(&block.limiter, &limiter);
+    host = block.host;
+    host.limits = limits;
+    block_fini(&block);
+    cr_assert_eq(block_init(&block, &host, &e), 0, "%s", e.msg);
+    now = 1;
+    block.limiter.clock = test_clock;
+    cr_assert_eq(rate_limiter_set_state(&block.limiter, &limiter), 0);
+    driver_restore(&d, &block.dev, &saved);
+    virtio_mmio_resume(&d.transport);
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 10, "the limiter is as empty as it was");
+    now += 10000000;
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 20);
+    limit((struct rate_limits){ .has_ops = true });
+    kick();
+    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    for (uint16_t i = 0; i < 80; i++)
+        cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
+}

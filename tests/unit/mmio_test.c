@@ -1,5 +1,6 @@
 #include "virtio/mmio.h"
 
+#include <errno.h>
 #include <sys/eventfd.h>
 
 #include "tests/unit/support/driver.h"
@@ -53,12 +54,17 @@ static const struct virtio_ops probe_ops = {
     .reset = probe_reset,
 };
 
-static void set_up(void)
+static void new_probe(void)
 {
     probe = (struct probe){ .dev = { .ops = &probe_ops,
                                      .offered = FEATURES,
                                      .config = config,
                                      .config_bytes = sizeof(config) } };
+}
+
+static void set_up(void)
+{
+    new_probe();
     driver_init(&d, &probe.dev, 16);
 }
 
@@ -126,9 +132,9 @@ Test(negotiation, offers_64_bits_and_nothing_behind)
 Test(negotiation, accepts_any_subset_with_version_1)
 {
     cr_expect(driver_negotiate(&d, UINT64_C(1) << VIRTIO_F_VERSION_1));
-    cr_expect_eq(probe.dev.acked, UINT64_C(1) << VIRTIO_F_VERSION_1);
+    cr_expect_eq(virtio_acked(&probe.dev), UINT64_C(1) << VIRTIO_F_VERSION_1);
     cr_expect(driver_negotiate(&d, FEATURES));
-    cr_expect_eq(probe.dev.acked, FEATURES);
+    cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
 }
 
 Test(negotiation, refuses_a_legacy_driver)
@@ -143,7 +149,7 @@ Test(negotiation, refuses_a_feature_that_was_not_offered)
 {
     cr_expect_not(driver_negotiate(&d, FEATURES | 1));
     cr_expect_not(driver_negotiate(&d, FEATURES | UINT64_C(1) << 63));
-    cr_expect_eq(probe.dev.acked, 0);
+    cr_expect_eq(virtio_acked(&probe.dev), 0);
 }
 
 Test(negotiation, ignores_features_written_at_the_wrong_time)
@@ -152,7 +158,7 @@ Test(negotiation, ignores_features_written_at_the_wrong_time)
     cr_expect(driver_negotiate(&d, FEATURES), "what came before DRIVER counts for nothing");
     reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
     reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, 1);
-    cr_expect_eq(probe.dev.acked, FEATURES);
+    cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
 }
 
 Test(status, takes_no_step_out_of_order)
@@ -192,7 +198,7 @@ Test(status, forgets_everything_on_reset)
     cr_expect_eq(probe.resets, 1);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 0);
-    cr_expect_eq(probe.dev.acked, 0);
+    cr_expect_eq(virtio_acked(&probe.dev), 0);
     cr_expect_null(probe.dev.queues[0].mem);
     driver_kick(&d);
     cr_expect_eq(probe.turns, 0);
@@ -414,4 +420,114 @@ Test(config_space, is_read_only)
 {
     reg_write(&d, 0x100, UINT32_MAX);
     cr_expect_eq(reg_read(&d, 0x100), 0x04030201);
+}
+
+/* What is saved. */
+
+static void save(struct virtio_mmio_state *s)
+{
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_get_state(&d.transport, s);
+}
+
+/* A device that has served one chain, interrupted its guest and been told of half a driver's wish;
+ * it waits for the next. */
+static void use_device(void)
+{
+    struct chain chain;
+
+    driver_start(&d);
+    ring_desc(&d.ring, 0, RING_DATA, 4, 0, 0);
+    ring_offer(&d.ring, 0);
+    ring_offer(&d.ring, 0);
+    cr_assert_eq(virtq_pop(&probe.dev.queues[0], &chain), POP_OK);
+    virtq_push(&probe.dev.queues[0], &chain);
+    virtio_signal_used(&probe.dev, 0);
+    virtio_config_changed(&probe.dev);
+    reg_write(&d, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    reg_write(&d, VIRTIO_MMIO_QUEUE_SEL, 0);
+}
+
+Test(state, of_a_transport_makes_another_that_a_guest_cannot_tell_apart, .init = set_up,
+     .fini = tear_down)
+{
+    struct virtio_mmio_state saved, again;
+    uint8_t page[sizeof(d.page)];
+    struct chain chain;
+
+    use_device();
+    save(&saved);
+    cr_expect_eq(saved.interrupt_status, VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG);
+    memcpy(page, d.page, sizeof(page));
+    new_probe();
+    driver_restore(&d, &probe.dev, &saved);
+    virtio_mmio_get_state(&d.transport, &again);
+    cr_expect_arr_eq(&again, &saved, sizeof(saved));
+    cr_expect_arr_eq(d.page, page, sizeof(page));
+    cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
+    cr_expect_eq(probe.activations, 1);
+    cr_assert_eq(virtq_pop(&probe.dev.queues[0], &chain), POP_OK, "the next chain");
+    virtq_push(&probe.dev.queues[0], &chain);
+    cr_expect_eq(ring_used_idx(&d.ring), 2);
+    run_loop();
+    cr_expect_eq(probe.turns, 0, "it is paused");
+    virtio_mmio_resume(&d.transport);
+    run_loop();
+    cr_expect_eq(probe.turns, 1);
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    cr_expect_eq(probe.resets, 1);
+}
+
+Test(state, half_of_a_handshake_goes_on, .init = set_up, .fini = tear_down)
+{
+    struct virtio_mmio_state saved;
+    struct virtq_state st;
+
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK);
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER);
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, (uint32_t)FEATURES);
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    save(&saved);
+    new_probe();
+    driver_restore(&d, &probe.dev, &saved);
+    virtio_mmio_resume(&d.transport);
+    cr_expect_eq(virtio_acked(&probe.dev), 0);
+    reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, FEATURES >> 32);
+    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER | STATUS_FEATURES);
+    cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
+    ring_describe(&d.ring, &st);
+    driver_set_queue(&d, &st);
+    driver_ok(&d);
+    cr_expect_eq(probe.activations, 1);
+}
+
+Test(state, that_no_guest_leads_to_is_refused, .init = set_up, .fini = tear_down)
+{
+    struct virtio_mmio_state good, bad[9];
+
+    use_device();
+    save(&good);
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++)
+        bad[i] = good;
+    bad[0].registers.status = STATUS_ACK | STATUS_DRIVER_OK;
+    bad[1].registers.status |= 0x10;
+    bad[2].registers.driver_features |= 1; /* was not offered */
+    bad[3].registers.driver_features = 0;
+    bad[4].registers.is_activated = false;
+    bad[5].registers.status = STATUS_ACK | STATUS_DRIVER | STATUS_FEATURES; /* and activated */
+    bad[6].interrupt_status = 4;
+    bad[7].queues[0].size = 3;
+    bad[8].queues[0].used = gpa(UINT64_C(1) << 40);
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        struct error e;
+
+        new_probe();
+        virtio_mmio_fini(&d.transport);
+        cr_assert_eq(virtio_mmio_init(&d.transport, &probe.dev, gpa(0xc0001000u), d.page,
+                                      &d.ring.mem, &d.loop, &e),
+                     0);
+        cr_expect_eq(virtio_mmio_set_state(&d.transport, &bad[i]), -EINVAL, "state %u", i);
+        cr_expect_eq(probe.activations, 0);
+    }
 }

@@ -649,3 +649,37 @@ Test(net, tap_that_goes_is_counted_and_kills_nothing)
     cr_expect_eq(METRIC(tap_write_fails), 1);
     cr_expect_not(needs_reset());
 }
+
+Test(net, goes_on_in_the_place_of_one_that_was_saved)
+{
+    struct virtio_mmio_state saved, again;
+    struct net_host host;
+    struct error e;
+
+    offer_rx_row(100, 1526);
+    driver_kick_at(&d, RX);
+    make_frame(guest_mac, host_mac, 60, 1);
+    send_wire(60);
+    tell_of_frames();
+    cr_expect_eq(ring_used_idx(&d.ring), 1);
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_get_state(&d.transport, &saved);
+    cr_expect_eq(saved.queues[RX].next_avail, 1, "buffers that wait are in the ring");
+    host = net.host;
+    net_fini(&net);
+    cr_assert_eq(net_init(&net, &host, &e), 0, "%s", e.msg);
+    driver_restore(&d, &net.dev, &saved);
+    virtio_mmio_get_state(&d.transport, &again);
+    cr_expect_arr_eq(&again, &saved, sizeof(saved));
+    make_frame(guest_mac, host_mac, 4000, 2);
+    send_wire(4000);
+    tell_of_frames();
+    cr_expect_eq(ring_used_idx(&d.ring), 1, "it is paused");
+    virtio_mmio_resume(&d.transport);
+    driver_kick_at(&d, RX);
+    cr_expect_eq(ring_used_idx(&d.ring), 4, "features and buffers are as they were");
+    expect_frame_at(RX_DATA + 1526, 3, 4000);
+    offer_tx(0, TX_DATA, 60, 1);
+    driver_kick_at(&d, TX);
+    cr_expect_eq(receive_wire(), 60);
+}

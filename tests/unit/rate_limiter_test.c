@@ -1,6 +1,7 @@
 #include "virtio/rate_limiter.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <poll.h>
 #include <sys/timerfd.h>
 
@@ -234,6 +235,42 @@ Test(rate_limiter, update_wakes_whoever_waits)
     fd.fd = l.timer.fd;
     cr_assert_eq(poll(&fd, 1, 10000), 1);
     cr_expect(rate_limiter_take(&l, 0));
+}
+
+Test(rate_limiter, goes_on_from_a_state_by_another_clock)
+{
+    const struct rate_limits limits = { .has_bandwidth = true,
+                                        .has_ops = true,
+                                        .bandwidth = { 1000, 50, 100 },
+                                        .ops = { .size = 10, .refill_time_ms = 1000 } };
+    struct rate_limiter_state saved, again;
+
+    update(limits);
+    cr_expect(rate_limiter_take(&l, 1050));
+    now += 10 * MS; /* 100 tokens, and a tenth of an operation */
+    rate_limiter_get_state(&l, &saved);
+    tear_down();
+    now = 77; /* of a host that started a moment ago */
+    rate_limiter_init(&l, &loop, test_clock, on_refilled);
+    cr_assert_eq(loop_init(&loop, &e), 0, "%s", e.msg);
+    update(limits);
+    cr_assert_eq(rate_limiter_set_state(&l, &saved), 0);
+    rate_limiter_get_state(&l, &again);
+    cr_expect_arr_eq(&again, &saved, sizeof(saved));
+    cr_expect_not(rate_limiter_take(&l, 101));
+    cr_expect(rate_limiter_take(&l, 100));
+    now += 10 * MS;
+    cr_expect(rate_limiter_take(&l, 100));
+    cr_expect_not(rate_limiter_take(&l, 1));
+}
+
+Test(rate_limiter, refuses_a_state_without_tokens_that_fills)
+{
+    struct rate_limiter_state saved = { .ops = { .refill_ns = 1, .missing = 1 } };
+
+    limit_ops(10, 10, 0);
+    cr_expect_eq(rate_limiter_set_state(&l, &saved), -EINVAL);
+    cr_expect(rate_limiter_take(&l, 1), "and goes on as it was");
 }
 
 Test(rate_limiter, fini_works_on_one_that_was_never_set_up)

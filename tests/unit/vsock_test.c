@@ -153,6 +153,28 @@ Test(vsock, counts_the_guest_s_notifications_and_faults)
     cr_expect_eq(metric_get(&m->cfg_fails), 1);
 }
 
+Test(vsock, goes_on_in_the_place_of_one_that_was_saved)
+{
+    const uint32_t port = open_from_host(52).host_port;
+    struct virtio_mmio_state saved, again;
+    const struct vsock_state state = g.v.table.state;
+    const struct vsock_host host = g.v.host;
+    struct error e;
+
+    virtio_mmio_pause(&g.d.transport);
+    virtio_mmio_get_state(&g.d.transport, &saved);
+    vsock_fini(&g.v);
+    g.v = (struct vsock){ 0 };
+    cr_assert_eq(vsock_init(&g.v, &host, &e), 0, "%s", e.msg);
+    g.v.table.state = state;
+    driver_restore(&g.d, &g.v.dev, &saved);
+    virtio_mmio_get_state(&g.d.transport, &again);
+    cr_expect_arr_eq(&again, &saved, sizeof(saved));
+    virtio_mmio_resume(&g.d.transport);
+    turn();
+    cr_expect_eq(open_from_host(52).host_port, port + 1, "no port is used twice in a row");
+}
+
 Test(vsock, counts_an_activation_that_fails)
 {
     struct virtq_state st = { .size = 64, .ready = true, .desc = gpa(UINT64_C(1) << 40) };

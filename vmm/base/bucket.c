@@ -13,6 +13,11 @@ void bucket_init(struct bucket *b, const struct token_bucket *config)
         };
 }
 
+bool bucket_is_possible(const struct bucket *b)
+{
+    return b->size > 0 || b->refill_ns == 0;
+}
+
 void bucket_refill(struct bucket *b, uint64_t ns)
 {
     unsigned __int128 gained = (unsigned __int128)ns * b->size;

@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "vmm/base/config.h"
@@ -22,6 +23,9 @@ struct bucket {
 
 /* A new bucket, full; unlimited where the configuration limits nothing. */
 void bucket_init(struct bucket *b, const struct token_bucket *config);
+
+/* False for one that was neither made nor used by these functions, and that they can't work on. */
+bool bucket_is_possible(const struct bucket *b);
 
 /* So many nanoseconds have gone by. */
 void bucket_refill(struct bucket *b, uint64_t ns);

@@ -110,9 +110,9 @@ static bool may_send(struct serial *s)
 
     if (s->limit.size == 0)
         return true;
-    now = monotonic_us();
-    bucket_refill(&s->limit, (now - s->counted_us) * 1000);
-    s->counted_us = now;
+    now = monotonic_ns();
+    bucket_refill(&s->limit, now - s->counted_ns);
+    s->counted_ns = now;
     if (bucket_wait(&s->limit, 1) > 0)
         return false;
     bucket_spend(&s->limit, 1);
@@ -216,7 +216,7 @@ void serial_init(struct serial *s, struct kvm_line line, int out_fd)
 void serial_limit(struct serial *s, const struct token_bucket *limit)
 {
     bucket_init(&s->limit, limit);
-    s->counted_us = monotonic_us();
+    s->counted_ns = monotonic_ns();
 }
 
 /* A source that is not wanted leaves the loop: one whose writer is gone would wake it for ever. */

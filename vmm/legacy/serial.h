@@ -36,7 +36,7 @@ struct serial {
     void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     int out_fd;
     struct bucket limit; /* of output, in bytes */
-    uint64_t counted_us; /* when the bucket was last filled */
+    uint64_t counted_ns; /* the clock when it was last refilled */
     struct loop *loop;
     bool has_input, is_watching, is_paused;
     struct loop_source input;      /* stdin, while has_input */

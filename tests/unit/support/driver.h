@@ -58,6 +58,22 @@ static inline void driver_init(struct driver *d, struct virtio_device *device, u
     d->transport.pulse = driver_count_edge;
 }
 
+/* Another device takes the place of the one that was saved, over the same guest memory, and is
+ * paused. */
+static inline void driver_restore(struct driver *d, struct virtio_device *device,
+                                  const struct virtio_mmio_state *s)
+{
+    struct error e;
+
+    virtio_mmio_fini(&d->transport);
+    memset(d->page, 0, sizeof(d->page));
+    cr_assert_eq(virtio_mmio_init(&d->transport, device, gpa(0xc0001000u), d->page, &d->ring.mem,
+                                  &d->loop, &e),
+                 0, "%s", e.msg);
+    d->transport.pulse = driver_count_edge;
+    cr_assert_eq(virtio_mmio_set_state(&d->transport, s), 0);
+}
+
 static inline void driver_fini(struct driver *d)
 {
     virtio_mmio_fini(&d->transport);
