@@ -74,6 +74,14 @@ static void change_config(struct virtio_device *d)
     virtio_unlock(d);
 }
 
+static void attach_anew(struct virtio_device *d)
+{
+    virtio_mmio_fini(&h.transport);
+    memset(d->queues, 0, sizeof(d->queues));
+    is_active = false;
+    hostile_attach(&h, d);
+}
+
 /* Another transport goes on from the state of this one, which may have been tampered with: it is
  * refused, or is one that a guest could have led to. */
 static void restore(struct virtio_device *d)
@@ -89,15 +97,10 @@ static void restore(struct virtio_device *d)
     s.registers.is_activated = *(uint8_t *)&s.registers.is_activated & 1;
     for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
         s.queues[i].ready = *(uint8_t *)&s.queues[i].ready & 1;
-    virtio_mmio_fini(&h.transport);
-    for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
-        d->queues[i] = (struct virtq){ 0 };
-    is_active = false;
-    hostile_attach(&h, d);
+    attach_anew(d);
     if (virtio_mmio_set_state(&h.transport, &s) < 0) {
         MUST(changes > 0);
-        write_register(&h, VIRTIO_MMIO_STATUS, 0);
-        is_active = false;
+        attach_anew(d);
     }
     is_paused = false;
     virtio_mmio_resume(&h.transport);
