@@ -79,7 +79,7 @@ static uint8_t begin_transfer(struct block *b, struct block_request *r, uint64_t
 
 /* Reads the header and finds out what is to be done: a status that is not OK, or nothing left to
  * do, ends the request. The chain has at least a status byte. */
-static void begin(struct block *b, struct block_request *r)
+static void block_begin(struct block *b, struct block_request *r)
 {
     struct virtio_blk_outhdr header;
 
@@ -137,7 +137,7 @@ static uint32_t piece(const struct block_request *r, uint32_t budget)
 }
 
 /* Carries out at most `budget` bytes of a request. */
-static ssize_t carry_out(struct block *b, struct block_request *r, uint32_t budget)
+static ssize_t block_carry_out(struct block *b, struct block_request *r, uint32_t budget)
 {
     const struct block_file *f = b->host.file;
 
@@ -168,11 +168,11 @@ static void give_back(struct block *b, const struct block_request *r)
     b->idle[b->idle_count++] = (uint16_t)(r - b->requests);
 }
 
-static void count(struct block *b, const struct block_request *r)
+static void block_count(struct block *b, const struct block_request *r)
 {
     struct block_metrics *m = &b->metrics;
 
-    /* NOLINTNEXTLINE(*NullDereference): next() sets the request where it says NEXT_OK */
+    /* NOLINTNEXTLINE(*NullDereference): block_next() sets the request where it says NEXT_OK */
     if (r->type == UINT32_MAX || r->status == VIRTIO_BLK_S_UNSUPP) {
         metric_inc(&m->invalid_reqs_count);
     } else if (r->status != VIRTIO_BLK_S_OK) {
@@ -196,7 +196,7 @@ static void finish(struct block *b, struct block_request *r)
 {
     struct chain *c = &r->chain;
 
-    count(b, r);
+    block_count(b, r);
     if (c->writable > 0) {
         chain_skip_writable(c, c->writable - 1);
         (void)!chain_put(c, &r->status);
@@ -209,7 +209,7 @@ enum next { NEXT_OK, NEXT_NONE, NEXT_BROKEN };
 
 /* Takes up the next request. NEXT_NONE: there is none, or it has to wait; a notification, a
  * result or the limiter's timer comes when that is over. */
-static enum next next(struct block *b, struct block_request **out)
+static enum next block_next(struct block *b, struct block_request **out)
 {
     struct virtq *q = &b->dev.queues[QUEUE];
     struct block_request *r;
@@ -225,7 +225,7 @@ static enum next next(struct block *b, struct block_request **out)
         return popped == POP_EMPTY ? NEXT_NONE : NEXT_BROKEN;
     metric_add(&b->metrics.remaining_reqs_count, virtq_waiting(q));
     if (r->chain.writable > 0) {
-        begin(b, r);
+        block_begin(b, r);
     } else {
         r->left = 0;
         r->type = UINT32_MAX;
@@ -248,33 +248,33 @@ struct turn {
     enum next next;
 };
 
-static bool is_over(const struct turn *t)
+static bool block_turn_is_over(const struct turn *t)
 {
     return t->bytes == 0 || t->requests == 0;
 }
 
-static void spend(struct turn *t, uint32_t bytes)
+static void block_spend(struct turn *t, uint32_t bytes)
 {
     t->bytes -= bytes < t->bytes ? bytes : t->bytes;
 }
 
-static void push(struct block *b, struct block_request *r, struct turn *t)
+static void block_push(struct block *b, struct block_request *r, struct turn *t)
 {
     finish(b, r);
     t->has_pushed = true;
 }
 
 /* Sync: goes on with a request; true when it is complete. */
-static bool advance(struct block *b, struct block_request *r, struct turn *t)
+static bool block_advance(struct block *b, struct block_request *r, struct turn *t)
 {
     while (needs_file(r)) {
         ssize_t result;
 
-        if (is_over(t))
+        if (block_turn_is_over(t))
             return false;
-        result = carry_out(b, r, t->bytes);
+        result = block_carry_out(b, r, t->bytes);
         /* A flush or the like ends the turn: the file system took its time. */
-        spend(t, is_transfer(r) ? (result > 0 ? (uint32_t)result : 0) : TURN_BYTES);
+        block_spend(t, is_transfer(r) ? (result > 0 ? (uint32_t)result : 0) : TURN_BYTES);
         if (settle(r, result))
             break;
     }
@@ -283,14 +283,14 @@ static bool advance(struct block *b, struct block_request *r, struct turn *t)
 
 static void serve_sync(struct block *b, struct turn *t)
 {
-    while (!is_over(t)) {
+    while (!block_turn_is_over(t)) {
         struct block_request *r = b->current;
 
-        if (!r && (t->next = next(b, &r)) != NEXT_OK)
+        if (!r && (t->next = block_next(b, &r)) != NEXT_OK)
             return;
-        b->current = advance(b, r, t) ? NULL : r;
+        b->current = block_advance(b, r, t) ? NULL : r;
         if (!b->current)
-            push(b, r, t);
+            block_push(b, r, t);
         t->requests--;
     }
 }
@@ -317,7 +317,7 @@ static void take_results(struct block *b, struct turn *t)
 
     while ((r = take_result(b, &result))) {
         if (settle(r, result))
-            push(b, r, t);
+            block_push(b, r, t);
         else
             queue_up(b, r);
     }
@@ -325,19 +325,19 @@ static void take_results(struct block *b, struct turn *t)
 
 static void take_requests(struct block *b, struct turn *t)
 {
-    while (!is_over(t)) {
+    while (!block_turn_is_over(t)) {
         struct block_request *r;
 
-        t->next = next(b, &r);
+        t->next = block_next(b, &r);
         if (t->next != NEXT_OK)
             return;
         t->requests--;
         if (!needs_file(r)) {
-            push(b, r, t);
+            block_push(b, r, t);
             continue;
         }
         queue_up(b, r);
-        spend(t, is_transfer(r) ? r->left : 0);
+        block_spend(t, is_transfer(r) ? r->left : 0);
     }
 }
 
@@ -409,9 +409,9 @@ static void block_drain(struct virtio_device *dev)
     struct turn t = { .bytes = UINT32_MAX, .requests = 1 };
 
     if (b->current) {
-        while (!advance(b, b->current, &t))
+        while (!block_advance(b, b->current, &t))
             t.bytes = UINT32_MAX;
-        push(b, b->current, &t);
+        block_push(b, b->current, &t);
         b->current = NULL;
     }
     while (!is_idle(b)) {
@@ -467,7 +467,7 @@ static void offer(struct block *b, unsigned feature)
  * count on reserved space. Not BLK_SIZE: 512 is what a driver assumes without it, and another value
  * would change what the partition tables of existing images mean.
  */
-static void describe(struct block *b)
+static void block_describe(struct block *b)
 {
     const struct block_file *f = b->host.file;
     const uint32_t sectors_a_unit = f->unit_bytes / BLOCK_SECTOR_BYTES;
@@ -517,7 +517,7 @@ int block_init(struct block *b, const struct block_host *host, struct error *e)
     b->requests = calloc(b->request_count, sizeof(*b->requests));
     BUG_ON(!b->requests);
     forget_requests(b);
-    describe(b);
+    block_describe(b);
     rate_limiter_init(&b->limiter, host->loop, monotonic_ns, on_refilled);
     if (rate_limiter_prepare(&b->limiter, &host->limits, e) < 0)
         return -1;

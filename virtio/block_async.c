@@ -12,7 +12,7 @@ struct block_async {
     struct io_uring ring;
 };
 
-static int refuse(struct error *e, int os_errno)
+static int block_async_refuse(struct error *e, int os_errno)
 {
     return fail(e, ERR_HOST,
                 "Virtio backend error: The Async io_engine needs io_uring, which this host does "
@@ -53,14 +53,14 @@ int block_async_new(struct block_async **out, const struct block_file *f, struct
         ret = io_uring_queue_init(VIRTQ_SIZE_MAX, &a->ring, IORING_SETUP_R_DISABLED);
     if (ret < 0) {
         free(a);
-        return refuse(e, -ret);
+        return block_async_refuse(e, -ret);
     }
     ret = io_uring_register_files(&a->ring, &f->fd, 1);
     if (ret == 0)
         ret = restrict_and_enable(&a->ring);
     if (ret < 0) {
         block_async_free(a);
-        return refuse(e, -ret);
+        return block_async_refuse(e, -ret);
     }
     *out = a;
     return 0;

@@ -8,7 +8,7 @@
 
 #include "vmm/base/log.h"
 
-static int refuse(struct error *e, int os_errno, const char *path)
+static int block_file_refuse(struct error *e, int os_errno, const char *path)
 {
     return fail(e, ERR_HOST,
                 "Virtio backend error: Error manipulating the backing file: %s (os error %d) %s",
@@ -38,15 +38,15 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
 
     f->fd = -1;
     if (fd < 0)
-        return refuse(e, errno, path);
+        return block_file_refuse(e, errno, path);
     bytes = lseek(fd, 0, SEEK_END);
     if (bytes < 0 || fstat(fd, &st) < 0)
-        return refuse(e, errno, path);
+        return block_file_refuse(e, errno, path);
     if (S_ISDIR(st.st_mode))
-        return refuse(e, EISDIR, path);
+        return block_file_refuse(e, EISDIR, path);
     /* io_uring would fail what it can't do at once. */
     if (fcntl(fd, F_SETFL, 0) < 0)
-        return refuse(e, errno, path);
+        return block_file_refuse(e, errno, path);
     if (bytes % BLOCK_SECTOR_BYTES)
         log_warn("Disk %s: %lld bytes are not whole sectors of %u; the guest can't reach the rest",
                  path, (long long)bytes, BLOCK_SECTOR_BYTES);

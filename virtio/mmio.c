@@ -28,7 +28,7 @@ static uint32_t *word(struct virtio_mmio *t, unsigned offset)
     return &t->page[offset / sizeof(*t->page)];
 }
 
-static void show(struct virtio_mmio *t, unsigned offset, uint32_t value)
+static void show_word(struct virtio_mmio *t, unsigned offset, uint32_t value)
 {
     __atomic_store_n(word(t, offset), value, __ATOMIC_RELEASE);
 }
@@ -60,11 +60,12 @@ static void show_registers(struct virtio_mmio *t)
     const struct virtq *q = selected(t);
     uint32_t sel = t->registers.device_features_sel;
 
-    show(t, VIRTIO_MMIO_DEVICE_FEATURES, sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel));
-    show(t, VIRTIO_MMIO_QUEUE_NUM_MAX, q ? VIRTQ_SIZE_MAX : 0);
-    show(t, VIRTIO_MMIO_QUEUE_READY, q && q->state.ready);
-    show(t, VIRTIO_MMIO_STATUS, t->registers.status);
-    show(t, VIRTIO_MMIO_CONFIG_GENERATION, t->registers.config_generation);
+    show_word(t, VIRTIO_MMIO_DEVICE_FEATURES,
+              sel > 1 ? 0 : (uint32_t)(t->device->offered >> 32 * sel));
+    show_word(t, VIRTIO_MMIO_QUEUE_NUM_MAX, q ? VIRTQ_SIZE_MAX : 0);
+    show_word(t, VIRTIO_MMIO_QUEUE_READY, q && q->state.ready);
+    show_word(t, VIRTIO_MMIO_STATUS, t->registers.status);
+    show_word(t, VIRTIO_MMIO_CONFIG_GENERATION, t->registers.config_generation);
 }
 
 /* Before the generation that tells of it: see virtio_config_changed(). */
@@ -75,14 +76,14 @@ static void show_config(struct virtio_mmio *t)
 
 static void show_constants(struct virtio_mmio *t)
 {
-    show(t, VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
-    show(t, VIRTIO_MMIO_VERSION, VERSION);
-    show(t, VIRTIO_MMIO_DEVICE_ID, t->device->ops->id);
+    show_word(t, VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
+    show_word(t, VIRTIO_MMIO_VERSION, VERSION);
+    show_word(t, VIRTIO_MMIO_DEVICE_ID, t->device->ops->id);
     /* All ones: there is no such shared memory region. */
-    show(t, VIRTIO_MMIO_SHM_LEN_LOW, UINT32_MAX);
-    show(t, VIRTIO_MMIO_SHM_LEN_HIGH, UINT32_MAX);
-    show(t, VIRTIO_MMIO_SHM_BASE_LOW, UINT32_MAX);
-    show(t, VIRTIO_MMIO_SHM_BASE_HIGH, UINT32_MAX);
+    show_word(t, VIRTIO_MMIO_SHM_LEN_LOW, UINT32_MAX);
+    show_word(t, VIRTIO_MMIO_SHM_LEN_HIGH, UINT32_MAX);
+    show_word(t, VIRTIO_MMIO_SHM_BASE_LOW, UINT32_MAX);
+    show_word(t, VIRTIO_MMIO_SHM_BASE_HIGH, UINT32_MAX);
 }
 
 void virtio_signal_used(struct virtio_device *d, unsigned queue)
@@ -160,7 +161,7 @@ static void reset_device(struct virtio_mmio *t)
         virtq_stop(&d->queues[i]);
     t->registers =
         (struct virtio_mmio_registers){ .config_generation = t->registers.config_generation };
-    show(t, VIRTIO_MMIO_INTERRUPT_STATUS, 0);
+    show_word(t, VIRTIO_MMIO_INTERRUPT_STATUS, 0);
 }
 
 /* False: a queue's size or addresses are invalid. */
@@ -273,7 +274,7 @@ static void write_queue_register(struct virtio_mmio *t, uint64_t offset, uint32_
     }
 }
 
-static void write_register(struct virtio_mmio *t, uint64_t offset, uint32_t value)
+static void mmio_write_register(struct virtio_mmio *t, uint64_t offset, uint32_t value)
 {
     switch (offset) {
     case VIRTIO_MMIO_DEVICE_FEATURES_SEL: t->registers.device_features_sel = value; break;
@@ -312,7 +313,7 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
         return;
     }
     pthread_mutex_lock(&t->lock);
-    write_register(t, offset, value);
+    mmio_write_register(t, offset, value);
     show_registers(t);
     pthread_mutex_unlock(&t->lock);
 }
@@ -461,7 +462,7 @@ int virtio_mmio_set_state(struct virtio_mmio *t, const struct virtio_mmio_state 
     t->registers = s->registers;
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
         t->device->queues[i].state = s->queues[i];
-    show(t, VIRTIO_MMIO_INTERRUPT_STATUS, s->interrupt_status);
+    show_word(t, VIRTIO_MMIO_INTERRUPT_STATUS, s->interrupt_status);
     if (t->registers.is_activated && !start_queues(t))
         return -EINVAL;
     if (t->registers.is_activated)

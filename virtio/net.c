@@ -40,7 +40,7 @@ static struct net *net_of(struct virtio_device *d)
 }
 
 /* Takes what the guest has offered until the longest frame fits. False: the ring is broken. */
-static bool gather_buffers(struct net *n)
+static bool net_gather(struct net *n)
 {
     struct virtq *q = &n->dev.queues[RX];
 
@@ -57,7 +57,7 @@ static bool gather_buffers(struct net *n)
         }
         if (n->chain.readable || n->chain.writable < (uint32_t)NET_HEADER_BYTES) {
             /* No buffer to receive into (section 5.1.6.3.1). To give it back while others wait
-             * would leave a gap in what drain() undoes. */
+             * would leave a gap in what net_drain() undoes. */
             metric_inc(&n->metrics.rx_fails);
             virtio_needs_reset(&n->dev, "a receive buffer is readable or shorter than a header");
             return false;
@@ -72,7 +72,7 @@ static bool gather_buffers(struct net *n)
 static bool has_buffers(struct net *n)
 {
     do {
-        if (!gather_buffers(n))
+        if (!net_gather(n))
             return false;
         if (n->rx.bytes >= n->rx_min || !rx_buffers_has_room(&n->rx))
             return true;
@@ -105,7 +105,7 @@ static bool read_frame(struct net *n)
     return false;
 }
 
-static void deliver(struct net *n)
+static void net_deliver(struct net *n)
 {
     struct virtq *q = &n->dev.queues[RX];
     const uint16_t count = (uint16_t)rx_buffers_count(&n->rx, n->held);
@@ -120,7 +120,7 @@ static void deliver(struct net *n)
 }
 
 /* True: there may be more. */
-static bool receive(struct net *n)
+static bool net_receive(struct net *n)
 {
     for (unsigned i = 0; i < TURN_FRAMES; i++) {
         if (n->held == 0 && (!n->tap_is_ready || !read_frame(n)))
@@ -131,7 +131,7 @@ static bool receive(struct net *n)
             metric_inc(&n->metrics.rx_rate_limiter_throttled);
             return false;
         }
-        deliver(n);
+        net_deliver(n);
     }
     return true;
 }
@@ -191,7 +191,7 @@ static bool transmit_one(struct net *n)
 }
 
 /* True: there may be more. */
-static bool transmit(struct net *n)
+static bool net_transmit(struct net *n)
 {
     struct virtq *q = &n->dev.queues[TX];
 
@@ -216,7 +216,7 @@ static bool transmit(struct net *n)
 static bool net_serve(struct virtio_device *d, unsigned queue)
 {
     struct net *n = net_of(d);
-    bool is_more = queue == RX ? receive(n) : transmit(n);
+    bool is_more = queue == RX ? net_receive(n) : net_transmit(n);
 
     virtio_signal_used(d, queue);
     return is_more;
@@ -248,18 +248,18 @@ static void on_tx_refilled(struct rate_limiter *l)
     virtio_serve(&n->dev, TX);
 }
 
-static void forget(struct net *n)
+static void net_forget(struct net *n)
 {
     rx_buffers_clear(&n->rx);
     n->held = 0;
 }
 
-static void activate(struct virtio_device *d)
+static void net_activate(struct virtio_device *d)
 {
     struct net *n = net_of(d);
     const uint64_t acked = virtio_acked(d);
 
-    forget(n);
+    net_forget(n);
     n->may_merge = acked & BIT(VIRTIO_NET_F_MRG_RXBUF);
     n->rx_min = PLAIN_FRAME_MAX;
     if (acked & BIT(VIRTIO_NET_F_MTU) && n->host.mtu + FRAME_HEADERS > PLAIN_FRAME_MAX)
@@ -276,33 +276,33 @@ static void activate(struct virtio_device *d)
 
 /* A frame that was read is delivered, limits or not; buffers that wait go back to the ring, so that
  * nothing is known here that the guest's memory does not say. */
-static void drain(struct virtio_device *d)
+static void net_drain(struct virtio_device *d)
 {
     struct net *n = net_of(d);
 
     if (n->held) {
-        deliver(n);
+        net_deliver(n);
         virtio_signal_used(d, RX);
     }
     rx_buffers_unpop(&n->rx, &d->queues[RX]);
 }
 
-static void reset(struct virtio_device *d)
+static void net_reset(struct virtio_device *d)
 {
-    forget(net_of(d));
+    net_forget(net_of(d));
 }
 
 static const struct virtio_ops net_ops = {
     .name = "net",
     .id = VIRTIO_ID_NET,
     .queue_count = QUEUES,
-    .activate = activate,
+    .activate = net_activate,
     .serve = net_serve,
-    .drain = drain,
-    .reset = reset,
+    .drain = net_drain,
+    .reset = net_reset,
 };
 
-static void describe(struct net *n)
+static void net_describe(struct net *n)
 {
     n->dev.offered = OFFERED;
     if (n->host.tap->has_uso)
@@ -341,7 +341,7 @@ int net_init(struct net *n, const struct net_host *host, struct error *e)
                                     &n->metrics.tx_queue_event_count } },
         .host = *host,
     };
-    describe(n);
+    net_describe(n);
     if (add_limiter(n, &n->rx_limiter, &host->rx_limits, on_rx_refilled, e) < 0 ||
         add_limiter(n, &n->tx_limiter, &host->tx_limits, on_tx_refilled, e) < 0)
         return -1;

@@ -1,11 +1,10 @@
 /*
  * The network device (virtio 1.2, section 5.1) on a tap: one receive and one transmit queue.
  *
- * Frames go between guest pages and the tap with the virtio header that both sides speak, so that
- * nothing is copied and nothing parsed: the kernel judges a header as it judges any tap user's, and
- * refuses one that lies. A turn moves a bounded number of frames, and the guest is interrupted once
- * for all of them. A frame for the VMM itself would be recognised where the transmitting side looks
- * at its addresses.
+ * Guest and tap both speak frames with the virtio header in front. So they go straight between the
+ * guest's pages and the tap: nothing is copied or parsed here. A header that lies is refused by the
+ * kernel, as any tap user's is. A turn moves a bounded number of frames, and the guest is
+ * interrupted once for all of them.
  *
  * Beside the transport's and the limiters' states, a guest can observe what follows from the tap,
  * the host's configuration and the features. A drained device holds no frame and no buffer.

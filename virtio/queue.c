@@ -116,7 +116,7 @@ static bool chain_add_buffer(struct virtq *q, struct chain *c, const struct vrin
 
 /* Follows a chain from its head to its end. False: it breaks the rules. A chain is no longer than
  * the queue, the descriptor that leads to a table not counted; a longer one is a loop. */
-static bool gather(struct virtq *q, struct chain *c)
+static bool chain_gather(struct virtq *q, struct chain *c)
 {
     struct table table = { (const uint8_t *)q->desc, q->state.size };
     uint16_t index = c->head;
@@ -155,7 +155,7 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
     c->readable = c->writable = c->written = 0;
     c->read_at = c->write_at = c->count = 0;
     c->clipped = NULL;
-    if (!gather(q, c))
+    if (!chain_gather(q, c))
         return POP_BROKEN;
     st->next_avail++;
     return POP_OK;

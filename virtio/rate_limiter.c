@@ -5,7 +5,7 @@
 
 #include "vmm/base/clock.h"
 
-static void set_timer(const struct rate_limiter *l, uint64_t ns)
+static void rate_limiter_set_timer(const struct rate_limiter *l, uint64_t ns)
 {
     const struct itimerspec when = {
         .it_value = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) },
@@ -14,7 +14,7 @@ static void set_timer(const struct rate_limiter *l, uint64_t ns)
     BUG_ON(timerfd_settime(l->timer.fd, 0, &when, NULL) < 0);
 }
 
-static void on_timer(struct loop_source *src, uint32_t ready)
+static void rate_limiter_on_timer(struct loop_source *src, uint32_t ready)
 {
     struct rate_limiter *l = owner_of(src, struct rate_limiter, timer);
 
@@ -51,7 +51,7 @@ int rate_limiter_prepare(struct rate_limiter *l, const struct rate_limits *limit
     if (l->timer.on_ready || (!wants(limits->has_bandwidth, &limits->bandwidth) &&
                               !wants(limits->has_ops, &limits->ops)))
         return 0;
-    ret = loop_add_timer(l->loop, &l->timer, on_timer);
+    ret = loop_add_timer(l->loop, &l->timer, rate_limiter_on_timer);
     return ret < 0 ? fail_os(e, -ret, "Rate limiter: timer") : 0;
 }
 
@@ -74,7 +74,7 @@ void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limit
     if (limits->has_ops)
         bucket_init(&l->state.ops, &limits->ops);
     if (l->is_blocked)
-        set_timer(l, 1); /* asks the owner at once, but not from within this call */
+        rate_limiter_set_timer(l, 1); /* asks the owner at once, but not from within this call */
 }
 
 bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes)
@@ -88,7 +88,7 @@ bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes)
     ops_wait = bucket_wait(&l->state.ops, 1);
     l->is_blocked = bandwidth_wait || ops_wait;
     if (l->is_blocked) {
-        set_timer(l, bandwidth_wait > ops_wait ? bandwidth_wait : ops_wait);
+        rate_limiter_set_timer(l, bandwidth_wait > ops_wait ? bandwidth_wait : ops_wait);
         return false;
     }
     bucket_spend(&l->state.bandwidth, bytes);

@@ -9,8 +9,8 @@
 
 enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 
-/* What a turn of the event loop moves at most, each way. A packet or a read more is begun before it
- * is over. */
+/* What a turn of the event loop moves each way. The packet or the read that passes one of the
+ * bounds is still carried out, and is the turn's last. */
 #define TURN_BYTES   (1u << 20)
 #define TURN_PACKETS 128u
 
@@ -24,19 +24,19 @@ struct turn {
     bool is_broken;
 };
 
-static bool is_over(const struct turn *t)
+static bool vsock_turn_is_over(const struct turn *t)
 {
     return t->bytes == 0 || t->packets == 0;
 }
 
-static void spend(struct turn *t, uint32_t bytes)
+static void vsock_spend(struct turn *t, uint32_t bytes)
 {
     t->bytes -= bytes < t->bytes ? bytes : t->bytes;
     if (t->packets > 0)
         t->packets--;
 }
 
-static void push(struct vsock *v, unsigned queue, struct turn *t)
+static void vsock_push(struct vsock *v, unsigned queue, struct turn *t)
 {
     virtq_push(&v->dev.queues[queue], &v->chain);
     t->pushed |= 1u << queue;
@@ -65,7 +65,7 @@ static bool next_buffer(struct vsock *v, struct turn *t)
         if (v->chain.writable > sizeof(struct virtio_vsock_hdr))
             return true;
         metric_inc(&metrics.vsock.rx_queue_event_fails);
-        push(v, QUEUE_RX, t);
+        vsock_push(v, QUEUE_RX, t);
     }
     return false;
 }
@@ -87,8 +87,8 @@ static void put_header(struct vsock *v, const struct virtio_vsock_hdr *h, struct
 {
     if (chain_put(&v->chain, h) < 0)
         BUG_ON(true); /* next_buffer() has looked */
-    push(v, QUEUE_RX, t);
-    spend(t, 0);
+    vsock_push(v, QUEUE_RX, t);
+    vsock_spend(t, 0);
     metric_inc(&metrics.vsock.rx_packets_count);
 }
 
@@ -131,7 +131,7 @@ static bool send_control(struct vsock *v, struct vsock_conn *c, uint16_t op, str
 
 /* Takes another buffer if one is there. One that is too small waits for its turn in the ring: a
  * buffer never goes back before those that were taken before it. */
-static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
+static bool vsock_add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
 {
     struct virtq *q = &v->dev.queues[QUEUE_RX];
     const enum pop popped = virtq_pop(q, &v->chain);
@@ -148,7 +148,7 @@ static bool add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
 }
 
 /* Gathers buffers for what the connection is likely to have. False: there is none. */
-static bool gather_buffers(struct vsock *v, struct vsock_conn *c, struct turn *t)
+static bool vsock_gather(struct vsock *v, struct vsock_conn *c, struct turn *t)
 {
     uint32_t room = vsock_conn_room(c);
 
@@ -156,7 +156,7 @@ static bool gather_buffers(struct vsock *v, struct vsock_conn *c, struct turn *t
         return false;
     rx_buffers_add(&v->rx, &v->chain, room);
     for (unsigned n = 1; n < c->chains && v->rx.bytes < room && rx_buffers_has_room(&v->rx); n++)
-        if (!add_buffer(v, room - v->rx.bytes, t))
+        if (!vsock_add_buffer(v, room - v->rx.bytes, t))
             break;
     return true;
 }
@@ -191,14 +191,14 @@ static bool send_data(struct vsock *v, struct vsock_conn *c, struct turn *t)
     uint32_t room, bytes;
     unsigned used;
 
-    if (!gather_buffers(v, c, t))
+    if (!vsock_gather(v, c, t))
         return false;
     room = v->rx.bytes;
     bytes = vsock_conn_read(c, &v->rx);
     used = push_data(v, c, bytes, t);
     rx_buffers_unpop(&v->rx, &v->dev.queues[QUEUE_RX]);
     vsock_conn_expect(c, used, bytes == room);
-    spend(t, bytes);
+    vsock_spend(t, bytes);
     metric_add(&metrics.vsock.rx_packets_count, used);
     metric_add(&metrics.vsock.rx_bytes_count, bytes);
     return true;
@@ -229,7 +229,7 @@ static bool serve_guest(struct vsock *v, struct turn *t)
 {
     struct vsock_conn *c;
 
-    while (!is_over(t)) {
+    while (!vsock_turn_is_over(t)) {
         if (v->reset_count > 0) {
             if (!send_reset(v, t))
                 return false;
@@ -342,16 +342,16 @@ static void take_packet(struct vsock *v)
 static bool take_packets(struct vsock *v, struct turn *t)
 {
     v->is_stalled = false;
-    while (!is_over(t)) {
+    while (!vsock_turn_is_over(t)) {
         if (v->reset_count == VSOCK_RESETS_MAX) {
             v->is_stalled = true;
             return false;
         }
         if (!next_chain(v, QUEUE_TX, t))
             return false;
-        spend(t, v->chain.readable);
+        vsock_spend(t, v->chain.readable);
         take_packet(v);
-        push(v, QUEUE_TX, t);
+        vsock_push(v, QUEUE_TX, t);
     }
     return true;
 }

@@ -103,7 +103,7 @@ static void note_passed(struct vsock_conn *c)
 }
 
 /* Gives the host what was held back. */
-static void flush(struct vsock_conn *c)
+static void vsock_conn_flush(struct vsock_conn *c)
 {
     const uint32_t to_end = VSOCK_WINDOW_BYTES - c->held_at;
     const uint32_t first = c->held_bytes < to_end ? c->held_bytes : to_end;
@@ -132,7 +132,7 @@ static void flush(struct vsock_conn *c)
 void vsock_conn_on_ready(struct vsock_conn *c, uint32_t ready)
 {
     if (ready & (EPOLLOUT | EPOLLHUP | EPOLLERR) && c->held_bytes > 0)
-        flush(c);
+        vsock_conn_flush(c);
     if (c->state == VSOCK_REQUESTED && ready & EPOLLHUP)
         vsock_conn_end(c, true);
     if (c->state != VSOCK_OPEN)
@@ -173,7 +173,7 @@ uint32_t vsock_conn_room(const struct vsock_conn *c)
     return on_its_way < c->guest_window ? c->guest_window - on_its_way : 0;
 }
 
-static int hold(struct vsock_conn *c, struct chain *chain, uint32_t n)
+static int vsock_conn_hold(struct vsock_conn *c, struct chain *chain, uint32_t n)
 {
     uint32_t at, first;
 
@@ -213,7 +213,7 @@ int vsock_conn_take_data(struct vsock_conn *c, struct chain *chain, uint32_t n)
     }
     c->passed += (uint32_t)sent;
     note_passed(c);
-    return (uint32_t)sent < n ? hold(c, chain, n - (uint32_t)sent) : 0;
+    return (uint32_t)sent < n ? vsock_conn_hold(c, chain, n - (uint32_t)sent) : 0;
 }
 
 bool vsock_conn_take_shutdown(struct vsock_conn *c, uint32_t flags)

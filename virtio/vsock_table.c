@@ -140,7 +140,7 @@ static uint64_t now_ms(void)
     return monotonic_us() / 1000;
 }
 
-static void set_timer(struct vsock_table *t, uint64_t at_ms)
+static void vsock_table_set_timer(struct vsock_table *t, uint64_t at_ms)
 {
     const struct itimerspec when = { .it_value = { (time_t)(at_ms / 1000),
                                                    (long)(at_ms % 1000 * 1000000 + 1) } };
@@ -158,7 +158,7 @@ void vsock_table_start_clock(struct vsock_table *t, struct vsock_conn *c)
     c->deadline_ms = now_ms() + PATIENCE_MS;
     TAILQ_INSERT_TAIL(&t->timed, c, wait);
     if (!t->is_timer_set)
-        set_timer(t, c->deadline_ms);
+        vsock_table_set_timer(t, c->deadline_ms);
     t->is_timer_set = true;
 }
 
@@ -177,7 +177,7 @@ struct vsock_conn *vsock_table_next_expired(struct vsock_table *t)
     if (!c)
         return NULL;
     if (c->deadline_ms > now_ms()) {
-        set_timer(t, c->deadline_ms);
+        vsock_table_set_timer(t, c->deadline_ms);
         return NULL;
     }
     vsock_table_stop_clock(t, c);
@@ -186,7 +186,7 @@ struct vsock_conn *vsock_table_next_expired(struct vsock_table *t)
 
 void vsock_table_ring(struct vsock_table *t, uint64_t ms)
 {
-    set_timer(t, now_ms() + ms);
+    vsock_table_set_timer(t, now_ms() + ms);
 }
 
 void vsock_table_set_idle(struct vsock_table *t, struct vsock_conn *c, bool is_idle)

@@ -1,7 +1,7 @@
 /*
  * The host's side of vsock: the listening socket, the command with which a host program says what
- * port of the guest it wants, and the sockets that the guest's connections lead to (contract 5.1).
- * No socket here blocks.
+ * port of the guest it wants, and the sockets that the guest's connections lead to. All of them are
+ * as Firecracker's docs/vsock.md has them. No socket here blocks.
  */
 #pragma once
 
