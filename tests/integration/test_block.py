@@ -66,6 +66,24 @@ def test_limits_delay_requests_and_lose_none(tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_events_of_a_queue_are_what_the_guest_notified(tmp_path, engine):
+    """One request after the other, of which all but the first wait for the limiter."""
+    metrics = tmp_path / "metrics"
+    disk = drive(empty_disk(tmp_path / "disk"), io_engine=engine,
+                 rate_limiter={"ops": {"size": 1, "refill_time": 50}})
+    with Machine("requests", flags=("--metrics-path", str(metrics)), drives=[disk],
+                 stdin=subprocess.PIPE) as machine:
+        machine.boot()
+        machine.process.stdin.write(b"wwwwwq")
+        machine.process.stdin.flush()
+        machine.finish()
+    block = [json.loads(line)["block_disk"] for line in metrics.read_text().splitlines()]
+    assert sum(line["write_count"] for line in block) == 5
+    assert sum(line["rate_limiter_event_count"] for line in block) > 0
+    assert sum(line["queue_event_count"] for line in block) == 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_patches_and_pauses_under_load_lose_no_request(tmp_path, engine):
     """The same file each time: whatever the model wrote must still be there."""
     disk = empty_disk(tmp_path / "disk")
