@@ -255,25 +255,6 @@ static void chain_advance(struct chain *c, unsigned *at, size_t n)
     }
 }
 
-int chain_read_(struct chain *c, void *dst, size_t n)
-{
-    uint8_t *to = dst;
-
-    if (n > c->readable)
-        return -EBADMSG;
-    c->readable -= (uint32_t)n;
-    while (n) {
-        const struct iovec *v = &c->iov[c->read_at];
-        size_t step = n < v->iov_len ? n : v->iov_len;
-
-        memcpy(to, v->iov_base, step);
-        chain_advance(c, &c->read_at, step);
-        to += step;
-        n -= step;
-    }
-    return 0;
-}
-
 int chain_write_(struct chain *c, const void *src, size_t n)
 {
     if (n > c->writable)
@@ -308,6 +289,15 @@ int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n)
     return 0;
 }
 
+int chain_read_(struct chain *c, void *dst, size_t n)
+{
+    if (chain_peek_(c, 0, dst, n) < 0)
+        return -EBADMSG;
+    chain_advance(c, &c->read_at, n);
+    c->readable -= (uint32_t)n;
+    return 0;
+}
+
 void chain_skip_writable(struct chain *c, uint32_t n)
 {
     if (n > c->writable)
@@ -318,18 +308,19 @@ void chain_skip_writable(struct chain *c, uint32_t n)
 
 unsigned chain_take_(struct chain *c, uint32_t n, struct iovec *list)
 {
-    unsigned count = 0;
+    struct iovec *v = &c->iov[c->write_at], *to = list;
 
     c->writable -= n;
-    while (n) {
-        const struct iovec *v = &c->iov[c->write_at];
-        uint32_t step = n < v->iov_len ? n : (uint32_t)v->iov_len;
-
-        list[count++] = (struct iovec){ v->iov_base, step };
-        chain_advance(c, &c->write_at, step);
-        n -= step;
+    for (; n && n >= v->iov_len; to++, v++) {
+        *to = *v;
+        n -= (uint32_t)v->iov_len;
     }
-    return count;
+    c->write_at = (unsigned)(v - c->iov);
+    if (n) {
+        *to++ = (struct iovec){ v->iov_base, n };
+        chain_advance(c, &c->write_at, n);
+    }
+    return (unsigned)(to - list);
 }
 
 const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n, unsigned *count)
@@ -363,41 +354,37 @@ void chain_return(struct chain *c, bool is_writable, uint32_t moved)
     }
 }
 
-ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
+enum way { FROM_FILE, TO_FILE, TO_STREAM };
+
+static ssize_t chain_move(struct chain *c, enum way way, int fd, uint64_t offset, uint32_t n)
 {
     unsigned count;
-    const struct iovec *iov = chain_lend_(c, true, n, &count);
+    const struct iovec *iov = chain_lend_(c, way == FROM_FILE, n, &count);
     ssize_t moved;
 
-    do
-        moved = preadv(fd, iov, (int)count, (off_t)offset);
-    while (moved < 0 && errno == EINTR);
-    chain_return(c, true, moved > 0 ? (uint32_t)moved : 0);
+    do {
+        if (way == FROM_FILE)
+            moved = preadv(fd, iov, (int)count, (off_t)offset);
+        else if (way == TO_FILE)
+            moved = pwritev(fd, iov, (int)count, (off_t)offset);
+        else
+            moved = writev(fd, iov, (int)count);
+    } while (moved < 0 && errno == EINTR);
+    chain_return(c, way == FROM_FILE, moved > 0 ? (uint32_t)moved : 0);
     return moved < 0 ? -errno : moved;
+}
+
+ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
+{
+    return chain_move(c, FROM_FILE, fd, offset, n);
 }
 
 ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
 {
-    unsigned count;
-    const struct iovec *iov = chain_lend_(c, false, n, &count);
-    ssize_t moved;
-
-    do
-        moved = pwritev(fd, iov, (int)count, (off_t)offset);
-    while (moved < 0 && errno == EINTR);
-    chain_return(c, false, moved > 0 ? (uint32_t)moved : 0);
-    return moved < 0 ? -errno : moved;
+    return chain_move(c, TO_FILE, fd, offset, n);
 }
 
 ssize_t chain_send(struct chain *c, int fd, uint32_t n)
 {
-    unsigned count;
-    const struct iovec *iov = chain_lend_(c, false, n, &count);
-    ssize_t moved;
-
-    do
-        moved = writev(fd, iov, (int)count);
-    while (moved < 0 && errno == EINTR);
-    chain_return(c, false, moved > 0 ? (uint32_t)moved : 0);
-    return moved < 0 ? -errno : moved;
+    return chain_move(c, TO_STREAM, fd, 0, n);
 }
