@@ -414,8 +414,8 @@ void virtio_mmio_pause(struct virtio_mmio *t)
 {
     pthread_mutex_lock(&t->lock);
     t->is_paused = true;
-    if (t->registers
-            .is_activated) /* also where it needs a reset: what was begun is still under way */
+    /* Also where it needs a reset: what was begun is still under way. */
+    if (t->registers.is_activated)
         t->device->ops->drain(t->device);
     pthread_mutex_unlock(&t->lock);
 }

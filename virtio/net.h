@@ -20,15 +20,7 @@
 #include "virtio/rx_buffers.h"
 #include "vmm/base/metrics.h"
 
-#define NET_HEADER_BYTES ((int)sizeof(struct virtio_net_hdr_mrg_rxbuf))
-#define NET_MAC_BYTES    6u
-/* What a read must have room for: a frame of 64 KiB with its headers (section 5.1.6.3.1). */
-#define NET_FRAME_MAX 65562u
-
-/* UDP segmentation (virtio 1.3): newer than the headers of Linux 6.1. */
-#define NET_F_GUEST_USO4 54
-#define NET_F_GUEST_USO6 55
-#define NET_F_HOST_USO   56
+#define NET_MAC_BYTES 6u
 
 /* What a device works on; all borrowed. */
 struct net_host {

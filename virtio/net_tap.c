@@ -3,11 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
-#include <linux/virtio_net.h>
 #include <string.h>
 #include <sys/ioctl.h>
-
-#include "virtio/net.h"
 
 /* Newer than the headers of Linux 6.1. */
 #ifndef TUN_F_USO4

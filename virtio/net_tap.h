@@ -5,10 +5,20 @@
 #pragma once
 
 #include <linux/if.h>
+#include <linux/virtio_net.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "vmm/base/error.h"
+
+#define NET_HEADER_BYTES ((int)sizeof(struct virtio_net_hdr_mrg_rxbuf))
+/* What a read must have room for: a frame of 64 KiB with its headers (section 5.1.6.3.1). */
+#define NET_FRAME_MAX 65562u
+
+/* UDP segmentation (virtio 1.3): newer than the headers of Linux 6.1. */
+#define NET_F_GUEST_USO4 54
+#define NET_F_GUEST_USO6 55
+#define NET_F_HOST_USO   56
 
 struct net_tap {
     int fd;              /* does not block */

@@ -22,9 +22,8 @@ struct rx_buffers {
         uint16_t head, buffers, headers;
         uint32_t bytes;
     } chains[2 * VIRTQ_SIZE_MAX];
-    struct iovec
-        headers[2 * RX_BUFFERS_HEADER_MAX];       /* used from the start when the list is empty */
-    struct iovec buffers[2 * VIRTQ_SIZE_MAX + 1]; /* one to spare, see rx_buffers_read_frame() */
+    struct iovec headers[2 * RX_BUFFERS_HEADER_MAX]; /* from the start when the list is empty */
+    struct iovec buffers[2 * VIRTQ_SIZE_MAX + 1];    /* one to spare, see rx_buffers_read_frame() */
 };
 
 /* Forgets everything. */

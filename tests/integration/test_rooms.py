@@ -75,6 +75,18 @@ def test_rooms_have_no_circle():
     graphlib.TopologicalSorter(rooms(ROOT)).prepare()
 
 
+def test_files_of_a_room_have_no_circle():
+    """A .c and its .h are one."""
+    needs = {}
+    for room in rooms(ROOT):
+        for path in sources(ROOT, room):
+            stem = f"{room}/{path.stem}"
+            needs.setdefault(stem, set()).update(
+                {h[:-2] for h in re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)}
+                - {stem})
+    graphlib.TopologicalSorter(needs).prepare()
+
+
 def test_includes_point_one_way():
     assert list(wrong_includes(ROOT)) == []
 
