@@ -93,8 +93,8 @@ static struct cpuid_modifier t2a_leaves[] = {
     LEAF(0x80000008, 0, EBX(0xc0205, 0xc0000)),
 };
 
-/* T2S shows the mitigations of Skylake and Cascade Lake together; T2CL those that the processor
- * has, of the ones Cascade Lake could have. */
+/* T2S: one set of mitigation bits, which holds for both Skylake and Cascade Lake. T2CL: the
+ * processor's own bits, without those that no Cascade Lake has. */
 static struct msr_modifier t2s_msrs[] = {
     { MSR_IA32_ARCH_CAPABILITIES, { UINT64_MAX, 0x80c4c } },
 };

@@ -36,7 +36,7 @@ static bool is_dropped(const struct cpu_config *template, unsigned number)
     return false;
 }
 
-static int check(int kvm_fd, const struct cpu_config *template, struct error *e)
+static int check_capabilities(int kvm_fd, const struct cpu_config *template, struct error *e)
 {
     int version = ioctl(kvm_fd, KVM_GET_API_VERSION, 0);
 
@@ -81,7 +81,7 @@ int kvm_open(struct kvm *k, const struct cpu_config *template, struct error *e)
                        errno == ENOENT   ? " (no KVM module is loaded on this host)"
                        : errno == EACCES ? " (the user needs read and write permission)"
                                          : "");
-    if (check(kvm_fd, template, e) < 0)
+    if (check_capabilities(kvm_fd, template, e) < 0)
         return -1;
     run_bytes = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (run_bytes < 0)
