@@ -100,8 +100,7 @@ static int set_lapic(int fd, struct error *e)
     return 0;
 }
 
-static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cpuid,
-                     const struct cpu_config *template, struct error *e)
+static int create_vcpu(struct vcpu *c, const struct kvm *k, struct error *e)
 {
     c->fd = ioctl(k->vm_fd, KVM_CREATE_VCPU, c->index);
     if (c->fd < 0)
@@ -111,6 +110,33 @@ static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cp
         c->run = NULL;
         return fail_os(e, errno, "cannot map vCPU %u", c->index);
     }
+    return 0;
+}
+
+int vcpus_create(struct vcpus *v, const struct kvm *k, unsigned count, const struct bus *pio,
+                 const struct bus *mmio, struct guest_end *end, struct error *e)
+{
+    *v = (struct vcpus){
+        .kvm = k,
+        .pio = pio,
+        .mmio = mmio,
+        .end = end,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+    while (v->count < count) {
+        struct vcpu *c = &v->each[v->count];
+
+        *c = (struct vcpu){ .all = v, .index = v->count++, .fd = -1 };
+        if (create_vcpu(c, k, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int reset_vcpu(const struct vcpu *c, const struct cpuid *cpuid,
+                      const struct cpu_config *template, struct error *e)
+{
     if (ioctl(c->fd, KVM_SET_CPUID2, cpuid) < 0)
         return fail_os(e, errno, "KVM_SET_CPUID2 of vCPU %u", c->index);
     if (set_msrs(c->fd, e) < 0)
@@ -121,41 +147,30 @@ static int vcpu_init(struct vcpu *c, const struct kvm *k, const struct cpuid *cp
     return set_lapic(c->fd, e);
 }
 
-int vcpus_init(struct vcpus *v, const struct kvm *k, const struct cpu_topology *topology,
-               const struct cpu_config *template, const struct bus *pio, const struct bus *mmio,
-               struct guest_end *end, struct error *e)
+int vcpus_reset(struct vcpus *v, bool smt, const struct cpu_config *template, struct error *e)
 {
+    const struct cpu_topology topology = { v->count, smt };
     struct cpuid cpuid;
 
-    *v = (struct vcpus){
-        .pio = pio,
-        .mmio = mmio,
-        .end = end,
-        .lock = PTHREAD_MUTEX_INITIALIZER,
-        .changed = PTHREAD_COND_INITIALIZER,
-    };
-    if (cpuid_supported(&cpuid, k->kvm_fd, e) < 0)
+    if (cpuid_supported(&cpuid, v->kvm->kvm_fd, e) < 0)
         return -1;
     /* The template first: what makes a VM of these vCPUs has the last word. */
     if (template && cpu_template_apply(template, &cpuid, e) < 0)
         return -1;
-    cpuid_normalise(&cpuid, topology);
-    while (v->count < topology->vcpu_count) {
-        struct vcpu *c = &v->each[v->count];
-
-        *c = (struct vcpu){ .all = v, .index = v->count++, .fd = -1 };
-        cpuid_set_vcpu(&cpuid, c->index, topology);
-        if (vcpu_init(c, k, &cpuid, template, e) < 0)
+    cpuid_normalise(&cpuid, &topology);
+    for (unsigned i = 0; i < v->count; i++) {
+        cpuid_set_vcpu(&cpuid, i, &topology);
+        if (reset_vcpu(&v->each[i], &cpuid, template, e) < 0)
             return -1;
     }
     return 0;
 }
 
-void vcpus_fini(struct vcpus *v, const struct kvm *k)
+void vcpus_fini(struct vcpus *v)
 {
     for (unsigned i = 0; i < v->count; i++) {
         if (v->each[i].run)
-            munmap(v->each[i].run, k->run_bytes);
+            munmap(v->each[i].run, v->kvm->run_bytes);
         close_fdp(&v->each[i].fd);
     }
     v->count = 0;
@@ -177,10 +192,10 @@ int vcpu_set_registers(const struct vcpu *c, const struct kvm_regs *r, const str
 /* No guest instruction before every thread is confined. */
 static bool must_stand(const struct vcpus *v)
 {
-    return v->pause || v->ready < v->count;
+    return v->holds || v->ready < v->count;
 }
 
-static void comply(struct vcpu *c)
+static void stand(struct vcpu *c)
 {
     struct vcpus *v = c->all;
 
@@ -273,7 +288,7 @@ static void on_exit_reason(struct vcpu *c)
 
 /* The process is about to end: the guest's next instruction must not run. A pause that the end
  * brings about finds this thread standing still as well. */
-static void stand_still(struct vcpu *c)
+static void stand_for_good(struct vcpu *c)
 {
     struct vcpus *v = c->all;
 
@@ -293,31 +308,39 @@ static void confine(struct vcpus *v)
     pthread_mutex_unlock(&v->lock);
 }
 
+/* Once around the guest. Where an exit is an access to a device, KVM ends the instruction only when
+ * it is entered again; until then the registers say that it hasn't run, and a guest restored from
+ * them would do it twice. So a thread that is to stand still enters KVM once more: with
+ * immediate_exit KVM ends the instruction and returns EINTR before the next one. On the way it may
+ * ask for more, which is answered: the second page of an access to two, the next byte of a REP (KVM
+ * goes back to the guest after 1024). */
+static void run_vcpu(struct vcpu *c)
+{
+    if (ioctl(c->fd, KVM_RUN, 0) == 0)
+        on_exit_reason(c);
+    else if (errno == EINTR && __atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+        stand(c);
+    else if (errno != EINTR && errno != EAGAIN)
+        fail_vcpu(c, strerror(errno), (uint64_t)errno);
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vcpu *c = arg;
 
     confine(c->all);
-    comply(c);
+    stand(c); /* there is no exit yet that KVM could end */
     timeline_mark(PHASE_GUEST_ENTRY);
     for (;;) {
-        int ret;
-
-        if (__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
-            comply(c);
-        ret = ioctl(c->fd, KVM_RUN, 0);
-        if (ret == 0)
-            on_exit_reason(c);
-        else if (errno != EINTR && errno != EAGAIN)
-            fail_vcpu(c, strerror(errno), (uint64_t)errno);
+        run_vcpu(c);
         if (c->all->end->ended)
-            stand_still(c);
+            stand_for_good(c);
     }
     return NULL;
 }
 
 /* The handler exists so that the signal interrupts KVM_RUN instead of killing the process. */
-static void on_kick(int signal)
+static void on_kick_signal(int signal)
 {
     (void)signal;
 }
@@ -339,12 +362,12 @@ static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
 
 int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)
 {
-    struct sigaction kick = { .sa_handler = on_kick };
+    struct sigaction kick = { .sa_handler = on_kick_signal };
     pthread_attr_t attr;
     int ret = 0;
 
     v->filter = filter;
-    v->pause = true;
+    v->holds = 1;
     for (unsigned i = 0; i < v->count; i++)
         metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
     sigaction(KICK_SIGNAL, &kick, NULL);
@@ -358,24 +381,25 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
 
-void vcpus_pause(struct vcpus *v)
+void vcpus_hold(struct vcpus *v)
 {
     pthread_mutex_lock(&v->lock);
-    v->pause = true;
-    for (unsigned i = 0; i < v->started; i++) {
-        /* Read by the kernel on entry: closes the gap between a thread's last look and KVM_RUN. */
-        __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
-        pthread_kill(v->each[i].thread, KICK_SIGNAL);
-    }
+    if (v->holds++ == 0)
+        for (unsigned i = 0; i < v->started; i++) {
+            /* Read by the kernel on entry: a kick that comes just before KVM_RUN isn't lost. */
+            __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
+            pthread_kill(v->each[i].thread, KICK_SIGNAL);
+        }
     while (v->paused < v->started)
         pthread_cond_wait(&v->changed, &v->lock);
     pthread_mutex_unlock(&v->lock);
 }
 
-void vcpus_resume(struct vcpus *v)
+void vcpus_release(struct vcpus *v)
 {
     pthread_mutex_lock(&v->lock);
-    v->pause = false;
-    pthread_cond_broadcast(&v->changed);
+    BUG_ON(v->holds == 0);
+    if (--v->holds == 0)
+        pthread_cond_broadcast(&v->changed);
     pthread_mutex_unlock(&v->lock);
 }

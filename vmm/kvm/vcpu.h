@@ -1,9 +1,10 @@
 /*
  * A virtual CPU and the thread that runs it.
  *
- * vcpus_init() and vcpus_start() are for the main thread, in that order. The thread
- * ("fc_vcpu N") runs the guest, answers its port and memory-mapped I/O on the buses, and touches
- * nothing else. It stops for vcpus_pause() and for the guest's end.
+ * All functions are for the main thread: vcpus_create(), a state (vcpus_reset() and the registers
+ * of a boot, or a saved one: state.h), vcpus_start(). The thread ("fc_vcpu N") runs the guest,
+ * answers its port and memory-mapped I/O on the buses, and touches nothing else. It stands still
+ * for vcpus_hold() and at the guest's end.
  */
 #pragma once
 
@@ -32,26 +33,31 @@ struct vcpus {
         pthread_t thread;
         struct vcpu_metrics metrics;
     } each[PLATFORM_VCPUS_MAX];
+    const struct kvm *kvm;
     const struct bus *pio, *mmio;
     struct guest_end *end;
     const struct sock_fprog *filter; /* for the threads' system calls; NULL: none */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
-    bool pause;      /* asked for */
-    unsigned paused; /* threads that have complied */
+    unsigned holds;  /* while there are any, threads stand */
+    unsigned paused; /* threads that do */
     unsigned ready;  /* threads that are confined */
 };
 
-/* Creates the vCPUs, without running them, with the CPUID of a VM of that topology, changed by a
- * CPU template (NULL: none), and LAPICs in virtual wire mode. Borrows the buses and end. On failure
- * the caller drops all with vcpus_fini(). */
-must_check int vcpus_init(struct vcpus *v, const struct kvm *k, const struct cpu_topology *topology,
-                          const struct cpu_config *template, const struct bus *pio,
-                          const struct bus *mmio, struct guest_end *end, struct error *e);
+/* Creates the vCPUs, without running them, as KVM makes them. Borrows all. On failure the caller
+ * drops them with vcpus_fini(). */
+must_check int vcpus_create(struct vcpus *v, const struct kvm *k, unsigned count,
+                            const struct bus *pio, const struct bus *mmio, struct guest_end *end,
+                            struct error *e);
 
-/* Closes vCPUs that were never started. Works on a zeroed object. */
-void vcpus_fini(struct vcpus *v, const struct kvm *k);
+/* Makes them what a VM starts with: the CPUID of that many vCPUs, changed by a CPU template (NULL:
+ * none), and LAPICs in virtual wire mode. */
+must_check int vcpus_reset(struct vcpus *v, bool smt, const struct cpu_config *template,
+                           struct error *e);
+
+/* Closes vCPUs that have no threads, or whose threads stand for good. Works on a zeroed object. */
+void vcpus_fini(struct vcpus *v);
 
 /* Special registers of a vCPU that does not run, and with them the general ones: for the first
  * vCPU's entry into a kernel. The others wait for the guest to start them. */
@@ -59,12 +65,12 @@ must_check int vcpu_get_sregs(const struct vcpu *c, struct kvm_sregs *s, struct 
 must_check int vcpu_set_registers(const struct vcpu *c, const struct kvm_regs *r,
                                   const struct kvm_sregs *s, struct error *e);
 
-/* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand
- * still, as after vcpus_pause(); after vcpus_resume() the guest is set off once all are confined.
- */
+/* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand,
+ * held once: after vcpus_release() the guest is set off when all are confined. */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
-/* Returns once every vCPU thread that was started has left the guest and stands still; harmless to
- * repeat. */
-void vcpus_pause(struct vcpus *v);
-void vcpus_resume(struct vcpus *v);
+/* Returns once every thread that was started stands between two instructions of the guest: the
+ * device accesses that it had begun are done, and its registers say so. Holds are counted; the
+ * threads go on when the last is released. */
+void vcpus_hold(struct vcpus *v);
+void vcpus_release(struct vcpus *v);

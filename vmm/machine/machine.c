@@ -217,7 +217,6 @@ static int build(struct machine *m, const struct vm_config *config, bool boot_ti
                  struct error *e)
 {
     const struct machine_config *machine = &config->machine;
-    const struct cpu_topology topology = { machine->vcpu_count, machine->smt };
     const struct cpu_config *template;
     struct kernel_image kernel;
 
@@ -240,7 +239,8 @@ static int build(struct machine *m, const struct vm_config *config, bool boot_ti
     if (kvm_create_irqchip(&m->kvm, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_IRQCHIP);
-    if (vcpus_init(&m->vcpus, &m->kvm, &topology, template, &m->pio, &m->mmio, &m->end, e) < 0 ||
+    if (vcpus_create(&m->vcpus, &m->kvm, machine->vcpu_count, &m->pio, &m->mmio, &m->end, e) < 0 ||
+        vcpus_reset(&m->vcpus, machine->smt, template, e) < 0 ||
         boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VCPUS);
@@ -274,9 +274,32 @@ int machine_build(struct machine **out, const struct vm_config *config, struct o
     return 0;
 }
 
+void machine_hold(struct machine *m)
+{
+    if (m->holds++ > 0)
+        return;
+    vcpus_hold(&m->vcpus);
+    for (unsigned i = 0; i < m->platform.virtio_count; i++)
+        virtio_mmio_pause(&m->transports[i]);
+    serial_pause(&m->serial);
+    metrics_pause();
+}
+
+void machine_release(struct machine *m)
+{
+    BUG_ON(m->holds == 0);
+    if (--m->holds > 0)
+        return;
+    metrics_resume();
+    serial_resume(&m->serial);
+    for (unsigned i = 0; i < m->platform.virtio_count; i++)
+        virtio_mmio_resume(&m->transports[i]);
+    vcpus_release(&m->vcpus);
+}
+
 void machine_close_kvm(struct machine *m)
 {
-    vcpus_fini(&m->vcpus, &m->kvm);
+    vcpus_fini(&m->vcpus);
     kvm_close(&m->kvm);
 }
 

@@ -42,6 +42,7 @@ struct machine {
     struct net nets[PLATFORM_VIRTIO_MAX];
     struct vsock vsock;
     struct vcpus vcpus;
+    unsigned holds;
 };
 
 /* Builds a machine whose vCPUs stand at the kernel's entry; vcpus_start() sets them off. Borrows
@@ -50,6 +51,13 @@ struct machine {
 must_check int machine_build(struct machine **out, const struct vm_config *config,
                              struct opened *opened, bool boot_timer, struct loop *loop,
                              struct error *e);
+
+/* Holds all of the machine, from the one that asks to the one that answers: the vCPUs stand, then
+ * the devices are drained, then console and metrics rest. Returns when nothing of it changes guest
+ * memory or its own state any more. Holds are counted; the machine goes on, in the reverse order,
+ * when the last is released. For a machine whose vCPUs were started. Main thread. */
+void machine_hold(struct machine *m);
+void machine_release(struct machine *m);
 
 /* Closes what belongs to KVM, in the order in which the kernel has the least to wait for: a process
  * that just ends gives up its memory first and the VM last, and waits for several grace periods

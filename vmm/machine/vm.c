@@ -149,14 +149,13 @@ static int update_block(struct vm *vm, unsigned at, const struct block_file *fil
                         const struct rate_limits *limits, struct error *e)
 {
     struct machine *m = vm->machine;
-    bool is_seen = file && vm->state == VM_RUNNING;
     int ret;
 
-    if (is_seen)
-        vcpus_pause(&m->vcpus);
+    if (file)
+        vcpus_hold(&m->vcpus);
     ret = block_update(&m->blocks[at], file, limits, e);
-    if (is_seen)
-        vcpus_resume(&m->vcpus);
+    if (file)
+        vcpus_release(&m->vcpus);
     return ret;
 }
 
@@ -279,7 +278,7 @@ static int set_off(struct vm *vm, struct error *e)
     ret = seccomp ? seccomp_install(seccomp->main) : 0;
     if (ret < 0)
         return fail_os(e, -ret, "cannot install the seccomp filter");
-    vcpus_resume(&m->vcpus);
+    vcpus_release(&m->vcpus);
     copy_ahead_start(&m->copy_ahead, vm->loop);
     return 0;
 }
@@ -321,11 +320,7 @@ static int pause_vm(struct vm *vm, struct action *a, struct error *e)
     (void)a;
     (void)e;
     if (vm->state == VM_RUNNING) {
-        vcpus_pause(&vm->machine->vcpus);
-        for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
-            virtio_mmio_pause(&vm->machine->transports[i]);
-        serial_pause(&vm->machine->serial);
-        metrics_pause();
+        machine_hold(vm->machine);
         vm->state = VM_PAUSED;
     }
     log_duration("pause vm", &metrics.latencies_us.vmm_pause_vm, start_us);
@@ -339,11 +334,7 @@ static int resume_vm(struct vm *vm, struct action *a, struct error *e)
     (void)a;
     (void)e;
     if (vm->state == VM_PAUSED) {
-        metrics_resume();
-        serial_resume(&vm->machine->serial);
-        for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
-            virtio_mmio_resume(&vm->machine->transports[i]);
-        vcpus_resume(&vm->machine->vcpus);
+        machine_release(vm->machine);
         vm->state = VM_RUNNING;
     }
     log_duration("resume vm", &metrics.latencies_us.vmm_resume_vm, start_us);
@@ -438,9 +429,7 @@ void vm_stop(struct vm *vm)
     console_restore();
     if (!vm->machine)
         return;
-    vcpus_pause(&vm->machine->vcpus);
-    for (unsigned i = 0; i < vm->machine->platform.virtio_count; i++)
-        virtio_mmio_pause(&vm->machine->transports[i]);
+    machine_hold(vm->machine);
     for (unsigned i = 0; i < vm->config.drives.count; i++) {
         const struct drive_config *d = &vm->config.drives.items[i];
         int ret =
