@@ -7,13 +7,14 @@
 The jailer is $MAYFLY_JAILER, or mayfly-jailer beside the binary.
 """
 
+import contextlib
 import glob
 import itertools
 import os
 import re
+import select
 import signal
 import subprocess
-import time
 
 import mayfly
 
@@ -29,8 +30,7 @@ numbers = itertools.count()
 
 def jailer(*args, **kwargs):
     """Exit code, stdout and stderr of a jailer that ends by itself."""
-    done = subprocess.run([JAILER, *args], stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=mayfly.DEADLINE_S, text=True, **kwargs)
+    done = mayfly.complete(JAILER, *args, **kwargs)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -93,11 +93,9 @@ class Jail(mayfly.Mayfly):
 
     def pid(self):
         """Once the file is there: a new PID namespace's is written while the VMM starts."""
-        end = time.monotonic() + mayfly.DEADLINE_S
-        while not os.path.exists(self.inside(f"{self.name}.pid")):
-            assert time.monotonic() < end, "no PID file"
-            time.sleep(0.001)
-        with open(self.inside(f"{self.name}.pid"), encoding="ascii") as f:
+        path = self.inside(f"{self.name}.pid")
+        mayfly.wait_until(lambda: os.path.exists(path), path)
+        with open(path, encoding="ascii") as f:
             return int(f.read())
 
     def status(self, pid=None):
@@ -119,7 +117,6 @@ class Jail(mayfly.Mayfly):
 
 def mayfly_ended(pid_fd):
     """Waits for the end of a process that is nobody's child here."""
-    import select
     ready, _, _ = select.select([pid_fd], [], [], mayfly.DEADLINE_S)
     os.close(pid_fd)
     assert ready, "the process still runs"
@@ -127,11 +124,8 @@ def mayfly_ended(pid_fd):
 
 def remove_cgroup(path):
     """Once what was in it is gone, which the kernel does a little later than it says."""
-    end = time.monotonic() + mayfly.DEADLINE_S
-    while True:
-        try:
+    def is_removed():
+        with contextlib.suppress(OSError):
             os.rmdir(path)
-            return
-        except OSError:
-            assert time.monotonic() < end, f"{path} is still in use"
-            time.sleep(0.001)
+            return True
+    mayfly.wait_until(is_removed, f"{path} to be empty")

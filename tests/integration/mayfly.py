@@ -10,19 +10,37 @@ The binary is $MAYFLY, or build/release/mayfly of this checkout. The test guests
 $MAYFLY_GUESTS, or in guests/ beside the binary.
 """
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 
+import unix_http
+from unix_http import DEADLINE_S
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("MAYFLY", f"{ROOT}/build/release/mayfly"))
 GUESTS = os.path.abspath(os.environ.get("MAYFLY_GUESTS", f"{os.path.dirname(BINARY)}/guests"))
-DEADLINE_S = 10
+BEFORE = "The requested operation is not supported before starting the microVM."
+AFTER = "The requested operation is not supported after starting the microVM."
+IS_LONG = "MAYFLY_LONG" in os.environ  # ./devtool test --long: every variant of every test
+
+
+def wait_until(condition, what):
+    """The first true value of condition(). what: its description, or a function that makes one."""
+    end = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what() if callable(what) else what}"
+        time.sleep(0.001)
+    return value
+
+
+def complete(*command, **more):
+    """A command that has come to its end: a subprocess.CompletedProcess with its texts."""
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=DEADLINE_S, check=False, **more)
 
 
 class Mayfly:
@@ -74,31 +92,20 @@ class Mayfly:
 
     def connect(self):
         """A new connection to the API, as a socket with a timeout."""
-        end = time.monotonic() + DEADLINE_S
-        while True:
-            client = socket.socket(socket.AF_UNIX)
-            client.settimeout(DEADLINE_S)
-            try:
-                client.connect(self.socket_path)
-                return client
-            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-                client.close()
-                if self.has_ended() or time.monotonic() > end:
-                    raise AssertionError(f"no API; output:\n{self.output()}") from None
-                time.sleep(0.001)
+        try:
+            return unix_http.connect(self.socket_path, self.has_ended)
+        except OSError:
+            raise AssertionError(f"no API; output:\n{self.output()}") from None
 
     def request(self, method, path, body=None):
-        """(status, headers, body): header names in lower case; the body decoded where it is JSON,
-        else text, None without one. A dict or list is sent as JSON, a str or bytes as it is."""
+        """unix_http.ask() on a connection of its own."""
         with self.connect() as client:
-            client.sendall(encode(method, path, body))
-            return Answers(client).next()
+            return unix_http.ask(client, method, path, body)
 
     def ok(self, method, path, body=None):
-        """As request(), but the answer must be a success; returns its body."""
-        status, _, answer = self.request(method, path, body)
-        assert status in (200, 204), f"{method} {path}: {status} {answer}"
-        return answer
+        """unix_http.ok() on a connection of its own."""
+        with self.connect() as client:
+            return unix_http.ok(client, method, path, body)
 
     def wait(self, timeout=DEADLINE_S):
         """The exit code, negative for a signal; fails when the process still runs."""
@@ -117,63 +124,9 @@ class Mayfly:
         with open(self.output_path, "rb") as output:
             return output.read().decode("utf-8", "replace")
 
-    def wait_for_output(self, text, timeout=DEADLINE_S):
+    def wait_for_output(self, text):
         """Returns the output once it contains text."""
-        end = time.monotonic() + timeout
-        while text not in self.output():
-            ended = self.process.poll() is not None or time.monotonic() > end
-            assert not ended or text in self.output(), f"no {text!r} in:\n{self.output()}"
-            time.sleep(0.001)
+        wait_until(lambda: text in self.output() or self.process.poll() is not None,
+                   lambda: f"{text!r} in:\n{self.output()}")
+        assert text in self.output(), f"no {text!r} in:\n{self.output()}"
         return self.output()
-
-
-def encode(method, path, body=None, headers=()):
-    """The bytes of a request."""
-    if isinstance(body, (dict, list)):
-        body = json.dumps(body)
-    if isinstance(body, str):
-        body = body.encode()
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode() + (body or b"")
-
-
-class Answers:
-    """The answers that arrive on a connection, one by one."""
-
-    def __init__(self, client):
-        self.client, self.pending = client, b""
-
-    def _until(self, complete):
-        while not complete():
-            data = self.client.recv(65536)
-            if not data:
-                raise ConnectionResetError(f"closed after {self.pending!r}")
-            self.pending += data
-
-    def raw(self):
-        """Head and body of the next answer, as bytes."""
-        self._until(lambda: b"\r\n\r\n" in self.pending)
-        end = self.pending.index(b"\r\n\r\n") + 4
-        length = 0
-        for line in self.pending[:end].split(b"\r\n"):
-            if line.lower().startswith(b"content-length:"):
-                length = int(line.split(b":")[1])
-        self._until(lambda: len(self.pending) >= end + length)
-        head, body = self.pending[:end], self.pending[end:end + length]
-        self.pending = self.pending[end + length:]
-        return head, body
-
-    def next(self):
-        """(status, headers, body) of the next answer, as Mayfly.request() gives it."""
-        head, body = self.raw()
-        status, *lines = head.decode().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines if line)
-        headers = {name.lower(): value for name, value in headers.items()}
-        text = body.decode() if body else None
-        try:
-            text = json.loads(text) if text else None
-        except ValueError:
-            pass
-        return int(status.split(" ")[1]), headers, text

@@ -4,30 +4,18 @@ import json
 import os
 import select
 import socket
-import struct
-import subprocess
 
 import pytest
 
 import mayfly
-from mayfly import Answers, Mayfly, encode
+from guests import drive, make_files, start
+from mayfly import AFTER, BEFORE, Mayfly
+from unix_http import Answers, encode
 
-BEFORE = "The requested operation is not supported before starting the microVM."
-AFTER = "The requested operation is not supported after starting the microVM."
 CONNECTIONS = 10
 MAX_PAYLOAD = 51200
 LOST = "\nAll previous unanswered requests will be dropped."
 VERSION = encode("GET", "/version")
-
-
-def write_halting_kernel(path):
-    """An ELF image whose only code is cli; hlt; jmp back."""
-    code, load = b"\xfa\xf4\xeb\xfd", 0x1000000
-    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, load, 64, 0, 0,
-                         64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 120, load, load, len(code), len(code), 0x1000)
-    with open(path, "wb") as kernel:
-        kernel.write(header + segment + code)
 
 
 @pytest.fixture
@@ -35,35 +23,6 @@ def vm():
     with Mayfly() as process:
         yield process
         process.ok("GET", "/version")  # whatever was tried, it still serves
-
-
-@pytest.fixture
-def files(vm):
-    """kernel, disk and their like in the process's directory."""
-    return make_files(vm.directory)
-
-
-def make_files(directory):
-    paths = {name: os.path.join(directory, name) for name in
-             ("kernel", "disk", "empty", "text", "directory", "none", "fifo")}
-    write_halting_kernel(paths["kernel"])
-    with open(paths["disk"], "wb") as disk:
-        disk.truncate(1 << 20)
-    open(paths["empty"], "wb").close()
-    with open(paths["text"], "w") as text:
-        text.write("not a kernel\n")
-    os.mkdir(paths["directory"])
-    os.mkfifo(paths["fifo"])
-    return paths
-
-
-def drive(path, drive_id="d", root=False, **more):
-    return {"drive_id": drive_id, "is_root_device": root, "path_on_host": path, **more}
-
-
-def start(vm, files):
-    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
-    vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
 
 
 def refused(vm, method, path, body, fragment):
@@ -173,7 +132,7 @@ def test_a_client_that_reads_late_gets_every_answer(vm):
         received = b""
         while received.count(b"HTTP/1.1 200 ") < count:
             wanted = [client] if requests else []
-            readable, writable, _ = select.select([client], wanted, [], 10)
+            readable, writable, _ = select.select([client], wanted, [], mayfly.DEADLINE_S)
             assert readable or writable
             if writable:
                 requests = requests[client.send(requests[:1 << 16]):]
@@ -275,15 +234,15 @@ def test_the_configuration_is_shown_as_it_was_put(vm, files):
                "huge_pages": "None"}
     boot = {"kernel_image_path": files["kernel"], "initrd_path": files["text"],
             "boot_args": "a=\"b\" \u00fc\t"}
-    root = drive(files["disk"], "r", root=True, is_read_only=True)
+    root = drive(files["disk"], "r", is_root_device=True, is_read_only=True)
     vm.ok("PUT", "/machine-config", machine)
     vm.ok("PUT", "/boot-source", boot)
-    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     vm.ok("PUT", "/drives/r", root)
     config = vm.ok("GET", "/vm/config")
     assert config["machine-config"] == machine == vm.ok("GET", "/machine-config")
     assert config["boot-source"] == boot
-    assert [d["drive_id"] for d in config["drives"]] == ["r", "d"]
+    assert [d["drive_id"] for d in config["drives"]] == ["r", "disk"]
     assert config["drives"][0] == {**root, "partuuid": None, "cache_type": "Unsafe",
                                    "rate_limiter": None, "io_engine": "Sync", "socket": None}
 
@@ -291,7 +250,7 @@ def test_the_configuration_is_shown_as_it_was_put(vm, files):
 def test_a_second_put_replaces_the_first(vm, files):
     for args in ("first", "second"):
         vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"], "boot_args": args})
-        vm.ok("PUT", "/drives/d", drive(files["disk"], partuuid=args))
+        vm.ok("PUT", "/drives/disk", drive(files["disk"], partuuid=args))
         vm.ok("PUT", "/machine-config", {"vcpu_count": len(args) - 4, "mem_size_mib": 64})
     config = vm.ok("GET", "/vm/config")
     assert config["boot-source"]["boot_args"] == "second"
@@ -309,81 +268,12 @@ def test_a_cpu_template_is_deprecated(vm):
     assert (status, headers["deprecation"]) == (400, "true")
 
 
-MEMBERS = {
-    ("PUT", "/machine-config"): {
-        "vcpu_count": 1, "mem_size_mib": 64, "smt": False, "cpu_template": "None",
-        "track_dirty_pages": False, "huge_pages": "None"},
-    ("PATCH", "/machine-config"): {
-        "vcpu_count": 1, "mem_size_mib": 64, "smt": False, "cpu_template": "None",
-        "track_dirty_pages": False, "huge_pages": "None"},
-    ("PUT", "/boot-source"): {"kernel_image_path": "x", "initrd_path": "x", "boot_args": "x"},
-    ("PUT", "/drives/d"): {
-        "drive_id": "d", "is_root_device": False, "path_on_host": "x", "partuuid": "x",
-        "is_read_only": False, "cache_type": "Unsafe", "io_engine": "Sync", "rate_limiter": {},
-        "socket": "x"},
-    ("PUT", "/actions"): {"action_type": "InstanceStart"},
-    ("PATCH", "/vm"): {"state": "Paused"},
-}
-REQUIRED = {
-    ("PUT", "/machine-config"): {"vcpu_count", "mem_size_mib"},
-    ("PUT", "/boot-source"): {"kernel_image_path"},
-    ("PUT", "/drives/d"): {"drive_id", "is_root_device"},
-    ("PUT", "/actions"): {"action_type"},
-    ("PATCH", "/vm"): {"state"},
-}
-DECODING = "An error occurred when deserializing the json body of a request: "
-
-
-NAMES = {"cpu_template", "huge_pages", "cache_type", "io_engine", "action_type", "state"}
-
-
-def wrong_values(name, good):
-    """Values of every JSON type but the member's own, and names that its list does not have."""
-    values = [True, -1, 1.5, 2 ** 64, "\u00fc\"", [], ["x", []], {"zz": 1}]
-    own = () if name in NAMES or isinstance(good, dict) else (type(good),)
-    return [value for value in values if type(value) not in own] + ([-1] if own == (int,) else [])
-
-
-@pytest.mark.parametrize("method, path", MEMBERS)
-def test_mistyped_members_are_faults(vm, method, path):
-    members = MEMBERS[method, path]
-    for name, good in members.items():
-        for bad in wrong_values(name, good):
-            refused(vm, method, path, {**members, name: bad}, DECODING)
-
-
-@pytest.mark.parametrize("method, path", REQUIRED)
-def test_missing_members_are_faults(vm, method, path):
-    members = MEMBERS[method, path]
-    for name in REQUIRED[method, path]:
-        less = {key: value for key, value in members.items() if key != name}
-        refused(vm, method, path, less, DECODING + f"missing field `{name}`")
-
-
-@pytest.mark.parametrize("method, path", MEMBERS)
-def test_unknown_and_duplicate_members_are_faults(vm, method, path):
-    members = MEMBERS[method, path]
-    refused(vm, method, path, {**members, "zz": 1}, DECODING + "unknown field `zz`, expected ")
-    for name in members:
-        text = json.dumps(members)
-        twice = text[:-1] + ", " + json.dumps({name: members[name]})[1:]
-        refused(vm, method, path, twice, DECODING + f"duplicate field `{name}`")
-
-
-@pytest.mark.parametrize("method, path", MEMBERS)
-@pytest.mark.parametrize("text", [
-    " ", "null", "0", '""', "{", "}", "{'a':1}", "NaN", "\0", "//\n{}", "[" * 2000, '{"a":' * 2000,
-    "\ufeff{}", '{"a":1,}', "{}{}"])
-def test_bodies_that_are_no_object_are_faults(vm, method, path, text):
-    refused(vm, method, path, text, "")
-
-
 def test_missing_and_surplus_bodies_are_faults(vm):
     refused(vm, "PUT", "/machine-config", None, "Empty PUT request.")
     refused(vm, "PATCH", "/machine-config", None, "Empty PATCH request.")
     refused(vm, "PATCH", "/machine-config", {}, "Empty PATCH request.")
     refused(vm, "GET", "/version", {}, "GET request cannot have a body.")
-    refused(vm, "DELETE", "/drives/d", {}, "Empty Delete request.")
+    refused(vm, "DELETE", "/drives/disk", {}, "Empty Delete request.")
 
 
 def test_values_out_of_range_are_faults(vm):
@@ -394,20 +284,20 @@ def test_values_out_of_range_are_faults(vm):
 
 def test_files_that_can_not_be_opened_are_faults(vm, files):
     vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
-    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     refused(vm, "PUT", "/boot-source", {"kernel_image_path": files["none"]},
             "The kernel file cannot be opened: No such file or directory (os error 2)")
     refused(vm, "PUT", "/boot-source",
             {"kernel_image_path": files["kernel"], "initrd_path": files["none"]},
             "The initrd file cannot be opened")
-    refused(vm, "PUT", "/drives/d", drive(files["none"]),
+    refused(vm, "PUT", "/drives/disk", drive(files["none"]),
             "Error manipulating the backing file: No such file or directory (os error 2)")
     refused(vm, "PUT", "/drives/e", drive(files["directory"], "e"), "Drive config error: ")
 
 
 def test_a_second_root_drive_is_a_fault(vm, files):
-    vm.ok("PUT", "/drives/a", drive(files["disk"], "a", root=True))
-    refused(vm, "PUT", "/drives/b", drive(files["disk"], "b", root=True),
+    vm.ok("PUT", "/drives/a", drive(files["disk"], "a", is_root_device=True))
+    refused(vm, "PUT", "/drives/b", drive(files["disk"], "b", is_root_device=True),
             "A root block device already exists!")
 
 
@@ -435,7 +325,7 @@ def test_actions_on_a_running_vm_wait_for_the_start(vm):
                                ("PATCH", "/vm", {"state": "Resumed"}),
                                ("PUT", "/actions", {"action_type": "SendCtrlAltDel"}),
                                ("PUT", "/actions", {"action_type": "FlushMetrics"}),
-                               ("DELETE", "/drives/d", None)]:
+                               ("DELETE", "/drives/disk", None)]:
         refused(vm, method, path, body, BEFORE)
 
 
@@ -447,8 +337,8 @@ def test_a_started_vm_is_not_configured_again(vm, files):
             ("PUT", "/boot-source", {"kernel_image_path": files["kernel"]}),
             ("PUT", "/actions", {"action_type": "InstanceStart"})]:
         refused(vm, method, path, body, AFTER)
-    refused(vm, "PUT", "/drives/d", drive(files["disk"]), "PCI is not enabled")
-    refused(vm, "DELETE", "/drives/d", None, "PCI is not enabled")
+    refused(vm, "PUT", "/drives/disk", drive(files["disk"]), "PCI is not enabled")
+    refused(vm, "DELETE", "/drives/disk", None, "PCI is not enabled")
 
 
 def test_pause_and_resume_are_idempotent(vm, files):
@@ -480,9 +370,9 @@ def test_what_the_user_may_not_open_is_refused():
         os.chmod(files["disk"], 0o444)
         refused(vm, "PUT", "/boot-source", {"kernel_image_path": files["kernel"]},
                 f"Boot source error: The kernel file cannot be opened: {denied}")
-        status, _, body = vm.request("PUT", "/drives/d", drive(files["disk"]))
+        status, _, body = vm.request("PUT", "/drives/disk", drive(files["disk"]))
         assert status == 400 and denied in body["fault_message"]
-        vm.ok("PUT", "/drives/d", drive(files["disk"], is_read_only=True))
+        vm.ok("PUT", "/drives/disk", drive(files["disk"], is_read_only=True))
 
 
 # The socket
@@ -508,9 +398,7 @@ def test_a_directory_for_the_socket_must_be_there():
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_told():
-    done = subprocess.run([mayfly.BINARY, "--api-sock", "/" + "x" * 108], capture_output=True,
-                          stdin=subprocess.DEVNULL, text=True, timeout=mayfly.DEADLINE_S,
-                          check=False)
+    done = mayfly.complete(mayfly.BINARY, "--api-sock", "/" + "x" * 108)
     assert done.returncode == 1
     assert done.stderr.endswith("x: path must be shorter than SUN_LEN\n")
 
@@ -550,7 +438,7 @@ def test_a_configuration_file_starts_the_vm_and_the_api_goes_on(tmp_path):
 
 def test_the_shown_configuration_is_a_configuration_file(tmp_path, vm, files):
     vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
-    vm.ok("PUT", "/drives/d", drive(files["disk"], partuuid="x"))
+    vm.ok("PUT", "/drives/disk", drive(files["disk"], partuuid="x"))
     vm.ok("PUT", "/machine-config", {"vcpu_count": 2, "mem_size_mib": 64})
     shown = vm.ok("GET", "/vm/config")
     path = tmp_path / "config.json"

@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -19,7 +18,10 @@ import time
 import pytest
 
 import mayfly
-from test_guests import Machine, drive, make_disk, printed, pytestmark, run  # noqa: F401
+from faults import needs_strace
+from guests import Machine, drive, make_disk, needs_kvm, printed, run
+
+pytestmark = needs_kvm
 
 REQUESTS = int(os.environ.get("MAYFLY_REQUESTS", "2000"))
 SEED = int(os.environ.get("MAYFLY_SEED", "1"))
@@ -163,7 +165,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path, engine):
     with Machine("block_model", "flushes",
                  drives=[drive(disk, io_engine=engine, cache_type="Writeback")]) as machine:
         factor = 0x9e3779b97f4a7c15
-        machine.boot().wait_for_output(f"flushed {factor}\n", 60)
+        machine.boot().wait_for_output(f"flushed {factor}\n")
         machine.process.send_signal(signal.SIGKILL)
         machine.wait()
         words = [int(line.split()[1]) for line in machine.output().splitlines(True)
@@ -181,7 +183,7 @@ def test_an_orderly_end_finishes_what_is_under_way(tmp_path):
     with Machine("block_model", "leaves", flags=("--metrics-path", str(metrics)),
                  drives=[drive(disk, io_engine="Async", cache_type="Writeback")]) as machine:
         machine.boot()
-        assert machine.wait(60) == 0, machine.output()
+        assert machine.wait() == 0, machine.output()
     block = [json.loads(line)["block"] for line in metrics.read_text().splitlines()]
     assert sum(line["write_count"] for line in block) == 48
     assert sum(line["flush_count"] for line in block) == 48
@@ -231,10 +233,9 @@ def system_calls(machine):
     return {row[1]: int(row[0]) for row in rows if len(row) == 2 and row[0].isdigit()}
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="SYSTEM CALLS WERE NOT COUNTED: no strace")
-def test_flushes_sync_and_batches_are_one_call(tmp_path, monkeypatch):
+@needs_strace
+def test_flushes_sync_and_batches_are_one_call(tmp_path):
     """The guest flushes once, and makes a batch of 80 requests among some 150."""
-    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # a traced process can't look for leaks
     calls = {}
     for engine in ENGINES:
         for cache in CACHES:

@@ -16,12 +16,14 @@ import time
 import pytest
 
 import mayfly
+from guests import needs_kvm
 from jail import EXEC_FILE, JAILER
-from test_guests import pytestmark  # noqa: F401
+from mayfly import complete as run
+
+pytestmark = needs_kvm
 
 EXAMPLES = os.path.join(mayfly.ROOT, "examples")
 FILES = "/srv/vm"
-DEADLINE_S = 60
 needs_curl = pytest.mark.skipif(not shutil.which("curl"),
                                 reason="THE EXAMPLE WAS NOT RUN: curl is missing")
 
@@ -44,11 +46,6 @@ def a_disk(tmp_path):
     path = tmp_path / "root.ext4"
     path.write_bytes(bytes(1 << 20))
     return path
-
-
-def run(*command, **more):
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S,
-                          stdin=subprocess.DEVNULL, check=False, **more)
 
 
 def here(text, tmp_path, kernel, boot_args=None):
@@ -181,8 +178,8 @@ def test_the_units_commands_start_and_stop_a_guest(disk, jailed):
     assert vm.ok("GET", "/")["id"] == "vm1"
     stop = subprocess.Popen(
         unit_command("ExecStop", tmp_path, **{"$MAINPID": str(vm.process.pid)}))
-    assert vm.wait(DEADLINE_S) == 0
-    assert stop.wait(DEADLINE_S) == 0
+    assert vm.wait(mayfly.DEADLINE_S) == 0
+    assert stop.wait(mayfly.DEADLINE_S) == 0
     assert "ok ctrl_alt_del_interrupts" in vm.output()
     shutil.rmtree(vm.directory)
     shutil.rmtree(short)
@@ -349,7 +346,7 @@ class Nomad:
 
     def until(self, what, done):
         """Asks again until an answer will do."""
-        end = time.monotonic() + DEADLINE_S
+        end = time.monotonic() + mayfly.DEADLINE_S
         while time.monotonic() < end and self.process.poll() is None:
             answer = what()
             if done(answer):

@@ -1,75 +1,27 @@
-"""What the host refuses: strace makes one system call of a running VMM fail, or do less than it was
-asked, at the process's start, while drives are configured, at each call of a microVM's start, and
+"""What the host refuses: one system call of a running VMM fails, or does less than it was asked
+(faults.py), at the process's start, while drives are configured, at each call of a microVM's start, and
 while devices work. The client gets the reason and nothing is left behind, or nobody notices.
-
-Errors are injected by ptrace at the real system calls, so it is the binary as it is that is tested.
 """
 
 import collections
 import contextlib
-import errno
 import os
 import re
-import shutil
 import subprocess
-import time
 
 import pytest
 
 import mayfly
-import test_net
-from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark as needs_kvm
+import taps
+from faults import (STRERROR, UNFILTERED, descriptors, injected, needs_strace, traced,
+                    wait_for_fault)
+from guests import Machine, drive, make_disk, needs_kvm
 
 SECTORS = 256
 THIN_BYTES = 1 << 20 # of a disk with a hole, which can be discarded
 LIMITS = {"ops": {"size": 1, "refill_time": 1}}
-STRERROR = {name: f"{os.strerror(number)} (os error {number})"
-            for number, name in errno.errorcode.items()}
 
-needs_strace = pytest.mark.skipif(not shutil.which("strace"),
-                                  reason="NO FAULTS: there is no strace")
 pytestmark = needs_strace
-
-
-@pytest.fixture(autouse=True)
-def no_leak_check(monkeypatch):
-    """LeakSanitizer does not work under ptrace."""
-    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
-
-
-@contextlib.contextmanager
-def traced(machine, tmp_path, *injections, thread=None):
-    """Attaches strace to the main thread, or another one; yields the path of what it writes."""
-    log = tmp_path / "strace"
-    expressions = [word for i in injections for word in ("-e", f"inject={i}")]
-    with subprocess.Popen(["strace", "-p", str(thread or machine.process.pid), "-o", log,
-                           *expressions], stderr=subprocess.PIPE) as strace:
-        assert b"attached" in strace.stderr.readline()
-        try:
-            yield log
-        finally:
-            strace.terminate()
-
-
-def injected(log):
-    return [line for line in log.read_text().splitlines() if line.endswith("(INJECTED)")]
-
-
-def wait_for_fault(log):
-    end = time.monotonic() + mayfly.DEADLINE_S
-    while not injected(log):
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.001)
-
-
-def descriptors(machine):
-    """Without those of API connections, which may still be closing."""
-    directory = f"/proc/{machine.process.pid}/fd"
-    links = []
-    for fd in os.listdir(directory):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(f"{directory}/{fd}"))
-    return sorted(re.sub(r"\d+", "N", link) for link in links if not link.startswith("socket:"))
 
 
 # The start of a microVM.
@@ -87,8 +39,6 @@ with open(mayfly.BINARY, "rb") as binary:
     IS_SANITIZED = b"__asan_init" in binary.read()
 if IS_SANITIZED: # its own allocator can't go on without memory
     del START_FAULTS["mmap"], START_FAULTS["munmap"]
-# strace puts an invalid call in the place of one that it makes fail: to a filter, an attack.
-UNFILTERED = ["--no-seccomp"]
 
 # Of these nobody notices one that fails.
 HARMLESS = {"munmap", "write", "accept4", "epoll_wait", "recvfrom", "sendmsg"}
@@ -100,7 +50,7 @@ def configured(tmp_path):
     disk = make_disk(tmp_path / "disk", SECTORS)
     drives = [drive(disk), drive(disk, "async", io_engine="Async", is_read_only=True,
                                  rate_limiter=LIMITS)]
-    options = {"before_exec": test_net.unshare_network} if test_net.CAN_MAKE_TAPS else {}
+    options = {"before_exec": taps.unshare_network} if taps.CAN_MAKE_TAPS else {}
     with Machine("smp", vcpus=2, drives=drives, flags=UNFILTERED, **options) as machine:
         machine.configure()
         machine.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": f"{machine.directory}/v"})
@@ -225,10 +175,8 @@ def test_a_process_that_cannot_begin_ends_with_the_reason(tmp_path, call, error)
     options = ["-e", f"inject={call}:error={error}"]
     if call == "openat": # the loader's, in a build that has one, are left alone
         options += ["-P", str(tmp_path / "log")]
-    result = subprocess.run(
-        ["strace", "-o", tmp_path / "strace", *options, mayfly.BINARY, *UNFILTERED, "--api-sock", socket,
-         "--log-path", tmp_path / "log"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    result = mayfly.complete("strace", "-o", tmp_path / "strace", *options, mayfly.BINARY,
+                             *UNFILTERED, "--api-sock", socket, "--log-path", tmp_path / "log")
     assert injected(tmp_path / "strace")
     assert result.returncode == 1
     assert re.fullmatch(rf"Error: .*{re.escape(STRERROR[error])}.*\n", result.stderr)
@@ -245,22 +193,14 @@ def at_work(tmp_path, engine="Sync"):
         machine.boot()
         machine.wait_for_output("ready\n")
         yield machine
-        send(machine, "q")
+        machine.send(b"q")
         machine.finish()
-
-
-def send(machine, letter):
-    machine.process.stdin.write(letter.encode())
-    machine.process.stdin.flush()
 
 
 def answer_to(machine, letter):
     seen = len(machine.output())
-    end = time.monotonic() + DEADLINE_S
-    send(machine, letter)
-    while "\n" not in machine.output()[seen:]:
-        assert machine.process.poll() is None and time.monotonic() < end
-        time.sleep(0.001)
+    machine.send(letter.encode())
+    mayfly.wait_until(lambda: "\n" in machine.output()[seen:] or machine.has_ended(), "an answer")
     return machine.output()[seen:].strip()
 
 
@@ -338,7 +278,7 @@ def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
         machine.wait_for_output("ready\n")
         assert answer_to(machine, "w") == "w 0"
         with traced(machine, tmp_path, "fdatasync:error=EIO:when=1") as log:
-            send(machine, "q")
+            machine.send(b"q")
             machine.finish()
         assert len(injected(log)) == 1
         assert "cannot sync: Input/output error" in machine.log()

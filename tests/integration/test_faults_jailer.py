@@ -4,13 +4,12 @@ runs nothing, and leaves no mount behind. strace injects the errors, as in test_
 import collections
 import os
 import shutil
-import subprocess
 
 import pytest
 
 import mayfly
+from faults import STRERROR, injected, needs_strace
 from jail import Jail, remove_cgroup
-from test_faults import STRERROR, injected, needs_strace
 
 pytestmark = [needs_strace, pytest.mark.skipif(
     os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")]
@@ -45,8 +44,7 @@ def trace(vm, tmp_path, fault=None):
     """Exit code, standard error, and the jailer's own calls, from its first to the VMM's."""
     log = tmp_path / "strace"
     inject = ["-e", f"inject={fault}"] if fault else []
-    done = subprocess.run(["strace", "-o", log, *inject, *vm.command], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=mayfly.DEADLINE_S, check=False)
+    done = mayfly.complete("strace", "-o", log, *inject, *vm.command)
     return done.returncode, done.stderr, log
 
 

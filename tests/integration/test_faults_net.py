@@ -6,13 +6,12 @@ import re
 import pytest
 
 import mayfly
-import test_guests
-from test_faults import (STRERROR, UNFILTERED, descriptors, injected, needs_strace,
-                         no_leak_check, traced, wait_for_fault)  # noqa: F401
-from test_net import (Guest, Wire, make_frame, make_tap, ops, own_namespace, put,  # noqa: F401
-                      pytestmark as needs_taps)
+from faults import (STRERROR, UNFILTERED, descriptors, injected, needs_strace, traced,
+                    wait_for_fault)
+from guests import needs_kvm, printed
+from taps import Guest, Wire, make_frame, make_tap, needs_taps, ops, put
 
-pytestmark = [*needs_taps, needs_strace]
+pytestmark = [needs_kvm, needs_taps, needs_strace]
 
 FRAMES = [make_frame(b"%d" % i + bytes(50)) for i in range(3)]
 
@@ -45,7 +44,7 @@ def test_a_tap_without_segmentation_of_udp_will_do(tmp_path):
         assert len(injected(log)) == 1
         assert guest.instance_start()[0] == 204
         guest.wait_for_output("serving")
-        assert not int(test_guests.printed(guest.output().splitlines(), "features"), 16) >> 54 & 7
+        assert not int(printed(guest.output().splitlines(), "features"), 16) >> 54 & 7
         wire.exchange(FRAMES)
         guest.end()
 

@@ -4,13 +4,11 @@ take and make connections, and those that move bytes. No descriptor is lost and 
 import pytest
 
 import mayfly
-import test_guests
-from test_faults import (STRERROR, UNFILTERED, injected, needs_strace, no_leak_check,  # noqa: F401
-                         traced, wait_for_fault)
-from test_hostile import at_rest
-from test_vsock import COUNT, ECHO, Guest, is_closed
+from faults import STRERROR, UNFILTERED, injected, needs_strace, traced, wait_for_fault
+from guests import at_rest, needs_kvm
+from vsock import COUNT, ECHO, Guest, is_closed, read_bytes
 
-pytestmark = [test_guests.pytestmark, needs_strace]
+pytestmark = [needs_kvm, needs_strace]
 
 
 def descriptors(machine):
@@ -52,15 +50,6 @@ def a_served_guest():
                 assert not guest.has_ended()
             assert descriptors(guest) == before
         guest.end()
-
-
-def read_bytes(client, count):
-    data = b""
-    while len(data) < count:
-        part = client.recv(count - len(data))
-        assert part, f"the end after {data}"
-        data += part
-    return data
 
 
 def echoes(client, data):

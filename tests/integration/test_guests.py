@@ -14,93 +14,13 @@ import signal
 import struct
 import subprocess
 import termios
-import time
 
 import pytest
 
 import mayfly
+from guests import SECTOR, Machine, drive, make_disk, needs_kvm, printed, run
 
-DEADLINE_S = 60  # a guest takes some milliseconds; a loaded host may stretch that
-SECTOR = 512
-
-pytestmark = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="THE TEST GUESTS DID NOT RUN: no /dev/kvm that can be opened here (tests/rig runs them)")
-
-
-class Machine(mayfly.Mayfly):
-    """A microVM that runs a test guest. The log goes to a file of its own."""
-
-    def __init__(self, guest, boot_args="", vcpus=1, mem_mib=128, drives=(), initrd=None,
-                 flags=(), **stdio):
-        super().__init__(*flags, **stdio)
-        self.log_path = os.path.join(self.directory, "log")
-        self.args += ("--log-path", self.log_path)
-        self.kernel = os.path.join(mayfly.GUESTS, guest)
-        self.boot_args, self.vcpus, self.mem_mib = boot_args, vcpus, mem_mib
-        self.drives, self.initrd = drives, initrd
-
-    def configure(self):
-        self.ok("PUT", "/machine-config", {"vcpu_count": self.vcpus, "mem_size_mib": self.mem_mib})
-        self.put_kernel(self.kernel)
-        for drive in self.drives:
-            self.ok("PUT", f"/drives/{drive['drive_id']}", drive)
-
-    def put_kernel(self, path):
-        source = {"kernel_image_path": str(path)}
-        if self.boot_args is not None:
-            source["boot_args"] = self.boot_args
-        if self.initrd is not None:
-            source["initrd_path"] = str(self.initrd)
-        self.ok("PUT", "/boot-source", source)
-
-    def instance_start(self):
-        return self.request("PUT", "/actions", {"action_type": "InstanceStart"})
-
-    def boot(self):
-        self.configure()
-        status, _, body = self.instance_start()
-        assert status == 204, body
-        return self
-
-    def log(self):
-        with open(self.log_path, encoding="utf-8") as log:
-            return log.read()
-
-    def finish(self, timeout=DEADLINE_S):
-        """Waits for the guest's end, exit code 0; its lines, where all its checks passed."""
-        try:
-            code = self.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the guest did not end; output:\n{self.output()}\nlog:\n{self.log()}")
-        lines = self.output().splitlines()
-        failed = [line for line in lines if line.startswith("not ok")]
-        assert not failed, f"{failed} in:\n{self.output()}"
-        assert code == 0 and lines and lines[-1] == "done", f"exit {code}:\n{self.output()}"
-        return lines
-
-
-def run(guest, *args, **kwargs):
-    """Boots a guest and returns its lines once it has ended well."""
-    with Machine(guest, *args, **kwargs) as machine:
-        return machine.boot().finish()
-
-
-def make_disk(path, sectors):
-    """Each sector holds its number in its first eight bytes, the complement in its last."""
-    with open(path, "wb") as disk:
-        for i in range(sectors):
-            disk.write(struct.pack(f"<Q{SECTOR - 16}xQ", i, ~i & 2**64 - 1))
-    return path
-
-
-@pytest.fixture(name="disk")
-def a_disk(tmp_path):
-    return make_disk(tmp_path / "disk", 32768)
-
-
-def drive(path, drive_id="disk", **members):
-    return {"drive_id": drive_id, "path_on_host": str(path), "is_root_device": False, **members}
+pytestmark = needs_kvm
 
 
 # What the guest is handed.
@@ -117,13 +37,6 @@ def expected_map(mem_mib):
 def printed_map(lines):
     ranges = [line.split()[1:] for line in lines if line.startswith("range ")]
     return sorted((int(start, 16), int(size, 16), int(kind)) for start, size, kind in ranges)
-
-
-def printed(lines, label):
-    """What follows the label on its line."""
-    found = [line[len(label) + 1:] for line in lines if line.startswith(label + " ")]
-    assert len(found) == 1, f"{label!r} in {lines}"
-    return found[0]
 
 
 @pytest.mark.parametrize("guest, protocol", [("boot", "linux64"), ("boot-pvh", "pvh")])
@@ -229,18 +142,13 @@ def test_the_serial_port_has_its_registers():
     run("serial")
 
 
-def send(machine, data):
-    machine.process.stdin.write(data)
-    machine.process.stdin.flush()
-
-
 def test_serial_input_comes_back_from_an_echoing_guest():
     with Machine("serial", "echo", stdin=subprocess.PIPE) as machine:
         machine.boot().wait_for_output("ready\n")
-        send(machine, b"hello\n")
+        machine.send(b"hello\n")
         machine.wait_for_output("hello\n")
         text = b"".join(b"line %d of many\n" % i for i in range(500))
-        send(machine, text + b"q")
+        machine.send(text + b"q")
         machine.finish()
         assert text.decode() in machine.output()
 
@@ -251,20 +159,13 @@ def unread(stdin):
     return count[0]
 
 
-def poll(condition, what):
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.001)
-
-
 def test_serial_input_goes_on_after_the_guest_clears_a_full_fifo():
     with Machine("serial", "late", stdin=subprocess.PIPE) as machine:
-        send(machine, b"x" * 1000)
+        machine.send(b"x" * 1000)
         machine.boot().wait_for_output("waiting\n")
-        poll(lambda: unread(machine.process.stdin) == 1000 - 64, "a full FIFO")
+        mayfly.wait_until(lambda: unread(machine.process.stdin) == 1000 - 64, "a full FIFO")
         machine.ok("PUT", "/actions", {"action_type": "SendCtrlAltDel"})
-        send(machine, b"q")
+        machine.send(b"q")
         machine.finish()
 
 
@@ -278,7 +179,7 @@ def test_a_terminal_is_raw_while_the_guest_runs_and_restored_after():
             seen += os.read(ours, 4096)
         assert termios.tcgetattr(theirs)[3] & (termios.ICANON | termios.ECHO | termios.ISIG) == 0
         os.write(ours, b"\x03\rq")  # Ctrl-C and a carriage return are the guest's
-        assert machine.wait(DEADLINE_S) == 0
+        assert machine.wait() == 0
         assert termios.tcgetattr(theirs) == before
         os.set_blocking(ours, False)
         assert b"\x03\rq" in seen + os.read(ours, 4096)
@@ -289,7 +190,7 @@ def test_a_terminal_is_raw_while_the_guest_runs_and_restored_after():
 def test_a_guest_outlives_the_end_of_its_input():
     with Machine("serial", "echo", stdin=subprocess.PIPE) as machine:
         machine.boot().wait_for_output("ready\n")
-        send(machine, b"abc")
+        machine.send(b"abc")
         machine.process.stdin.close()
         machine.wait_for_output("abc")
         assert machine.ok("GET", "/")["state"] == "Running"
@@ -298,7 +199,7 @@ def test_a_guest_outlives_the_end_of_its_input():
 def test_output_that_nobody_reads_does_not_stop_the_guest():
     with Machine("serial", "flood flood_kib=512", stdout=subprocess.PIPE) as machine:
         machine.boot()
-        assert machine.wait(DEADLINE_S) == 0
+        assert machine.wait() == 0
         assert machine.process.stdout.read(1024).endswith(b"x\n")
 
 
@@ -344,7 +245,7 @@ def test_the_boot_timer_logs_its_byte_once(flags, lines):
     ("reset", 1, 0), ("reset second", 2, 0), ("triple_fault", 1, 1), ("triple_fault second", 2, 1)])
 def test_the_guest_ends_the_process(mode, vcpus, code):
     with Machine("exit", mode, vcpus=vcpus) as machine:
-        assert machine.boot().wait(DEADLINE_S) == code
+        assert machine.boot().wait() == code
         assert "ending" in machine.output()
 
 
@@ -353,7 +254,7 @@ def test_a_halted_guest_stays_until_a_signal():
         machine.boot().wait_for_output("ending")
         assert machine.ok("GET", "/")["state"] == "Running"
         machine.process.send_signal(signal.SIGTERM)
-        assert machine.wait(DEADLINE_S) == -signal.SIGTERM
+        assert machine.wait() == -signal.SIGTERM
 
 
 # The disk.
@@ -393,7 +294,7 @@ def test_a_disk_that_shrinks_gives_errors_not_a_crash(disk):
                  stdin=subprocess.PIPE) as machine:
         machine.boot().wait_for_output("waiting shrink\n")
         os.truncate(disk, 4096)
-        send(machine, b"\n")
+        machine.send(b"\n")
         machine.finish()
 
 
@@ -459,7 +360,7 @@ def test_a_paused_guest_can_be_killed():
         machine.boot()
         machine.ok("PATCH", "/vm", {"state": "Paused"})
         machine.process.send_signal(signal.SIGTERM)
-        assert machine.wait(DEADLINE_S) == -signal.SIGTERM
+        assert machine.wait() == -signal.SIGTERM
 
 
 def test_each_vcpu_has_a_thread_by_its_name():
@@ -527,7 +428,7 @@ def test_a_failed_start_leaves_the_machine_to_be_configured_anew(tmp_path, guest
             assert machine.ok("GET", "/")["state"] == "Not started", name
         machine.put_kernel(machine.kernel)
         assert machine.instance_start()[0] == 204
-        assert machine.wait(DEADLINE_S) == 0
+        assert machine.wait() == 0
 
 
 def test_a_start_that_asks_for_too_much_memory_fails_and_can_be_mended():
@@ -537,7 +438,7 @@ def test_a_start_that_asks_for_too_much_memory_fails_and_can_be_mended():
         assert machine.instance_start()[0] == 400
         machine.ok("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 128})
         assert machine.instance_start()[0] == 204
-        assert machine.wait(DEADLINE_S) == 0
+        assert machine.wait() == 0
 
 
 # bzImage.

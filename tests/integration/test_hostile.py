@@ -5,36 +5,24 @@ guest's other disk works throughout.
 MAYFLY_ROUNDS sets how often the client goes round during each attack.
 """
 
-import contextlib
 import os
-import socket
 import subprocess
 import time
 
 import pytest
 
 import mayfly
-import test_net
-from test_guests import DEADLINE_S, Machine, drive, make_disk, pytestmark  # noqa: F401
+import vsock
+from guests import Machine, at_rest, drive, make_disk, needs_kvm
+from taps import Wire, flood, make_frame, make_tap, needs_taps
+
+pytestmark = needs_kvm
 
 ROUNDS = int(os.environ.get("MAYFLY_ROUNDS", "10"))
 SECTORS = 256
 MEMORY_KIB = 4096 # what an attack may make the VMM hold beyond what it held before
 ATTACKS = ["garbage", "moving_rings", "resets", "statuses", "notifications", "acknowledgements",
            "configuration", "serial_ports", "keyboard_ports", "wrapping_indices"]
-
-
-def at_rest(machine):
-    """(RssAnon in KiB, threads, open descriptors) once the API's last connection is closed: the
-    third answer on one that stays open shows that the loop has been round since."""
-    with machine.connect() as client:
-        for _ in range(3):
-            client.sendall(mayfly.encode("GET", "/"))
-            mayfly.Answers(client).next()
-        with open(f"/proc/{machine.process.pid}/status", encoding="ascii") as text:
-            fields = dict(line.split(":", 1) for line in text)
-        return (int(fields["RssAnon"].split()[0]), int(fields["Threads"]),
-                len(os.listdir(f"/proc/{machine.process.pid}/fd")))
 
 
 def main_thread_state(machine):
@@ -45,11 +33,8 @@ def main_thread_state(machine):
 
 def assert_sleeps(machine):
     """What an event loop that has something to do for ever does not."""
-    end = time.monotonic() + DEADLINE_S
-    in_a_row = 0
-    while in_a_row < 20:
-        in_a_row = in_a_row + 1 if main_thread_state(machine) == "S" else 0
-        assert time.monotonic() < end, "the paused VMM does not come to rest"
+    mayfly.wait_until(lambda: all(main_thread_state(machine) == "S" for _ in range(20)),
+                      "the paused VMM to come to rest")
 
 
 def go_round(machine, change):
@@ -71,8 +56,7 @@ def withstand(machine, change):
     for i in range(ROUNDS):
         go_round(machine, lambda i=i: change(i))
     after = at_rest(machine)
-    machine.process.stdin.write(b"x")
-    machine.process.stdin.flush()
+    machine.send(b"x")
     machine.finish()
     complaints = machine.log().count("stops until the guest resets it")
     assert complaints <= time.monotonic() - start + 2 # one in each second that was begun
@@ -105,23 +89,20 @@ def evil(attack, queue, tmp_path, **options):
                    drives=[drive(make_disk(tmp_path / "other", SECTORS), "other")], **options)
 
 
-@pytest.mark.skipif(not test_net.CAN_MAKE_TAPS, reason="NO TAP WAS ATTACKED: it takes root")
+@needs_taps
 @pytest.mark.parametrize("attack, queue", ON_QUEUES)
 def test_an_attack_on_a_network_interface_harms_nobody_else(tmp_path, attack, queue):
     """Frames come all the while."""
-    with test_net.network_namespace():
-        test_net.make_tap()
-        with evil(attack, queue, tmp_path) as machine, test_net.Wire() as wire, \
-             test_net.flood(wire, test_net.make_frame(bytes(200))):
-            interface = {"iface_id": "eth0", "host_dev_name": "tap0"}
-            machine.ok("PUT", "/network-interfaces/eth0", interface)
+    make_tap()
+    with evil(attack, queue, tmp_path) as machine, Wire() as wire, \
+         flood(wire, make_frame(bytes(200))):
+        machine.ok("PUT", "/network-interfaces/eth0", {"iface_id": "eth0", "host_dev_name": "tap0"})
 
-            def limit(i):
-                limits = {"ops": {"size": 1000 * (i % 2), "refill_time": 10}}
-                machine.ok("PATCH", "/network-interfaces/eth0",
-                           {"iface_id": "eth0", "rx_rate_limiter": limits,
-                            "tx_rate_limiter": limits})
-            withstand(machine, limit)
+        def limit(i):
+            limits = {"ops": {"size": 1000 * (i % 2), "refill_time": 10}}
+            machine.ok("PATCH", "/network-interfaces/eth0",
+                       {"iface_id": "eth0", "rx_rate_limiter": limits, "tx_rate_limiter": limits})
+        withstand(machine, limit)
 
 
 @pytest.mark.parametrize("attack, queue", ON_QUEUES)
@@ -131,9 +112,4 @@ def test_an_attack_on_a_vsock_harms_nobody_else(tmp_path, attack, queue):
         path = os.path.join(machine.directory, "v")
         machine.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": path})
 
-        def call(_):
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(path)
-                with contextlib.suppress(BrokenPipeError): # the guest has just reset the device
-                    client.sendall(b"CONNECT 5\n")
-        withstand(machine, call)
+        withstand(machine, lambda _: vsock.dial(path, b"CONNECT 5\n").close())

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -14,16 +13,14 @@ import time
 import pytest
 
 import mayfly
+import taps
+import vsock
+from filters import GETPPID, filters, make_call, no_sanitizer, wait_for
+from guests import drive, make_disk, needs_kvm
 from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
-import test_net
-import test_seccomp
-from test_guests import drive, make_disk
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")
-needs_kvm = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="JAILED GUESTS WERE NOT TESTED: no /dev/kvm that can be opened here")
 CAPTURED = os.path.join(os.path.dirname(EXEC_FILE), "tests", "captured")
 ROOT = mayfly.ROOT
 
@@ -303,13 +300,12 @@ def test_threads_of_a_jailed_guest_have_their_filters_beside_that_of_the_process
         vm.ok("PUT", "/boot-source",
               {"kernel_image_path": vm.give(os.path.join(mayfly.GUESTS, "counter"))})
         vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
-        test_seccomp.wait_for(
-            lambda: test_seccomp.filters(vm) == {"mayfly": 2, "fc_vcpu 0": 2})
+        wait_for(lambda: filters(vm) == {"mayfly": 2, "fc_vcpu 0": 2})
 
 
 def test_a_forbidden_call_ends_a_process_that_only_starts():
     with Jail() as vm:
-        test_seccomp.make_call(vm.process.pid, test_seccomp.GETPPID)
+        make_call(vm.process.pid, GETPPID)
         assert vm.wait() == 148
         assert "intercepting signal 31, code 1" in vm.output()
 
@@ -698,10 +694,6 @@ def a_captured_vmm(tmp_path):
     return shutil.copy(CAPTURED, tmp_path / "mayfly")
 
 
-no_sanitizer = pytest.mark.skipif(
-    "sanitize" in JAILER, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
-
-
 @no_sanitizer
 @pytest.mark.parametrize("how", ["process", "main", "vcpu"])
 def test_whatever_a_captured_vmm_tries_fails(captured, tmp_path, how):
@@ -790,33 +782,29 @@ def started(vm, guest, boot_args, devices):
 def namespace():
     """A network namespace with a tap that the VMM's user may open: its path."""
     name = f"mayfly-test-{os.getpid()}"
-    test_net.ip(f"netns add {name}")
+    taps.ip(f"netns add {name}")
     try:
-        test_net.ip(f"-n {name} tuntap add tap0 mode tap user {UID}")
-        test_net.ip(f"-n {name} link set tap0 up")
+        taps.ip(f"-n {name} tuntap add tap0 mode tap user {UID}")
+        taps.ip(f"-n {name} link set tap0 up")
         yield f"/run/netns/{name}"
     finally:
-        test_net.ip(f"netns del {name}")
+        taps.ip(f"netns del {name}")
 
 
 def wire_in(namespace):
     """The other end of its tap."""
-    with open("/proc/thread-self/ns/net", "rb") as here, open(namespace, "rb") as there:
-        assert test_net.LIBC.setns(there.fileno(), test_net.CLONE_NEWNET) == 0
-        try:
-            return test_net.Wire()
-        finally:
-            assert test_net.LIBC.setns(here.fileno(), test_net.CLONE_NEWNET) == 0
+    with open(namespace, "rb") as there, taps.inside(there.fileno()):
+        return taps.Wire()
 
 
 @needs_kvm
 def test_a_jailed_guest_is_on_the_network_of_its_namespace(namespace):
     vm = Jail("--netns", namespace, vmm_args=["--log-path", "/run/log"])
-    interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": test_net.GUEST}
+    interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": taps.GUEST}
     with wire_in(namespace) as wire, started(vm, "net", "mrg offload eventidx", {
             "/network-interfaces/eth0": interface}):
-        wire.exchange(test_net.random_frames(range(60, 200)))
-        wire.send(test_net.make_frame(bytes(46), kind=test_net.TYPE_END))
+        wire.exchange(taps.random_frames(range(60, 200)))
+        wire.send(taps.make_frame(bytes(46), kind=taps.TYPE_END))
 
 
 @needs_kvm
@@ -824,11 +812,8 @@ def test_a_jailed_guest_reaches_sockets_in_its_cell():
     vm = Jail(vmm_args=["--log-path", "/run/log"])
     with contextlib.ExitStack() as stack:
         os.makedirs(vm.inside("run"))
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.settimeout(mayfly.DEADLINE_S)
-        listener.bind(vm.inside("run/v.sock_7"))
+        listener = stack.enter_context(vsock.listen(vm.inside("run/v.sock_7")))
         os.chown(vm.inside("run/v.sock_7"), UID, GID)
-        listener.listen(1)
         stack.enter_context(started(vm, "vsock", "cid=3 eventidx connect=7 count=1 bytes=10000", {
             "/vsock": {"guest_cid": 3, "uds_path": "/run/v.sock"}}))
         with listener.accept()[0] as client:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mayfly import GUESTS, Mayfly, encode
-from test_api import drive, make_files, start
+from guests import drive, make_files, needs_kvm, start
+from mayfly import GUESTS, Mayfly
+from unix_http import encode
 
 GROUPS = {
     "api_server": "process_startup_time_us process_startup_time_cpu_us",
@@ -67,9 +68,7 @@ GROUPS = {
              "tx_packets_count conns_added conns_killed conns_removed killq_resync "
              "tx_flush_fails tx_write_fails rx_read_fails",
 }
-pytestmark = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="METRICS WERE NOT TESTED: no /dev/kvm that can be opened here (tests/rig runs them)")
+pytestmark = needs_kvm
 FLUSH = {"action_type": "FlushMetrics"}
 
 
@@ -82,11 +81,6 @@ def lines(path):
 def vm():
     with Mayfly("--boot-timer") as process:
         yield process
-
-
-@pytest.fixture
-def files(vm):
-    return make_files(vm.directory)
 
 
 @pytest.fixture
@@ -104,11 +98,11 @@ def boot(vm, guest, boot_args=""):
 
 
 def test_a_line_has_every_member_of_every_group_and_no_other(vm, files, metrics):
-    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     start(vm, files)
     line, = lines(metrics)
-    assert set(line) == {"utc_timestamp_ms", "block_d", *GROUPS}
-    for group, names in [*GROUPS.items(), ("block_d", GROUPS["block"])]:
+    assert set(line) == {"utc_timestamp_ms", "block_disk", *GROUPS}
+    for group, names in [*GROUPS.items(), ("block_disk", GROUPS["block"])]:
         assert set(line[group]) == set(names.split()), group
         for name, value in line[group].items():
             if name.endswith("_agg"):
@@ -222,7 +216,7 @@ def test_a_log_fifo_needs_no_reader_and_counts_what_it_loses(vm, files, metrics)
 
 
 def test_openmetrics_are_well_formed_and_absolute(vm, files, metrics):
-    vm.ok("PUT", "/drives/d", drive(files["disk"]))
+    vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     start(vm, files)
     vm.ok("PUT", "/actions", FLUSH)
     status, headers, text = vm.request("GET", "/metrics")
@@ -242,7 +236,7 @@ def test_openmetrics_are_well_formed_and_absolute(vm, files, metrics):
         assert (name, label) not in values
         values[name, label] = int(value)
     assert values["mayfly_put_api_requests_actions_count_total", None] == 2
-    assert ("mayfly_block_read_bytes_total", '{id="d"}') in values
+    assert ("mayfly_block_read_bytes_total", '{id="disk"}') in values
     members = sum(3 if name.endswith("_agg") else 1
                   for names in GROUPS.values() for name in names.split())
     assert len(values) == members

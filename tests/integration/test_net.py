@@ -1,214 +1,39 @@
-"""Network interfaces as client, guest and host see them; the test guest is tests/guests/net.
+"""Network interfaces as client, guest and host see them; taps.py has the host's side."""
 
-Each test has a network namespace of its own, so that neither its taps nor its frames meet anybody
-else's. The other end of a tap is a packet socket, or the namespace's own IP.
-"""
-
-import contextlib
-import ctypes
 import itertools
-import json
-import os
 import random
 import select
 import socket
-import stat
-import struct
 import subprocess
+import struct
 import threading
 import time
 
 import pytest
 
 import mayfly
-import test_guests
-from test_guests import Machine, drive, make_disk, printed
+from guests import drive, make_disk, needs_kvm, printed
+from taps import (GUEST, SEED, SMALL, SO_RCVBUFFORCE, TYPE_END, Guest, Wire, echo_of, flood, ip,
+                  make_frame, make_tap, needs_taps, ops, put, random_frames, tun_for_all,
+                  unshare_network)
 
-SEED = int(os.environ.get("MAYFLY_SEED", "1"))
-CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
-MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
-SO_RCVBUFFORCE, UDP_SEGMENT = 33, 103
-TYPE_TEST, TYPE_END = 0x88b5, 0x88b6
-GUEST, HOST, OTHER = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
+pytestmark = [needs_kvm, needs_taps]
+
+UDP_SEGMENT = 103
+OTHER = "02:00:00:00:00:03"
 MTU_MAX = 65521
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-CAN_MAKE_TAPS = os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
-pytestmark = [test_guests.pytestmark, pytest.mark.skipif(
-    not CAN_MAKE_TAPS,
-    reason="NO FRAME WAS MOVED: a network namespace and /dev/net/tun take root")]
-
-
-def unshare_network():
-    if LIBC.unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-
-
-@contextlib.contextmanager
-def tun_for_all():
-    """/dev/net/tun as most hosts have it; on some it is root's alone."""
-    before = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    directory = os.getcwd()
-    assert LIBC.unshare(CLONE_NEWNS) == 0
-    try:
-        assert LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
-        assert LIBC.mount(b"none", b"/dev/net", b"tmpfs", 0, None) == 0
-        os.mknod("/dev/net/tun", stat.S_IFCHR, os.makedev(10, 200))
-        os.chmod("/dev/net/tun", 0o666)
-        yield
-    finally:
-        assert LIBC.setns(before, CLONE_NEWNS) == 0
-        os.close(before)
-        os.chdir(directory)
-
-
-def ip(command):
-    subprocess.run(["ip", *command.split()], check=True)
-
-
-@contextlib.contextmanager
-def network_namespace():
-    """IPv6 stays silent in it but where a test turns it on."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    unshare_network()
-    try:
-        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as off:
-            off.write("1")
-        yield
-    finally:
-        assert LIBC.setns(before, CLONE_NEWNET) == 0
-        os.close(before)
-
-
-@pytest.fixture(autouse=True)
-def own_namespace():
-    with network_namespace():
-        yield
-
-
-def make_tap(name="tap0", mtu=1500):
-    ip(f"tuntap add {name} mode tap")
-    ip(f"link set {name} mtu {mtu} up")
-    return name
-
-
-def mac_bytes(text):
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def make_frame(payload, to=GUEST, source=HOST, kind=TYPE_TEST):
-    return mac_bytes(to) + mac_bytes(source) + struct.pack(">H", kind) + payload
-
-
-def echo_of(frame):
-    return frame[6:12] + frame[:6] + frame[12:]
-
-
-class Wire:
-    """What is sent to and comes from the interface, of one type."""
-
-    def __init__(self, name="tap0", kind=TYPE_TEST):
-        # Of no type until it is bound, or it would hear other interfaces in the meantime.
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-        self.socket.bind((name, kind))
-        self.socket.settimeout(mayfly.DEADLINE_S)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.socket.close()
-
-    def send(self, frame):
-        assert self.socket.send(frame) == len(frame)
-
-    def receive(self):
-        return self.socket.recv(1 << 17)
-
-    def exchange(self, frames, window=48):
-        """Sends all and expects each back, in order, with so many under way."""
-        expected = []
-        for frame in frames:
-            if len(expected) == window:
-                self.expect(expected.pop(0))
-            self.send(frame)
-            expected.append(echo_of(frame))
-        for frame in expected:
-            self.expect(frame)
-
-    def expect(self, frame):
-        got = self.receive()
-        assert got == frame, f"{len(got)} bytes for {len(frame)}: {got[:64].hex()}"
-
-
-class Guest(Machine):
-    """A microVM with the test guest on a tap."""
-
-    def __init__(self, boot_args="mrg offload eventidx", tap="tap0", members=None, **options):
-        slot = len(options.get("drives", ()))
-        super().__init__("net", f"slot={slot} {boot_args}", **options)
-        self.interface = {"iface_id": "eth0", "host_dev_name": tap, "guest_mac": GUEST,
-                          **(members or {})}
-        self.metrics_path = os.path.join(self.directory, "metrics")
-
-    def configure(self):
-        super().configure()
-        self.ok("PUT", "/network-interfaces/eth0", self.interface)
-        self.ok("PUT", "/metrics", {"metrics_path": self.metrics_path})
-
-    def serve(self):
-        self.boot()
-        self.wait_for_output("serving", test_guests.DEADLINE_S)
-        return self
-
-    def go_on(self):
-        """After the guest's "waiting"."""
-        self.process.stdin.write(b"x")
-        self.process.stdin.flush()
-
-    def end(self, tap="tap0", to=GUEST):
-        with Wire(tap) as wire:
-            wire.send(make_frame(bytes(46), to=to, kind=TYPE_END))
-        return self.finish()
-
-    def metrics(self, group="net_eth0"):
-        """Sums since the start."""
-        self.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
-        return self.written_metrics(group)
-
-    def written_metrics(self, group="net_eth0"):
-        total = {}
-        with open(self.metrics_path, encoding="utf-8") as lines:
-            for line in lines:
-                for name, value in json.loads(line)[group].items():
-                    if isinstance(value, int):
-                        total[name] = total.get(name, 0) + value
-        return total
-
-    def wait_for_metric(self, name, least=1):
-        end = time.monotonic() + mayfly.DEADLINE_S
-        while self.metrics()[name] < least:
-            assert time.monotonic() < end, f"{name} stays below {least}: {self.metrics()}"
-        return self.metrics()
-
+# 0: each chain has the same shape, as in the other tests.
+SEEDS = [0, SEED] if mayfly.IS_LONG else [SEED]
 
 # Frames.
 
 MODES = ["", "eventidx", "mrg", "mrg eventidx", "offload", "mrg offload eventidx"]
-SMALL = [*range(14, 130), *range(130, 1500, 13), *range(1500, 1515)]
 LARGE = sorted({*range(1515, 65536, 1499), *range(4080, 4088), *range(65530, 65536)})
 
 
-def random_frames(sizes, seed=SEED):
-    source = random.Random(seed)
-    return [make_frame(source.randbytes(size - 14)) for size in sizes]
-
-
-@pytest.mark.parametrize("seed", [0, SEED])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_frames_of_many_sizes_come_back(mode, seed):
-    """seed: whether each chain has a shape of its own."""
     make_tap()
     with Guest(f"{mode} seed={seed}") as guest, Wire() as wire:
         guest.serve()
@@ -216,6 +41,7 @@ def test_frames_of_many_sizes_come_back(mode, seed):
         guest.end()
 
 
+@pytest.mark.skipif(not mayfly.IS_LONG, reason="only some sizes were tried: see ./devtool test --long")
 def test_frames_of_every_plain_size_come_back():
     make_tap()
     with Guest(f"mrg offload eventidx seed={SEED}") as guest, Wire() as wire:
@@ -224,7 +50,7 @@ def test_frames_of_every_plain_size_come_back():
         guest.end()
 
 
-@pytest.mark.parametrize("seed", [0, SEED])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", ["mrg", "long", "offload", "mrg offload eventidx"])
 def test_frames_of_up_to_64_kib_come_back(mode, seed):
     make_tap(mtu=MTU_MAX)
@@ -409,28 +235,10 @@ def test_a_tap_that_goes_costs_one_error_and_no_busy_loop():
         assert guest.process.poll() is None
 
 
-@contextlib.contextmanager
-def flood(wire, frame):
-    """Sends until the end of the block."""
-    stop = threading.Event()
-
-    def send():
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                wire.socket.send(frame)
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def settle(wire):
     """Returns once nothing is under way any more. A tap whose queue is full drops what comes, so
     that there is one frame after the other until the last one is back."""
-    end = time.monotonic() + test_guests.DEADLINE_S
+    end = time.monotonic() + mayfly.DEADLINE_S
     for number in itertools.count():
         frame = make_frame(b"settled?" + number.to_bytes(4) + bytes(40))
         wire.send(frame)
@@ -448,7 +256,7 @@ def test_a_hostile_driver_harms_neither_its_disk_nor_the_host(tmp_path, mode):
         with Wire(kind=TYPE_END + 1) as noise, \
              flood(noise, make_frame(bytes(100), to=OTHER, kind=TYPE_END + 1)):
             guest.boot()
-            end = time.monotonic() + test_guests.DEADLINE_S
+            end = time.monotonic() + mayfly.DEADLINE_S
             while "serving" not in guest.output():
                 assert time.monotonic() < end and guest.process.poll() is None, guest.output()
                 guest.ok("GET", "/vm/config")
@@ -497,10 +305,6 @@ def test_the_api_answers_under_a_flood_and_pauses_lose_no_frame():
 
 
 # Limits.
-
-def ops(size, refill_ms=3600 * 1000):
-    return {"ops": {"size": size, "refill_time": refill_ms}}
-
 
 @pytest.mark.parametrize("direction", ["rx", "tx"])
 def test_a_limit_holds_frames_until_a_patch_lifts_it(direction):
@@ -564,12 +368,6 @@ def test_metrics_count_what_was_moved():
             fails = [name for name, value in counts.items() if name.endswith("fails") and value]
             assert not fails
         guest.end()
-
-
-def put(vm, iface="eth0", **members):
-    status, _, body = vm.request("PUT", f"/network-interfaces/{iface}", {
-        "iface_id": "eth0", "host_dev_name": "tap0", **members})
-    return status, body and body["fault_message"]
 
 
 OPEN = "Network config error: Could not create the network device: Open tap device failed: "

@@ -1,56 +1,33 @@
 """examples/net makes a network and takes it away: in a network namespace of the test's own."""
 
-import contextlib
-import ctypes
 import json
 import os
 import shutil
 import socket
-import subprocess
 
 import pytest
 
 import mayfly
 from mayfly import Mayfly
-from test_net import tun_for_all
+from taps import apart, inside, tun_for_all
 
 NET = os.path.join(mayfly.ROOT, "examples", "net")
-CLONE_NEWNET = 0x40000000
 NOBODY, SOMEBODY = 65534, 65533
 GUEST, GATEWAY = "172.30.0.2", "172.30.0.1"
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("nft") or not shutil.which("ip"),
     reason="THE NETWORK'S EXAMPLE WAS NOT RUN: that takes root, iproute2 and nftables")
 
 
-def enter(network):
-    assert LIBC.setns(network, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-
-
-@contextlib.contextmanager
-def inside(network):
-    """What is run or made here, is in that network."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    enter(network)
-    try:
-        yield
-    finally:
-        enter(before)
-        os.close(before)
-
-
 def new_network():
     """A descriptor of an empty network; the network goes with the last one that holds it."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    if LIBC.unshare(CLONE_NEWNET) < 0:
+    try:
+        with apart():
+            run("ip", "link", "set", "lo", "up")
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    except OSError:
         pytest.skip("THE NETWORK'S EXAMPLE WAS NOT RUN: this root may make no network namespace")
-    made = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    run("ip", "link", "set", "lo", "up")
-    enter(before)
-    os.close(before)
-    return made
 
 
 @pytest.fixture(name="host")
@@ -63,8 +40,7 @@ def a_host():
 
 
 def run(*command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60,
-                          stdin=subprocess.DEVNULL, check=False, **more)
+    done = mayfly.complete(*command, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -169,9 +145,7 @@ def test_the_configuration_file_fits_the_network(host, tmp_path):
     config = tmp_path / "vm.json"
     config.write_text(text.replace("/srv/vm", str(tmp_path)))
     up("tap0")
-    done = subprocess.run([mayfly.BINARY, "--no-api", "--config-file", str(config)],
-                          capture_output=True, text=True, timeout=60, check=False,
-                          stdin=subprocess.DEVNULL)
+    done = mayfly.complete(mayfly.BINARY, "--no-api", "--config-file", str(config))
     assert done.returncode == 1
     assert "Network" not in done.stdout + done.stderr
     assert "ernel" in done.stdout + done.stderr

@@ -10,8 +10,9 @@ import subprocess
 import pytest
 
 import mayfly
-from mayfly import Answers, Mayfly
-from test_api import AFTER, BEFORE, DECODING, write_halting_kernel
+from guests import needs_kvm, write_halting_kernel
+from mayfly import AFTER, BEFORE, Mayfly
+from unix_http import Answers
 
 yaml = pytest.importorskip(
     "yaml", reason="THE API'S DESCRIPTION WAS NOT CHECKED: python3-yaml is missing")
@@ -22,10 +23,7 @@ FILES = "/srv/vm"
 EXAMPLE_ID = "rootfs"
 CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
 LIBC = ctypes.CDLL(None)
-needs_kvm = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="WHAT FOLLOWS THE START WAS NOT CHECKED: no /dev/kvm that can be opened here")
-
+DECODING = "An error occurred when deserializing the json body of a request: "
 
 def read(*path):
     with open(os.path.join(mayfly.ROOT, *path), encoding="utf-8") as file:
@@ -154,27 +152,28 @@ def plain(schema):
 
 
 def spoiled(schema, value):
-    """Values that differ from this one in one place that does not fit the schema. Not among them:
-    an array in an object's place, which is allowed (see Bodies)."""
+    """Values that differ from this one in one place that does not fit the schema, and whether that
+    can be read all the same. The array is nobody's, also not in an object's place (see Bodies)."""
     schema, nullable = plain(schema)
-    of_type = [True, 1, 1.5, "~", {"zz": 1}, None, ["~", 1.5]]
-    for wrong in of_type:
-        takes_array = isinstance(wrong, list) and "object" in types_of(schema)
-        takes_null = wrong is None and nullable
-        if not has_type(schema, wrong) and not takes_array and not takes_null:
-            yield wrong
-    if "enum" in schema or "pattern" in schema:
-        yield "~"
+    for wrong in (True, 1, 1.5, "~", "\u00fc\"", {"zz": 1}, None, ["~", 1.5]):
+        if not has_type(schema, wrong) and not (wrong is None and nullable):
+            yield wrong, False
+    if "integer" in types_of(schema):
+        yield from ((-1, False), (2**64, False))
+    if "enum" in schema:
+        yield "~", False
+    if "pattern" in schema:
+        yield "~", True
     if "minimum" in schema:
-        yield from (schema["minimum"] - 1, schema["maximum"] + 1)
+        yield from ((schema["minimum"] - 1, True), (schema["maximum"] + 1, True))
     if "maxLength" in schema:
-        yield "x" * (schema["maxLength"] + 1)
+        yield "x" * (schema["maxLength"] + 1), True
     if "minProperties" in schema:
-        yield {}
+        yield {}, True
     if "items" in schema:
         assert value, "the richest example has an empty array"
-        for wrong in spoiled(schema["items"], value[0]):
-            yield [wrong, *value[1:]]
+        for wrong, is_read in spoiled(schema["items"], value[0]):
+            yield [wrong, *value[1:]], is_read
     if "properties" in schema:
         assert isinstance(value, dict), "the richest example lacks an object"
         yield from spoiled_members(schema, value)
@@ -182,14 +181,16 @@ def spoiled(schema, value):
 
 def spoiled_members(schema, value):
     for name in schema.get("required", ()):
-        yield {key: member for key, member in value.items() if key != name}
+        yield {key: member for key, member in value.items() if key != name}, False
     if schema.get("additionalProperties") is False:
-        yield {**value, "zz": 1}
+        yield {**value, "zz": 1}, False
     for name, member in schema["properties"].items():
         if "properties" in plain(member)[0] or "items" in plain(member)[0]:
             assert name in value, f"the richest example lacks {name}"
-        for wrong in spoiled(member, value.get(name)):
-            yield {**value, name: wrong}
+        if not has_type(plain(member)[0], []):
+            yield {**value, name: []}, False
+        for wrong, is_read in spoiled(member, value.get(name)):
+            yield {**value, name: wrong}, is_read
 
 
 def extremes(schema, value):
@@ -215,7 +216,7 @@ def test_the_checker_finds_what_does_not_fit():
     schema = SPEC["components"]["schemas"]["MachineConfig"]
     good = {"vcpu_count": 2, "mem_size_mib": 64, "cpu_template": None}
     assert not misfits(schema, good)
-    for wrong in spoiled(schema, good):
+    for wrong, _ in spoiled(schema, good):
         assert misfits(schema, wrong), wrong
     assert len(list(spoiled(schema, good))) > 30
 
@@ -388,25 +389,64 @@ def test_what_is_always_refused_is_refused_with_the_documented_fault(operation):
         assert answer == operation.faults["always"]["value"]
 
 
+def refusal(server, operation, body):
+    """The text of a fault, whose request changed nothing. body: an object, or a text."""
+    before = server.ok("GET", "/vm/config")
+    path = operation.example_path(operation.richest())
+    text = body if isinstance(body, str) else json.dumps(server.here(body))
+    status, _, answer = server.request(operation.method, path, text)
+    assert status == 400, body
+    check_answer(operation, status, answer)
+    assert server.ok("GET", "/vm/config") == before, body
+    return answer["fault_message"]
+
+
 @pytest.mark.parametrize("operation", named(WITH_BODY))
 def test_what_does_not_fit_the_schema_is_refused_and_changes_nothing(operation):
-    phase = operation.phase
     prefixes = (DECODING, operation.node["x-fault"] or DECODING, "The id from the path",
                 "Empty PATCH request.")
     tried = 0
-    with served(phase) as server:
-        server.reach(phase)
-        before = server.ok("GET", "/vm/config")
-        path = operation.example_path(operation.richest())
-        for wrong in spoiled(operation.schema, operation.richest()["value"]):
+    with served(operation.phase) as server:
+        server.reach(operation.phase)
+        for wrong, is_read in spoiled(operation.schema, operation.richest()["value"]):
             assert misfits(operation.schema, wrong), wrong
-            status, _, body = server.ask(operation, {"value": wrong, "x-path": path})
-            assert status == 400, wrong
-            check_answer(operation, status, body)
-            assert body["fault_message"].startswith(prefixes), (wrong, body)
-            assert server.ok("GET", "/vm/config") == before, wrong
+            fault = refusal(server, operation, wrong)
+            assert fault.startswith(prefixes if is_read else DECODING), (wrong, fault)
             tried += 1
     assert tried >= 10
+
+
+def fitting(schema):
+    tried = (None, True, 1, "x", *plain(schema)[0].get("enum", ()))
+    return next(value for value in tried if not misfits(schema, value))
+
+
+@pytest.mark.parametrize("operation", named(WITH_BODY))
+def test_missing_unknown_and_duplicate_members_are_named(operation):
+    schema, good = resolve(operation.schema), operation.richest()["value"]
+    with served(operation.phase) as server:
+        server.reach(operation.phase)
+        for name in schema.get("required", ()):
+            less = {key: value for key, value in good.items() if key != name}
+            fault = refusal(server, operation, less)
+            assert fault.startswith(DECODING + f"missing field `{name}`")
+        if schema.get("additionalProperties") is False:
+            fault = refusal(server, operation, {**good, "zz": 1})
+            assert fault.startswith(DECODING + "unknown field `zz`, expected ")
+        for name, member in schema["properties"].items():
+            once = {name: server.here(good[name]) if name in good else fitting(member)}
+            text = json.dumps({**server.here(good), **once})
+            fault = refusal(server, operation, text[:-1] + ", " + json.dumps(once)[1:])
+            assert fault.startswith(DECODING + f"duplicate field `{name}`")
+
+
+@pytest.mark.parametrize("operation", named(WITH_BODY))
+def test_bodies_that_are_no_object_are_faults(operation):
+    with served(operation.phase) as server:
+        server.reach(operation.phase)
+        for text in (" ", "null", "0", '""', "{", "}", "{'a':1}", "NaN", "\0", "//\n{}",
+                     "[" * 2000, '{"a":' * 2000, "\ufeff{}", '{"a":1,}', "{}{}"):
+            refusal(server, operation, text)
 
 
 @pytest.mark.parametrize("operation", named(WITH_BODY))

@@ -5,33 +5,16 @@ import json
 import os
 import re
 import signal
-import subprocess
 
 import pytest
 
-from mayfly import BINARY, GUESTS, Mayfly
-from test_api import drive, make_files, start
-
-needs_kvm = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="STARTS WERE NOT TESTED: no /dev/kvm that can be opened here (tests/rig runs them)")
-
-
-@pytest.fixture
-def vm():
-    with Mayfly() as process:
-        yield process
-
-
-@pytest.fixture
-def files(vm):
-    return make_files(vm.directory)
+from guests import drive, make_files, needs_kvm, start
+from mayfly import BINARY, GUESTS, Mayfly, complete
 
 
 def run(*args):
     """Exit code, stdout and stderr of a process that ends by itself."""
-    done = subprocess.run([BINARY, *args], stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=10, text=True)
+    done = complete(BINARY, *args)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -306,7 +289,7 @@ def test_named_templates_are_for_their_processors(vm, files):
 
 def config(files, **more):
     return {"boot-source": {"kernel_image_path": files["kernel"], "boot_args": "x"},
-            "drives": [drive(files["disk"], "a-b", root=True)], **more}
+            "drives": [drive(files["disk"], "a-b", is_root_device=True)], **more}
 
 
 def boot(tmp_path, content, *flags, api=True):

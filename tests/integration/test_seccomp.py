@@ -1,6 +1,5 @@
 """The seccomp filters: that they are there in time, what they stop, and what they leave."""
 
-import ctypes
 import json
 import os
 import pty
@@ -10,52 +9,14 @@ import socket
 import struct
 import subprocess
 import termios
-import time
 
 import pytest
 
+from filters import GETPPID, LIBC, filters, make_call, no_sanitizer, threads, wait_for
+from guests import drive, make_files, needs_kvm, run, start
+from mayfly import BINARY, DEADLINE_S, GUESTS, Mayfly, complete
 
-from mayfly import BINARY, DEADLINE_S, GUESTS, Mayfly
-from test_api import make_files, start
-from test_guests import drive, run
-
-no_sanitizer = pytest.mark.skipif(
-    "sanitize" in BINARY, reason="FILTERS WERE NOT TESTED: a sanitizer's build only logs")
-needs_kvm = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK),
-    reason="FILTERS OF A RUNNING GUEST WERE NOT TESTED: no /dev/kvm that can be opened here")
-LIBC = ctypes.CDLL(None, use_errno=True)
-GETPPID, TGKILL = 110, 234 # allowed to nobody; for us
-
-
-def threads(vm):
-    """{name: (thread's number, how many filters it has)}"""
-    found = {} # without the one that KVM adds, which never leaves the kernel
-    for tid in os.listdir(f"/proc/{vm.process.pid}/task"):
-        with open(f"/proc/{vm.process.pid}/task/{tid}/status", encoding="ascii") as f:
-            status = dict(line.rstrip("\n").split(":\t", 1) for line in f)
-        if not status["Name"].startswith("kvm-"):
-            found[status["Name"]] = (int(tid), int(status["Seccomp_filters"]))
-    return found
-
-
-def filters(vm):
-    return {name: count for name, (_, count) in threads(vm).items()}
-
-
-def wait_for(condition):
-    if "MAYFLY_EXEC_FILE" in os.environ:
-        return # the filters are left out: see tests/seccomp
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-@pytest.fixture
-def vm():
-    with Mayfly() as process:
-        yield process
+TGKILL = 234
 
 
 def boot(vm, vcpus=2):
@@ -109,32 +70,6 @@ def test_without_filters_there_are_none():
 
 
 # What they stop
-
-
-def ptrace(request, tid, address=0, data=0):
-    LIBC.ptrace.restype = ctypes.c_long
-    LIBC.ptrace.argtypes = [ctypes.c_long] * 4
-    ctypes.set_errno(0)
-    result = LIBC.ptrace(request, tid, address, data)
-    if ctypes.get_errno():
-        raise OSError(ctypes.get_errno(), f"ptrace {request:#x}")
-    return result
-
-
-def make_call(tid, number):
-    """Makes a thread's next system call another one, before its filters see it."""
-    peek, poke, cont, detach, seize, interrupt = 3, 6, 24, 17, 0x4206, 0x4207
-    orig_rax, rax, enosys = 15 * 8, 10 * 8, -38
-    ptrace(seize, tid)
-    ptrace(interrupt, tid)
-    os.waitpid(tid, 0x40000000)
-    while True:
-        ptrace(cont, tid)
-        os.waitpid(tid, 0x40000000)
-        if ptrace(peek, tid, rax) == enosys: # at the call's entry
-            break
-    ptrace(poke, tid, orig_rax, number)
-    ptrace(detach, tid)
 
 
 @no_sanitizer
@@ -239,8 +174,7 @@ def test_what_is_not_three_filters_is_refused(tmp_path):
     path = tmp_path / "broken"
     for data in broken_files(tmp_path):
         path.write_bytes(data)
-        done = subprocess.run([BINARY, "--seccomp-filter", path], capture_output=True, text=True,
-                              timeout=10)
+        done = complete(BINARY, "--seccomp-filter", path)
         assert done.returncode == 1, data
         assert f"Seccomp error: Filter deserialization failed: {path} does not have the three " \
             "filters vmm, api and vcpu" in done.stderr

@@ -195,3 +195,10 @@ def boot_args(arguments="", run=None):
         assert '"' not in run
         words.append(f'mayfly.run="{run}"')
     return " ".join(word for word in words if word)
+
+
+def said(console, prefix):
+    """The rest of the console line that begins with prefix."""
+    lines = [line for line in console.splitlines() if line.startswith(prefix)]
+    assert lines, f"no line {prefix!r} in:\n{console}"
+    return lines[0][len(prefix) :].strip()

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from test_linux import said
+from host import said
 
 ENGINES = ["Sync", "Async"]
 PLACEHOLDER = "placeholder"

@@ -2,7 +2,7 @@
 
 import json
 
-from host import boot_args
+from host import boot_args, said
 import pytest
 
 # /proc/sys/kernel/bootloader_type: what the kernel was told by its loader.
@@ -14,13 +14,6 @@ LOADER = "echo loader $(cat /proc/sys/kernel/bootloader_type)"
 
 def boot_stock(guest, **options):
     return guest.boot("vmlinuz", initrd="initrd", **options)
-
-
-def said(console, prefix):
-    """The rest of the console line that begins with prefix."""
-    lines = [line for line in console.splitlines() if line.startswith(prefix)]
-    assert lines, f"no line {prefix!r} in:\n{console}"
-    return lines[0][len(prefix) :].strip()
 
 
 def interrupt_line(console, device):

@@ -27,10 +27,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
 import mayfly  # noqa: E402
-import test_net  # noqa: E402
-import test_vsock  # noqa: E402
+import taps  # noqa: E402
+import vsock  # noqa: E402
+from guests import Machine, drive, make_disk  # noqa: E402
 from jail import UID, Jail, mayfly_ended, remove_cgroup  # noqa: E402
-from test_guests import DEADLINE_S, Machine, drive, make_disk  # noqa: E402
+from mayfly import DEADLINE_S  # noqa: E402
+from unix_http import encode  # noqa: E402
 
 ENDS = ["guest", "ctrl-alt-del", "SIGTERM", "SIGKILL", "never started", "paused"]
 SHORT = ["smp", "memory", "cpuid"] # guests that end by themselves; "counter" does not
@@ -53,9 +55,9 @@ def rubbish(rng):
         b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"PUT /x HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
         b"PUT /actions HTTP/1.1\r\nContent-Length: 5\r\n\r\n{\"a\":",
         bytes(rng.randrange(256) for _ in range(rng.randrange(1, 3000))),
-        mayfly.encode("PUT", "/machine-config", {"vcpu_count": 99, "mem_size_mib": -1}),
-        mayfly.encode("PATCH", "/drives/none", {"drive_id": "none", "path_on_host": "/dev/null"}),
-        mayfly.encode("GET", "/vm/config"), mayfly.encode("DELETE", "/" + "a" * 500)])
+        encode("PUT", "/machine-config", {"vcpu_count": 99, "mem_size_mib": -1}),
+        encode("PATCH", "/drives/none", {"drive_id": "none", "path_on_host": "/dev/null"}),
+        encode("GET", "/vm/config"), encode("DELETE", "/" + "a" * 500)])
 
 
 def abuse(machine, rng):
@@ -108,7 +110,7 @@ def jail_flags(rng):
 
 def random_machine(directory, rng):
     """kind: what its guest does, when it is not one that ends at once."""
-    kind = rng.choice(["counter", "vsock"] + ["net"] * test_net.CAN_MAKE_TAPS)
+    kind = rng.choice(["counter", "vsock"] + ["net"] * taps.CAN_MAKE_TAPS)
     drives = [drive(make_disk(directory / f"disk{i}", rng.randrange(1, 64)), f"disk{i}",
                     io_engine=rng.choice(["Sync", "Async"]),
                     cache_type=rng.choice(["Unsafe", "Writeback"]),
@@ -128,16 +130,16 @@ def tap_for(machine, rng):
     name = f"tap{next(numbers)}"
     is_kept = machine.is_jailed or rng.random() < 0.5
     if is_kept:
-        test_net.ip(f"tuntap add {name} mode tap user {UID if machine.is_jailed else 0}")
+        taps.ip(f"tuntap add {name} mode tap user {UID if machine.is_jailed else 0}")
     try:
         machine.ok("PUT", "/network-interfaces/eth0", {
-            "iface_id": "eth0", "host_dev_name": name, "guest_mac": test_net.GUEST,
+            "iface_id": "eth0", "host_dev_name": name, "guest_mac": taps.GUEST,
             "rx_rate_limiter": rng.choice([None, {"ops": {"size": 100, "refill_time": 10}}])})
-        test_net.ip(f"link set {name} up")
+        taps.ip(f"link set {name} up")
         yield name
     finally:
         if is_kept:
-            test_net.ip(f"link delete {name}")
+            taps.ip(f"link delete {name}")
 
 
 def open_vsock(machine):
@@ -147,49 +149,36 @@ def open_vsock(machine):
     return machine.inside("run/v") if machine.is_jailed else inside
 
 
-def dial(path, port):
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(DEADLINE_S)
-    client.connect(path)
-    client.sendall(b"CONNECT %d\n" % port)
-    return client
-
-
 def call_guest(path, rng):
     """Streams that are closed, or left, with bytes on their way, and one that is whole."""
     for _ in range(rng.randrange(5)):
-        with dial(path, rng.choice([test_vsock.ECHO, test_vsock.SOURCE, test_vsock.DEAF, 1])) as c:
+        port = rng.choice([vsock.ECHO, vsock.SOURCE, vsock.DEAF, 1])
+        with vsock.dial(path, b"CONNECT %d\n" % port) as c:
             if rng.random() < 0.5:
                 c.recv(rng.randrange(1, 20000))
-    with dial(path, test_vsock.ECHO) as client:
-        test_vsock.read_line(client)
+    with vsock.dial(path, b"CONNECT %d\n" % vsock.ECHO) as client:
+        vsock.read_line(client)
         data = rng.randbytes(rng.randrange(1, 50000))
         client.sendall(data)
-        back = b""
-        while len(back) < len(data):
-            part = client.recv(1 << 16)
-            if not part:
-                raise Failure("a stream ended early")
-            back += part
-        if back != data:
+        if vsock.read_bytes(client, len(data)) != data:
             raise Failure("a stream came back changed")
 
 
 def talk(machine, place, rng):
     """What the host says to a guest that serves."""
     if machine.kind == "net":
-        with test_net.Wire(place) as wire:
-            wire.exchange(test_net.random_frames(rng.sample(test_net.SMALL, 20), rng.random()))
+        with taps.Wire(place) as wire:
+            wire.exchange(taps.random_frames(rng.sample(taps.SMALL, 20), rng.random()))
     if machine.kind == "vsock":
         call_guest(place, rng)
 
 
 def ask_to_end(machine, place):
     if machine.kind == "net":
-        with test_net.Wire(place) as wire:
-            wire.send(test_net.make_frame(bytes(46), kind=test_net.TYPE_END))
+        with taps.Wire(place) as wire:
+            wire.send(taps.make_frame(bytes(46), kind=taps.TYPE_END))
     if machine.kind == "vsock":
-        dial(place, test_vsock.OFF).close()
+        vsock.dial(place, b"CONNECT %d\n" % vsock.OFF).close()
 
 
 def expect_end(machine, codes, sign=None):
@@ -203,7 +192,7 @@ def expect_end(machine, codes, sign=None):
         return
     if sign:
         machine.process.send_signal(sign)
-    code = machine.wait(DEADLINE_S)
+    code = machine.wait()
     if code not in codes:
         raise Failure(f"exit code {code}: {machine.log()[-400:]}")
 
@@ -320,12 +309,11 @@ def main():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         sys.exit("soak needs /dev/kvm")
     results, failures = collections.Counter(), []
-    mayfly.DEADLINE_S = DEADLINE_S # the host has many others to serve
     with tempfile.TemporaryDirectory(prefix="mayfly-soak-") as root, contextlib.ExitStack() as stack:
         if IS_ROOT:
             os.chmod(root, 0o711) # for the users of the jails
-        if test_net.CAN_MAKE_TAPS:
-            stack.enter_context(test_net.network_namespace())
+        if taps.CAN_MAKE_TAPS:
+            stack.enter_context(taps.network_namespace())
         tempfile.tempdir = root
         before, memory, begin = left_overs(root), memory_kib(), time.monotonic()
         threads = [threading.Thread(target=worker, args=(
