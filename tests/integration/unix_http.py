@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 import socket
 import time
 
@@ -47,24 +48,22 @@ class Answers:
     def __init__(self, client):
         self.client, self.pending = client, b""
 
-    def _until(self, complete):
-        while not complete():
-            data = self.client.recv(65536)
-            if not data:
-                raise ConnectionResetError(f"closed after {self.pending!r}")
-            self.pending += data
+    def _read(self):
+        data = self.client.recv(65536)
+        if not data:
+            raise ConnectionResetError(f"closed after {self.pending!r}")
+        self.pending += data
 
     def raw(self):
         """Head and body of the next answer, as bytes."""
-        self._until(lambda: b"\r\n\r\n" in self.pending)
-        end = self.pending.index(b"\r\n\r\n") + 4
-        length = 0
-        for line in self.pending[:end].split(b"\r\n"):
-            if line.lower().startswith(b"content-length:"):
-                length = int(line.split(b":")[1])
-        self._until(lambda: len(self.pending) >= end + length)
-        head, body = self.pending[:end], self.pending[end:end + length]
-        self.pending = self.pending[end + length:]
+        while (at := self.pending.find(b"\r\n\r\n") + 4) < 4:
+            self._read()
+        length = re.search(rb"\r\ncontent-length: *(\d+)", self.pending[:at], re.I)
+        end = at + int(length[1]) if length else at
+        while len(self.pending) < end:
+            self._read()
+        head, body = self.pending[:at], self.pending[at:end]
+        self.pending = self.pending[end:]
         return head, body
 
     def next(self):
