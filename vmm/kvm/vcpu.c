@@ -34,45 +34,26 @@
 #define LVT_MODE_NMI    0x400u
 #define LVT_MODE_EXTINT 0x700u
 
-static int set_msrs(int fd, struct error *e)
-{
-    struct { /* struct kvm_msrs with its entries */
-        uint32_t nmsrs, padding;
-        struct kvm_msr_entry entries[2];
-    } msrs = {
-        .nmsrs = 2,
-        .entries = {
-            { .index = MSR_IA32_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
-            { .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLE_WRITE_BACK },
-        },
-    };
-    int set = ioctl(fd, KVM_SET_MSRS, &msrs);
-
-    if (set < 0)
-        return fail_os(e, errno, "KVM_SET_MSRS");
-    if (set != 2)
-        return fail(e, ERR_HOST, "KVM refuses to set MSR 0x%x", msrs.entries[set].index);
-    return 0;
-}
+static const struct kvm_msr_entry reset_msrs[] = {
+    { .index = MSR_IA32_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
+    { .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLE_WRITE_BACK },
+};
 
 /* One MSR as a template wants it. */
 static int change_msr(int fd, const struct msr_modifier *m, struct error *e)
 {
-    struct { /* struct kvm_msrs with its entry */
-        uint32_t nmsrs, padding;
-        struct kvm_msr_entry entry;
-    } msr = { .nmsrs = 1, .entry = { .index = m->index } };
+    struct kvm_msr_entry msr = { .index = m->index };
 
-    if (ioctl(fd, KVM_GET_MSRS, &msr) != 1)
+    if (msrs_read(fd, &msr, 1, e) < 0)
         return fail(e, ERR_HOST,
                     "Failed to apply CPU template: Template changes an MSR entry not supported by "
                     "KVM: Register Address: %x",
                     m->index);
-    msr.entry.data = (msr.entry.data & ~m->bits.mask) | m->bits.value;
-    if (ioctl(fd, KVM_SET_MSRS, &msr) != 1)
+    msr.data = (msr.data & ~m->bits.mask) | m->bits.value;
+    if (msrs_write(fd, &msr, 1, e) < 0)
         return fail(e, ERR_HOST,
                     "Failed to apply CPU template: KVM refuses to set MSR 0x%x to 0x%llx", m->index,
-                    (unsigned long long)msr.entry.data);
+                    (unsigned long long)msr.data);
     return 0;
 }
 
@@ -139,7 +120,7 @@ static int reset_vcpu(const struct vcpu *c, const struct cpuid *cpuid,
 {
     if (ioctl(c->fd, KVM_SET_CPUID2, cpuid) < 0)
         return fail_os(e, errno, "KVM_SET_CPUID2 of vCPU %u", c->index);
-    if (set_msrs(c->fd, e) < 0)
+    if (msrs_write(c->fd, reset_msrs, sizeof(reset_msrs) / sizeof(*reset_msrs), e) < 0)
         return -1;
     for (size_t i = 0; template && i < template->msr_count; i++)
         if (change_msr(c->fd, &template->msrs[i], e) < 0)
@@ -157,6 +138,8 @@ int vcpus_reset(struct vcpus *v, bool smt, const struct cpu_config *template, st
     /* The template first: what makes a VM of these vCPUs has the last word. */
     if (template && cpu_template_apply(template, &cpuid, e) < 0)
         return -1;
+    for (size_t i = 0; template && i < template->msr_count; i++)
+        msr_list_add(&v->msrs, template->msrs[i].index);
     cpuid_normalise(&cpuid, &topology);
     for (unsigned i = 0; i < v->count; i++) {
         cpuid_set_vcpu(&cpuid, i, &topology);

@@ -14,10 +14,10 @@
 
 #include "vmm/base/metrics.h"
 #include "vmm/kvm/bus.h"
-#include "vmm/kvm/cpuid.h"
 #include "vmm/kvm/guest_end.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/layout.h"
+#include "vmm/kvm/msrs.h"
 
 struct sock_fprog;
 
@@ -36,6 +36,8 @@ struct vcpus {
     const struct kvm *kvm;
     const struct bus *pio, *mmio;
     struct guest_end *end;
+    struct msr_list msrs; /* of a state; until it is complete, those that KVM may not list */
+    uint64_t tsc_shift;   /* by which a restored state's TSC offsets were moved */
     const struct sock_fprog *filter; /* for the threads' system calls; NULL: none */
 
     pthread_mutex_t lock; /* guards what follows */
