@@ -20,6 +20,7 @@ static void tear_down(void)
 }
 
 TestSuite(gmem_init, .fini = tear_down);
+TestSuite(gmem_init_file, .fini = tear_down);
 TestSuite(gmem_access, .fini = tear_down);
 TestSuite(gmem_load_file, .fini = tear_down);
 
@@ -136,6 +137,85 @@ static int file_of(size_t bytes)
         p[i] = (uint8_t)(i * 31 + i / 4096);
     munmap(p, bytes);
     return fd;
+}
+
+Test(gmem_init_file, is_what_the_file_holds_and_never_writes_to_it)
+{
+    static uint8_t got[2 * MIB], want[2 * MIB];
+    int fd = file_of(2 * MIB + 3 * 4096 + 1);
+
+    for (uint64_t offset = 0; offset <= 3 * 4096; offset += 4096) {
+        cr_assert_eq(gmem_init_file(&m, 2, fd, offset, &e), 0, "%s", e.msg);
+        cr_assert_eq(pread(fd, want, sizeof(want), (off_t)offset), sizeof(want));
+        cr_assert_eq(gmem_read_(&m, gpa(0), got, sizeof(got)), 0);
+        cr_expect_eq(memcmp(got, want, sizeof(want)), 0);
+        cr_expect_eq((uintptr_t)m.regions[0].host % (2 * MIB), 0);
+        memset(got, 0xa5, sizeof(got));
+        cr_assert_eq(gmem_write_(&m, gpa(0), got, sizeof(got)), 0);
+        cr_assert_eq(pread(fd, got, sizeof(got), (off_t)offset), sizeof(got));
+        cr_expect_eq(memcmp(got, want, sizeof(want)), 0, "the guest wrote to the file");
+        gmem_fini(&m);
+    }
+    close(fd);
+}
+
+Test(gmem_init_file, has_no_bytes_for_the_gap_and_outlives_the_descriptor)
+{
+    const uint64_t offset = 4096, last_low = 0x1111, first_high = 0x2222, last_high = 0x3333;
+    int fd = memfd_create("sparse", MFD_CLOEXEC);
+    uint64_t value;
+
+    cr_assert_eq(ftruncate(fd, (off_t)(offset + 3 * GIB + MIB)), 0);
+    cr_assert_eq(pwrite(fd, &last_low, 8, (off_t)(offset + 3 * GIB - 8)), 8);
+    cr_assert_eq(pwrite(fd, &first_high, 8, (off_t)(offset + 3 * GIB)), 8);
+    cr_assert_eq(pwrite(fd, &last_high, 8, (off_t)(offset + 3 * GIB + MIB - 8)), 8);
+    cr_assert_eq(gmem_init_file(&m, 3073, fd, offset, &e), 0, "%s", e.msg);
+    close(fd);
+    cr_expect_eq(m.region_count, 2);
+    cr_expect_eq(gmem_get(&m, gpa(3 * GIB - 8), &value), 0);
+    cr_expect_eq(value, last_low);
+    cr_expect_eq(gmem_get(&m, gpa(4 * GIB), &value), 0);
+    cr_expect_eq(value, first_high);
+    cr_expect_eq(gmem_get(&m, gpa(4 * GIB + MIB - 8), &value), 0);
+    cr_expect_eq(value, last_high);
+    cr_expect_eq(gmem_get(&m, gpa(GIB), &value), 0);
+    cr_expect_eq(value, 0);
+    for (unsigned i = 0; i < 2; i++)
+        cr_expect_eq((uintptr_t)m.regions[i].host % (2 * MIB), 0);
+}
+
+Test(gmem_init_file, names_what_is_wrong_with_the_file)
+{
+    static const struct {
+        uint64_t bytes, offset;
+        const char *why;
+    } cases[] = {
+        { MIB - 1, 0,
+          "the file of guest memory is too short: 1048576 bytes at 0 of a file of 1048575" },
+        { MIB + 4095, 4096,
+          "the file of guest memory is too short: 1048576 bytes at 4096 of a file of 1052671" },
+        { MIB, UINT64_MAX - 4095,
+          "the file of guest memory is too short: 1048576 bytes at 18446744073709547520 of a file "
+          "of 1048576" },
+        { 2 * MIB, 512,
+          "guest memory begins at byte 512 of its file, which is no multiple of 4096" },
+    };
+    int pipes[2];
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        int fd = file_of(cases[i].bytes);
+
+        cr_expect_eq(gmem_init_file(&m, 1, fd, cases[i].offset, &e), -1);
+        cr_expect_str_eq(e.msg, cases[i].why);
+        cr_expect_eq(m.region_count, 0);
+        close(fd);
+    }
+    cr_assert_eq(pipe(pipes), 0);
+    cr_expect_eq(gmem_init_file(&m, 1, pipes[0], 0, &e), -1);
+    cr_expect_str_eq(e.msg, "what is to be guest memory is no regular file");
+    cr_expect_eq(gmem_init_file(&m, 1, -1, 0, &e), -1);
+    cr_expect_str_eq(e.msg,
+                     "cannot read the file of guest memory: Bad file descriptor (os error 9)");
 }
 
 Test(gmem_load_file, gives_the_same_bytes_mapped_or_read)

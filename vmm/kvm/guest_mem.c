@@ -82,6 +82,55 @@ int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_p
     return 0;
 }
 
+static int check_source(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
+{
+    uint64_t bytes = 0;
+    struct stat st;
+
+    for (unsigned i = 0; i < m->region_count; i++)
+        bytes += m->regions[i].bytes;
+    if (fstat(fd, &st) < 0)
+        return fail_os(e, errno, "cannot read the file of guest memory");
+    if (!S_ISREG(st.st_mode))
+        return fail(e, ERR_INVALID, "what is to be guest memory is no regular file");
+    if (offset % GMEM_PAGE_BYTES)
+        return fail(e, ERR_INVALID,
+                    "guest memory begins at byte %llu of its file, which is no multiple of %u",
+                    (unsigned long long)offset, GMEM_PAGE_BYTES);
+    if (offset > (uint64_t)st.st_size || bytes > (uint64_t)st.st_size - offset)
+        return fail(e, ERR_INVALID,
+                    "the file of guest memory is too short: %llu bytes at %llu of a file of %lld",
+                    (unsigned long long)bytes, (unsigned long long)offset, (long long)st.st_size);
+    return 0;
+}
+
+static int map_source(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
+{
+    if (check_source(m, fd, offset, e) < 0)
+        return -1;
+    for (unsigned i = 0; i < m->region_count; i++) {
+        const struct gmem_region *r = &m->regions[i];
+
+        if (mmap(r->host, r->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
+                 fd, (off_t)offset) == MAP_FAILED)
+            return fail_os(e, errno, "cannot map the file of guest memory");
+        offset += r->bytes;
+    }
+    return 0;
+}
+
+int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd, uint64_t offset,
+                   struct error *e)
+{
+    if (gmem_init(m, mem_size_mib, HUGE_PAGES_NONE, e) < 0)
+        return -1;
+    if (map_source(m, fd, offset, e) < 0) {
+        gmem_fini(m);
+        return -1;
+    }
+    return 0;
+}
+
 void gmem_fini(struct guest_mem *m)
 {
     for (unsigned i = 0; i < m->region_count; i++)

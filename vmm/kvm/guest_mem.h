@@ -2,9 +2,9 @@
  * Guest memory: the only place where a guest-physical address becomes a pointer.
  *
  * Owns the host mappings behind the guest's RAM. Any thread may read and write; the set of regions
- * is fixed between gmem_init() and gmem_fini(). The guest writes this memory at any moment, so each
- * value is copied out once, checked and then used: no exported function but gmem_host_() yields a
- * pointer, and that one is reserved to the module of the virtqueues and to this one (a test greps
+ * is fixed between gmem_init() or gmem_init_file() and gmem_fini(). The guest writes this memory at
+ * any moment, so each value is copied out once, checked and then used. gmem_host_() alone yields a
+ * pointer, for the two that need one: virtio/queue.c and the memory slots in kvm.c (a test greps
  * for it).
  *
  * Layout: RAM from 0 up to the 32-bit MMIO gap (3 GiB to 4 GiB), then from 4 GiB, with a second gap
@@ -40,6 +40,14 @@ struct guest_mem {
 must_check int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_pages,
                          struct error *e);
 
+/* The same, but memory holds what the file does from offset on, its regions one behind the other; a
+ * longer file will do. It is mapped copy-on-write: the file is never written to, and what no guest
+ * writes is shared with the page cache, so the file must neither change nor shrink (a page that is
+ * gone is a SIGBUS). Such memory has no huge pages; a caller that wants them reads the file into
+ * memory of gmem_init(). fd stays the caller's and may be closed. */
+must_check int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd, uint64_t offset,
+                              struct error *e);
+
 /* Unmaps all. Every thread that may touch guest memory has ended. Works on a zeroed object. */
 void gmem_fini(struct guest_mem *m);
 
@@ -66,5 +74,5 @@ must_check int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t of
 must_check bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n);
 
 /* Host address of [at, at + n), or NULL unless it lies within one region and n > 0. The contents
- * change under the caller's feet. For virtio/queue.c and the KVM memory slots alone. */
+ * change under the caller's feet. */
 void *gmem_host_(const struct guest_mem *m, gpa_t at, uint64_t n);
