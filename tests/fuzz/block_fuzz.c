@@ -41,7 +41,7 @@ static uint32_t put_header(struct hostile *h, uint64_t at)
         r.header.sector = take64(h->in);
         r.range.flags = take8(h->in);
     }
-    poke(h->mem, at, &r, sizeof(r));
+    poke(&h->d.mem, at, &r, sizeof(r));
     return has_range ? sizeof(r) : sizeof(r.header);
 }
 
@@ -79,7 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t how = take8(&in);
     struct block_async *async = NULL;
     struct block_file file;
-    struct block_host host = { .file = &file, .offer_flush = how & 1, .loop = &h.loop };
+    struct block_host host = { .file = &file, .offer_flush = how & 1, .loop = &h.d.loop };
     struct error e;
 
     hostile_init(&h, &in);
@@ -93,6 +93,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     block_fini(&block);
     block_async_free(async);
     block_file_close(&file);
-    loop_fini(&h.loop);
+    loop_fini(&h.d.loop);
     return 0;
 }

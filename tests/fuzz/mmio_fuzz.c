@@ -5,7 +5,7 @@
  */
 #include "tests/fuzz/support/device.h"
 
-#define OFFERED (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX | 0x55)
+#define OFFERED (FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_RING_F_EVENT_IDX) | 0x55)
 
 static struct hostile h;
 static bool is_active, is_paused, wants_more, breaks;
@@ -13,7 +13,7 @@ static bool is_active, is_paused, wants_more, breaks;
 static void activate(struct virtio_device *d)
 {
     MUST(!is_active);
-    MUST(!(virtio_acked(d) & ~d->offered) && virtio_acked(d) & UINT64_C(1) << VIRTIO_F_VERSION_1);
+    MUST(!(virtio_acked(d) & ~d->offered) && virtio_acked(d) & FEATURE(VIRTIO_F_VERSION_1));
     is_active = true;
 }
 
@@ -22,7 +22,7 @@ static bool serve(struct virtio_device *d, unsigned queue)
     bool more = wants_more;
 
     MUST(is_active && !is_paused && queue < 3 && d->queues[queue].mem);
-    MUST(!(read_status(&h) & VIRTIO_CONFIG_S_NEEDS_RESET));
+    MUST(!(reg_read(&h.d, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET));
     if (breaks)
         virtio_needs_reset(d, "it wants to");
     virtio_signal_used(d, queue);
@@ -55,7 +55,7 @@ static const struct virtio_ops ops = {
 
 static void check(const struct virtio_device *d)
 {
-    uint32_t status = read_status(&h);
+    uint32_t status = reg_read(&h.d, VIRTIO_MMIO_STATUS);
 
     if (status & VIRTIO_CONFIG_S_DRIVER_OK)
         MUST((status & 0xf) == 0xf);
@@ -64,7 +64,7 @@ static void check(const struct virtio_device *d)
     else
         MUST(virtio_acked(d) == 0 && !is_active);
     MUST(!(virtio_acked(d) & ~d->offered));
-    MUST(h.page[0] == 'v' && h.page[VIRTIO_MMIO_DEVICE_ID] == 42);
+    MUST(h.d.page[0] == 'v' && h.d.page[VIRTIO_MMIO_DEVICE_ID] == 42);
 }
 
 static void change_config(struct virtio_device *d)
@@ -76,7 +76,7 @@ static void change_config(struct virtio_device *d)
 
 static void attach_anew(struct virtio_device *d)
 {
-    virtio_mmio_fini(&h.transport);
+    virtio_mmio_fini(&h.d.transport);
     memset(d->queues, 0, sizeof(d->queues));
     is_active = false;
     hostile_attach(&h, d);
@@ -90,20 +90,20 @@ static void restore(struct virtio_device *d)
     uint8_t changes = take8(h.in) % 4;
 
     is_paused = true;
-    virtio_mmio_pause(&h.transport);
-    virtio_mmio_get_state(&h.transport, &s);
+    virtio_mmio_pause(&h.d.transport);
+    virtio_mmio_get_state(&h.d.transport, &s);
     for (unsigned i = 0; i < changes; i++)
         ((uint8_t *)&s)[take16(h.in) % sizeof(s)] ^= take8(h.in);
     s.registers.is_activated = *(uint8_t *)&s.registers.is_activated & 1;
     for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
         s.queues[i].ready = *(uint8_t *)&s.queues[i].ready & 1;
     attach_anew(d);
-    if (virtio_mmio_set_state(&h.transport, &s) < 0) {
+    if (virtio_mmio_set_state(&h.d.transport, &s) < 0) {
         MUST(changes > 0);
         attach_anew(d);
     }
     is_paused = false;
-    virtio_mmio_resume(&h.transport);
+    virtio_mmio_resume(&h.d.transport);
 }
 
 static void touch(struct virtio_device *d)
@@ -114,7 +114,7 @@ static void touch(struct virtio_device *d)
 
     switch (op % 9) {
     case 0: step_register(&h); break;
-    case 1: write_register(&h, VIRTIO_MMIO_STATUS, steps[take8(h.in) % sizeof(steps)]); break;
+    case 1: reg_write(&h.d, VIRTIO_MMIO_STATUS, steps[take8(h.in) % sizeof(steps)]); break;
     case 2: step_start(&h); break;
     case 3: step_queue(&h); break;
     case 4:
@@ -124,11 +124,11 @@ static void touch(struct virtio_device *d)
         break;
     case 5:
         is_paused = true;
-        virtio_mmio_pause(&h.transport);
+        virtio_mmio_pause(&h.d.transport);
         break;
     case 6:
         is_paused = false;
-        virtio_mmio_resume(&h.transport);
+        virtio_mmio_resume(&h.d.transport);
         break;
     case 7:
         if (op & 0x80)
@@ -155,7 +155,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         touch(&d);
         check(&d);
     }
-    virtio_mmio_fini(&h.transport);
-    loop_fini(&h.loop);
+    virtio_mmio_fini(&h.d.transport);
+    loop_fini(&h.d.loop);
     return 0;
 }

@@ -52,7 +52,7 @@ static uint32_t put_header(struct hostile *h, uint64_t at)
     if (how & 0x80)
         return 0;
     take_header(h->in, &header);
-    poke(h->mem, at, &header, sizeof(header));
+    poke(&h->d.mem, at, &header, sizeof(header));
     return how & 0x40 ? how & 0x1f : sizeof(header) + ETH_HLEN;
 }
 
@@ -80,34 +80,31 @@ static void read_frames(unsigned count)
 /* A frame as a good driver sends it, but for its header. */
 static void say(struct hostile *h)
 {
-    const struct virtq_state *st = &h->told[TX_QUEUE];
+    struct ring *r = &h->d.rings[TX_QUEUE];
     uint8_t head = take8(h->in) & 0xfe;
     uint64_t at = HEADERS_AT + 64u * (head % 64u);
     struct virtio_net_hdr_mrg_rxbuf header;
 
     take_header(h->in, &header);
-    poke(h->mem, at, &header, sizeof(header));
-    poke_desc(h->mem, st->desc.v, head,
-              &(struct vring_desc){ at, sizeof(header), VRING_DESC_F_NEXT, (uint16_t)(head + 1) });
-    poke_desc(h->mem, st->desc.v, head + 1,
-              &(struct vring_desc){ DATA_AT, ETH_HLEN + take_length(h->in) % 0x4000, 0, 0 });
-    poke_avail(h->mem, st, head);
-    loop_signal(h->transport.notifiers[TX_QUEUE].source.fd);
+    poke(&h->d.mem, at, &header, sizeof(header));
+    ring_buffer(r, head, at, sizeof(header), VRING_DESC_F_NEXT);
+    ring_buffer(r, head + 1, DATA_AT, ETH_HLEN + take_length(h->in) % 0x4000, 0);
+    poke_avail(r, head);
+    driver_notify(&h->d, TX_QUEUE);
 }
 
 /* Buffers for the host's frames, most of them one after the other as they are. */
 static void give(struct hostile *h)
 {
-    const struct virtq_state *st = &h->told[RX_QUEUE];
+    struct ring *r = &h->d.rings[RX_QUEUE];
     uint8_t first = take8(h->in), count = take8(h->in);
     uint32_t bytes = take_length(h->in) % 0x8000;
-    struct vring_desc d = { DATA_AT, NET_HEADER_BYTES + bytes, VRING_DESC_F_WRITE, 0 };
 
     for (; count > 0; count--, first++) {
-        poke_desc(h->mem, st->desc.v, first, &d);
-        poke_avail(h->mem, st, first);
+        ring_buffer(r, first, DATA_AT, (uint32_t)NET_HEADER_BYTES + bytes, VRING_DESC_F_WRITE);
+        poke_avail(r, first);
     }
-    loop_signal(h->transport.notifiers[RX_QUEUE].source.fd);
+    driver_notify(&h->d, RX_QUEUE);
 }
 
 /* A PATCH of the interface. */
@@ -181,7 +178,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t how = take8(&in);
     int ends[2];
     struct net_tap tap = { .has_uso = how & 1 };
-    struct net_host host = { .tap = &tap, .mac = how & 2 ? mac : NULL, .loop = &h.loop };
+    struct net_host host = { .tap = &tap, .mac = how & 2 ? mac : NULL, .loop = &h.d.loop };
     struct error e;
 
     signal(SIGPIPE, SIG_IGN);
@@ -201,6 +198,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     net_fini(&net);
     close_fdp(&tap.fd);
     close_fdp(&wire);
-    loop_fini(&h.loop);
+    loop_fini(&h.d.loop);
     return 0;
 }

@@ -95,7 +95,7 @@ static void move_bytes(struct chain *c, struct input *in)
     }
 }
 
-static void serve(struct guest_mem *m, struct virtq *q, struct input *in)
+static void serve(const struct guest_mem *m, struct virtq *q, struct input *in)
 {
     struct chain c;
     uint16_t used = q->state.next_used;
@@ -122,26 +122,25 @@ static void serve(struct guest_mem *m, struct virtq *q, struct input *in)
     (void)!virtq_wants_interrupt(q);
 }
 
-static void step(struct guest_mem *m, struct virtq *q, struct input *in)
+static void step(struct ring *r, struct virtq *q, struct input *in)
 {
     uint8_t op = take8(in);
-    uint64_t table = op & 0x80 ? OTHER_TABLE : q->state.desc.v;
+    const struct ring table = { .mem = r->mem, .desc = op & 0x80 ? OTHER_TABLE : r->desc };
     uint16_t first = take8(in), word;
-    struct vring_desc indirect = { OTHER_TABLE, 16u * first, VRING_DESC_F_INDIRECT, 0 };
 
     switch (op % 6) {
-    case 0: serve(m, q, in); break;
+    case 0: serve(r->mem, q, in); break;
     case 1:
-        poke_chain(m, table, first, in, take_address(in), 16);
-        poke_avail(m, &q->state, first);
+        poke_chain(&table, first, in, take_address(in), 16);
+        poke_avail(r, first);
         break;
-    case 2: poke_any_desc(m, table, in); break;
-    case 3: poke_avail(m, &q->state, first); break;
+    case 2: poke_any_desc(&table, in); break;
+    case 3: poke_avail(r, first); break;
     case 4:
-        poke_desc(m, q->state.desc.v, first, &indirect);
-        poke_avail(m, &q->state, first);
+        ring_desc(r, first, OTHER_TABLE, 16u * first, VRING_DESC_F_INDIRECT, 0);
+        poke_avail(r, first);
         break;
-    default: word = take16(in); poke(m, take_address(in), &word, sizeof(word));
+    default: word = take16(in); poke(r->mem, take_address(in), &word, sizeof(word));
     }
 }
 
@@ -150,22 +149,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input in = { data, size };
     struct guest_mem *m = zeroed_memory();
     struct virtq q = { 0 };
+    struct ring r;
     uint8_t how = take8(&in);
     uint64_t features = (uint64_t)(how & 1) << VIRTIO_RING_F_EVENT_IDX |
                         (uint64_t)(how >> 1 & 1) << VIRTIO_RING_F_INDIRECT_DESC;
 
-    q.state = ring_state(0, (uint16_t)(1u << (how >> 2 & 15)));
+    r = ring_of(m, 0, (uint16_t)(1u << (how >> 2 & 15)));
     if (how >= 0xf0) {
-        q.state.size = take16(&in);
-        q.state.desc = gpa(take_address(&in));
-        q.state.avail = gpa(take_address(&in));
-        q.state.used = gpa(take_address(&in));
+        r.size = take16(&in);
+        r.desc = take_address(&in);
+        r.avail = take_address(&in);
+        r.used = take_address(&in);
     }
+    q.state = ring_state(&r);
     q.state.next_avail = q.state.next_used = how & 0x40 ? 0xfffe : 0;
-    poke(m, q.state.avail.v + 2, &q.state.next_avail, sizeof(q.state.next_avail));
+    r.offered = q.state.next_avail;
+    ring_publish(&r);
     if (virtq_start(&q, m, features) < 0)
         return 0;
     while (in.left > 0)
-        step(m, &q, &in);
+        step(&r, &q, &in);
     return 0;
 }

@@ -80,7 +80,7 @@ static uint32_t put_header(struct hostile *h, uint64_t at)
         return 0;
     if (how >= 0x78)
         take_bytes(h->in, &p, sizeof(p));
-    poke(h->mem, at, &p, sizeof(p));
+    poke(&h->d.mem, at, &p, sizeof(p));
     return sizeof(p);
 }
 
@@ -133,7 +133,7 @@ static void peer_act(struct hostile *h)
 /* A packet as a good driver sends it, on a connection that is likely to be there. */
 static void say(struct hostile *h)
 {
-    const struct virtq_state *st = &h->told[TX_QUEUE];
+    struct ring *r = &h->d.rings[TX_QUEUE];
     uint8_t how = take8(h->in), head = take8(h->in) & 0xfe;
     struct virtio_vsock_hdr p = {
         .src_cid = GUEST_CID,
@@ -146,31 +146,31 @@ static void say(struct hostile *h)
         .buf_alloc = 0x10000,
     };
     uint64_t at = HEADERS_AT + 64u * (head % 64u);
-    struct vring_desc d = { at, sizeof(p), 0, (uint16_t)(head + 1) };
+    uint16_t flags = 0;
 
     if (p.op == VIRTIO_VSOCK_OP_RW) {
         p.len = take_length(h->in) % 0x4000;
-        d.flags = VRING_DESC_F_NEXT;
-        poke_desc(h->mem, st->desc.v, head + 1, &(struct vring_desc){ DATA_AT, p.len, 0, 0 });
+        flags = VRING_DESC_F_NEXT;
+        ring_buffer(r, head + 1, DATA_AT, p.len, 0);
     }
-    poke(h->mem, at, &p, sizeof(p));
-    poke_desc(h->mem, st->desc.v, head, &d);
-    poke_avail(h->mem, st, head);
-    loop_signal(h->transport.notifiers[TX_QUEUE].source.fd);
+    poke(&h->d.mem, at, &p, sizeof(p));
+    ring_buffer(r, head, at, sizeof(p), flags);
+    poke_avail(r, head);
+    driver_notify(&h->d, TX_QUEUE);
 }
 
 /* Buffers for the host's packets. */
 static void give(struct hostile *h)
 {
-    const struct virtq_state *st = &h->told[RX_QUEUE];
+    struct ring *r = &h->d.rings[RX_QUEUE];
     uint8_t first = take8(h->in), count = take8(h->in) & 0x1f;
-    struct vring_desc d = { DATA_AT, 44 + take_length(h->in) % 0x4000, VRING_DESC_F_WRITE, 0 };
+    uint32_t bytes = 44 + take_length(h->in) % 0x4000;
 
     for (; count > 0; count--, first++) {
-        poke_desc(h->mem, st->desc.v, first, &d);
-        poke_avail(h->mem, st, first);
+        ring_buffer(r, first, DATA_AT, bytes, VRING_DESC_F_WRITE);
+        poke_avail(r, first);
     }
-    loop_signal(h->transport.notifiers[RX_QUEUE].source.fd);
+    driver_notify(&h->d, RX_QUEUE);
 }
 
 static void happen(struct hostile *h)
@@ -210,7 +210,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct hostile h;
     struct input in = { data, size };
-    struct vsock_host host = { .loop = &h.loop, .path = path, .guest_cid = GUEST_CID };
+    struct vsock_host host = { .loop = &h.d.loop, .path = path, .guest_cid = GUEST_CID };
     struct error e;
 
     make_sockets();
@@ -226,6 +226,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     vsock_fini(&vsock);
     empty_backlog(listener);
     empty_backlog(served);
-    loop_fini(&h.loop);
+    loop_fini(&h.d.loop);
     return 0;
 }

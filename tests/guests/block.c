@@ -13,7 +13,7 @@
 #define MANY      128
 #define BIG_PAGES 2048
 
-static struct virtio_device disk;
+static struct driver disk;
 static struct block_request requests[MANY];
 static uint8_t *buffer; /* BIG_PAGES pages */
 
@@ -25,7 +25,7 @@ static bool is_sector(const void *at, uint64_t number)
 
 static void check_device(uint64_t sectors)
 {
-    uint64_t offered = virtio_offered(&disk);
+    uint64_t offered = offered_features(&disk);
 
     expect_equal(block_capacity(&disk), sectors, "the_capacity_is_that_of_the_file");
     expect((offered & F_VERSION_1) != 0, "version_1_is_offered");
@@ -50,7 +50,7 @@ static void check_reads(uint64_t sectors)
 
     expect(read_and_take(0, buffer, SECTOR), "the_first_sector_reads");
     expect(read_and_take(sectors - 1, buffer, SECTOR), "the_last_sector_reads");
-    expect_equal(virtq_used_entry(&disk.queue, 1).bytes, SECTOR + 1, "used_counts_data_and_status");
+    expect_equal(ring_used(&disk.queue, 1).len, SECTOR + 1, "used_counts_data_and_status");
     expect(read_and_take(3, buffer, 8 * SECTOR), "eight_sectors_read");
     for (unsigned i = 0; i < 8; i++)
         wrong += !is_sector(buffer + i * SECTOR, 3 + i);
@@ -81,7 +81,7 @@ static void check_ranges(uint64_t sectors)
 
 static uint8_t run(uint16_t head, const struct block_request *r)
 {
-    virtq_offer(&disk.queue, head);
+    ring_offer(&disk.queue, head);
     virtio_kick(&disk);
     return virtio_wait(&disk) ? r->status : BLOCK_NONE;
 }
@@ -94,17 +94,17 @@ static void check_framing(void)
                                         { buffer + 1536, 7 },
                                         { buffer + 1543, 505 } };
     struct block_request *r = &requests[0];
-    struct virtq *q = &disk.queue;
+    struct ring *q = &disk.queue;
 
     block_lay(q, 0, r, BLOCK_IN, 7, parts, 5);
     expect(run(0, r) == BLOCK_OK && is_sector(buffer, 7) && is_sector(buffer + 1536, 10),
            "data_in_odd_parts_reads");
     r->header = (struct block_header){ BLOCK_IN, 0, 9 };
-    virtq_set(q, 0, &r->header, 3, DESC_NEXT);
-    virtq_set(q, 1, (uint8_t *)&r->header + 3, 13, DESC_NEXT);
-    virtq_set(q, 2, buffer, SECTOR + 1, DESC_WRITE);
+    ring_lay(q, 0, &r->header, 3, VRING_DESC_F_NEXT);
+    ring_lay(q, 1, (uint8_t *)&r->header + 3, 13, VRING_DESC_F_NEXT);
+    ring_lay(q, 2, buffer, SECTOR + 1, VRING_DESC_F_WRITE);
     buffer[SECTOR] = BLOCK_NONE;
-    virtq_offer(q, 0);
+    ring_offer(q, 0);
     virtio_kick(&disk);
     expect(virtio_wait(&disk) && buffer[SECTOR] == BLOCK_OK && is_sector(buffer, 9),
            "a_split_header_and_a_status_behind_the_data_work");
@@ -152,12 +152,12 @@ static void check_batch(void)
     for (uint16_t i = 0; i < BATCH; i++) {
         struct block_part part = { buffer + i * SECTOR, SECTOR };
         block_lay(&disk.queue, (uint16_t)(i * 3), &requests[i], BLOCK_IN, i * 11u, &part, 1);
-        virtq_offer(&disk.queue, (uint16_t)(i * 3));
+        ring_offer(&disk.queue, (uint16_t)(i * 3));
     }
     virtio_kick(&disk);
     expect(virtio_wait(&disk), "a_batch_is_answered");
     for (uint16_t i = 0; i < BATCH; i++) {
-        uint32_t head = virtq_used_entry(&disk.queue, (uint16_t)(first + i)).head;
+        uint32_t head = ring_used(&disk.queue, (uint16_t)(first + i)).id;
         seen[head / 64 % 4] |= 1ul << head % 64;
         uint64_t number = i * 11u >= 20 && i * 11u < 24 ? ~0ul : i * 11u; /* written above */
         if (number != ~0ul)
@@ -172,22 +172,21 @@ static void check_batch(void)
 /* The 16-bit indices wrap: the descriptors stay as they are, only the index moves. */
 static void check_index_wrap(void)
 {
-    struct virtq *q = &disk.queue;
+    struct ring *q = &disk.queue;
 
     expect(virtio_start(&disk, 0, QUEUE), "the_device_starts_without_event_idx");
     for (uint16_t i = 0; i < MANY; i++) {
         block_lay(q, (uint16_t)(i * 2), &requests[i], 99, 0, NULL, 0);
-        q->avail[2 + i] = q->avail[2 + MANY + i] = (uint16_t)(i * 2);
+        avail_of(q)->ring[i] = avail_of(q)->ring[MANY + i] = (uint16_t)(i * 2);
     }
     for (unsigned i = 0; i < 65536 / MANY + 2; i++) {
         q->offered = (uint16_t)(q->offered + MANY);
-        __atomic_store_n(&q->avail[1], q->offered, __ATOMIC_SEQ_CST);
+        ring_publish(q);
         virtio_kick(&disk);
         if (!virtio_wait(&disk))
             break;
     }
-    expect(virtq_used_index(q) == 2 * MANY && requests[0].status == BLOCK_UNSUPP,
-           "the_indices_wrap");
+    expect(ring_used_idx(q) == 2 * MANY && requests[0].status == BLOCK_UNSUPP, "the_indices_wrap");
 }
 
 static void check_small_queue(void)
@@ -208,26 +207,26 @@ static uint32_t interrupt_status_after(unsigned count)
 
     for (unsigned i = 0; i < count; i++)
         answered += block_do(&disk, BLOCK_IN, i, buffer, SECTOR) == BLOCK_OK;
-    return answered == count ? virtio_read(&disk, VIRTIO_INTERRUPT_STATUS) : 0xdead;
+    return answered == count ? reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS) : 0xdead;
 }
 
 static void check_suppression(void)
 {
     ioapic_mask(disk.gsi);
     expect(virtio_start(&disk, F_EVENT_IDX, QUEUE), "the_device_starts_with_event_idx");
-    virtq_set_used_event(&disk.queue, 3);
+    ring_set_used_event(&disk.queue, 3);
     expect_equal(interrupt_status_after(3), 0, "event_idx_holds_interrupts_back");
     (void)interrupt_status_after(1);
-    expect(wait_until(virtio_read(&disk, VIRTIO_INTERRUPT_STATUS) == 1),
+    expect(wait_until(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS) == 1),
            "event_idx_lets_one_through");
-    expect(wait_until(virtq_avail_event(&disk.queue) == 4), "avail_event_asks_for_the_next_kick");
+    expect(wait_until(ring_avail_event(&disk.queue) == 4), "avail_event_asks_for_the_next_kick");
 
     expect(virtio_start(&disk, 0, QUEUE), "the_device_starts_again");
-    disk.queue.avail[0] = 1; /* NO_INTERRUPT */
+    avail_of(&disk.queue)->flags = 1; /* NO_INTERRUPT */
     expect_equal(interrupt_status_after(2), 0, "the_flag_holds_interrupts_back");
-    disk.queue.avail[0] = 0;
+    avail_of(&disk.queue)->flags = 0;
     (void)interrupt_status_after(1);
-    expect(wait_until(virtio_read(&disk, VIRTIO_INTERRUPT_STATUS) == 1),
+    expect(wait_until(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS) == 1),
            "without_the_flag_one_comes");
     ioapic_route(disk.gsi);
 }

@@ -21,9 +21,9 @@
 #define KINDS         8
 #define NEVER_WRITTEN 0
 
-static struct virtio_device disk;
+static struct driver disk;
 static struct block_request requests[AREAS], flushes[AREAS];
-static struct virtq_desc tables[AREAS][DESCS]; /* indirect */
+static struct vring_desc tables[AREAS][DESCS]; /* indirect */
 static uint32_t *versions;                     /* of each sector */
 static uint8_t *buffers;                       /* BUFFER_BYTES for each area */
 static uint64_t sectors, area_sectors, state;
@@ -104,14 +104,14 @@ static unsigned cut(struct block_part parts[PARTS_MAX], uint8_t *at, uint32_t by
 /* Moves a chain from the queue into a table of its own. */
 static void make_indirect(unsigned area, unsigned count)
 {
-    struct virtq_desc *first = &disk.queue.desc[area * DESCS];
+    struct vring_desc *first = &desc_of(&disk.queue)[area * DESCS];
 
     for (unsigned i = 0; i < count; i++) {
         tables[area][i] = first[i];
         tables[area][i].next = (uint16_t)(i + 1);
     }
-    virtq_set(&disk.queue, (uint16_t)(area * DESCS), tables[area],
-              (uint32_t)(count * sizeof(struct virtq_desc)), DESC_INDIRECT);
+    ring_lay(&disk.queue, (uint16_t)(area * DESCS), tables[area],
+             (uint32_t)(count * sizeof(struct vring_desc)), VRING_DESC_F_INDIRECT);
 }
 
 static void offer(unsigned area)
@@ -132,7 +132,7 @@ static void offer(unsigned area)
     count = block_lay(&disk.queue, head, &requests[area], p->type, p->sector, parts, count);
     if (disk.features & F_INDIRECT_DESC && random(2))
         make_indirect(area, count);
-    virtq_offer(&disk.queue, head);
+    ring_offer(&disk.queue, head);
 }
 
 static void check(unsigned area)
@@ -242,9 +242,9 @@ static void leave(void)
         for (uint64_t i = 0; i < SECTORS_MAX; i++)
             fill((uint8_t *)part.at + i * SECTOR, area * SECTORS_MAX + i, 1);
         block_lay(&disk.queue, head, &requests[area], BLOCK_OUT, area * SECTORS_MAX, &part, 1);
-        virtq_offer(&disk.queue, head);
+        ring_offer(&disk.queue, head);
         block_lay(&disk.queue, head + 3, &flushes[area], BLOCK_FLUSH, 0, NULL, 0);
-        virtq_offer(&disk.queue, head + 3);
+        ring_offer(&disk.queue, head + 3);
     }
     virtio_kick(&disk);
     power_off();
@@ -254,14 +254,14 @@ static void leave(void)
  * that agree lies one capacity or the other, not half of each. */
 static void check_changes(uint64_t wanted)
 {
-    uint32_t first = virtio_read(&disk, VIRTIO_CONFIG_GENERATION), before, after, low, high;
+    uint32_t first = reg_read(&disk, VIRTIO_MMIO_CONFIG_GENERATION), before, after, low, high;
     uint64_t torn = 0;
 
     do {
-        before = virtio_read(&disk, VIRTIO_CONFIG_GENERATION);
-        low = virtio_read(&disk, VIRTIO_CONFIG);
-        high = virtio_read(&disk, VIRTIO_CONFIG + 4);
-        after = virtio_read(&disk, VIRTIO_CONFIG_GENERATION);
+        before = reg_read(&disk, VIRTIO_MMIO_CONFIG_GENERATION);
+        low = reg_read(&disk, VIRTIO_MMIO_CONFIG);
+        high = reg_read(&disk, VIRTIO_MMIO_CONFIG + 4);
+        after = reg_read(&disk, VIRTIO_MMIO_CONFIG_GENERATION);
         torn += before == after && low != high + 1;
     } while (after - first < wanted);
     expect_equal(torn, 0, "no_capacity_is_half_of_one_and_half_of_another");

@@ -24,7 +24,7 @@
 #define ID_NET   1
 #define ID_BLOCK 2
 
-static struct virtio_device victim, bystander;
+static struct driver victim, bystander;
 static uint16_t victim_queue;
 static uint32_t victim_id;
 static struct block_request request;
@@ -40,7 +40,7 @@ static uint32_t draw(uint32_t *state)
 
 static bool victim_is_broken(void)
 {
-    return (virtio_read(&victim, VIRTIO_STATUS) & STATUS_NEEDS_RESET) != 0;
+    return (reg_read(&victim, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
 }
 
 static bool start_victim(void)
@@ -49,60 +49,61 @@ static bool start_victim(void)
     if (!virtio_negotiate(&victim, 0))
         return false;
     virtq_init(&victim.queue, victim_queue, QUEUE);
-    virtq_tell(&victim, &victim.queue);
-    virtio_go(&victim);
+    driver_set_queue(&victim, &victim.queue);
+    driver_ok(&victim);
     return !victim_is_broken();
 }
 
 /* Without a look at what the device makes of it. */
 static void start_again(uint64_t wanted)
 {
-    virtio_write(&victim, VIRTIO_STATUS, 0);
+    reg_write(&victim, VIRTIO_MMIO_STATUS, 0);
     virtio_negotiate(&victim, wanted);
-    victim.queue.avail[1] = 0;
-    virtq_tell(&victim, &victim.queue);
-    virtio_go(&victim);
+    avail_of(&victim.queue)->idx = 0;
+    driver_set_queue(&victim, &victim.queue);
+    driver_ok(&victim);
 }
 
 /* A frame for everybody behind its header, or a packet that asks for a connection. */
-static void lay_message(struct virtq *q)
+static void lay_message(struct ring *q)
 {
     static const uint8_t frame[72] = { [12] = 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2,
                                        0,           0,    0,    0,    1,    0x88, 0xb5 };
     static const uint32_t packet[11] = { [0] = 3, [2] = 2, [4] = 1000, 1, [7] = 1u << 16 | 1 };
 
     if (victim_id == ID_NET)
-        virtq_set(q, 0, frame, sizeof(frame), 0);
+        ring_lay(q, 0, frame, sizeof(frame), 0);
     else
-        virtq_set(q, 0, packet, sizeof(packet), 0);
+        ring_lay(q, 0, packet, sizeof(packet), 0);
 }
 
 /* A good request, for an attack that is about something else: the head is always 0. */
 static void offer_good(void)
 {
     struct block_part part = { data, SECTOR };
-    struct virtq *q = &victim.queue;
+    struct ring *q = &victim.queue;
 
     if (victim_id == ID_BLOCK)
         block_lay(q, 0, &request, BLOCK_IN, 1, &part, 1);
-    else if (q->index == RX)
-        virtq_set(q, 0, data, PAGE, DESC_WRITE);
+    else if (q->queue == RX)
+        ring_lay(q, 0, data, PAGE, VRING_DESC_F_WRITE);
     else
         lay_message(q);
-    q->avail[1]++;
+    avail_of(q)->idx++;
     virtio_kick(&victim);
 }
 
 static void garbage(uint32_t id, uint32_t r)
 {
     static const uint32_t sizes[] = { 0, 1, 16, 512, 513, 1024, 4096, 0x80000000 };
-    struct virtq *q = &victim.queue;
+    struct ring *q = &victim.queue;
 
-    q->desc[r % SPOILED] = (struct virtq_desc){ places[r >> 3 & 7], sizes[r >> 6 & 7], r >> 9 & 7,
-                                                (uint16_t)((r >> 12 & 15) % (SPOILED + 1)) };
-    q->avail[2 + (r >> 16 & 7)] = r >> 19 & 15 ? (r >> 19) % SPOILED : QUEUE;
+    desc_of(q)[r % SPOILED] =
+        (struct vring_desc){ places[r >> 3 & 7], sizes[r >> 6 & 7], r >> 9 & 7,
+                             (uint16_t)((r >> 12 & 15) % (SPOILED + 1)) };
+    avail_of(q)->ring[r >> 16 & 7] = r >> 19 & 15 ? (r >> 19) % SPOILED : QUEUE;
     if ((r & 3) != 0)
-        q->avail[1]++;
+        avail_of(q)->idx++;
     virtio_kick(&victim);
     if (id == 1 && victim_is_broken())
         start_again(r & 1 ? ~0ul : 0);
@@ -111,18 +112,18 @@ static void garbage(uint32_t id, uint32_t r)
 /* The rings move and vanish while the device is active and its requests are under way. */
 static void moving_rings(uint32_t id, uint32_t r)
 {
-    static const uint32_t registers[] = { VIRTIO_QUEUE_DESC, VIRTIO_QUEUE_DRIVER,
-                                          VIRTIO_QUEUE_DEVICE };
+    static const uint32_t registers[] = { VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+                                          VIRTIO_MMIO_QUEUE_USED_LOW };
 
     if (id == 2) {
         offer_good();
         return;
     }
-    virtio_write(&victim, VIRTIO_QUEUE_SEL, r >> 20 & 1);
-    virtio_write(&victim, registers[r % 3], (uint32_t)places[r >> 3 & 7]);
-    virtio_write(&victim, registers[r % 3] + 4, (uint32_t)(places[r >> 3 & 7] >> 32));
-    virtio_write(&victim, VIRTIO_QUEUE_NUM, r >> 6 & 0x1ff);
-    virtio_write(&victim, VIRTIO_QUEUE_READY, r >> 15 & 1);
+    reg_write(&victim, VIRTIO_MMIO_QUEUE_SEL, r >> 20 & 1);
+    reg_write(&victim, registers[r % 3], (uint32_t)places[r >> 3 & 7]);
+    reg_write(&victim, registers[r % 3] + 4, (uint32_t)(places[r >> 3 & 7] >> 32));
+    reg_write(&victim, VIRTIO_MMIO_QUEUE_NUM, r >> 6 & 0x1ff);
+    reg_write(&victim, VIRTIO_MMIO_QUEUE_READY, r >> 15 & 1);
     if ((r & 0xf0000) == 0)
         start_again(0);
 }
@@ -140,19 +141,19 @@ static void statuses(uint32_t id, uint32_t r)
 {
     static const uint8_t values[] = { 0, 1, 3, 0xb, 0xf, 0x4f, 0x80, 0xff };
 
-    virtio_write(&victim, VIRTIO_STATUS, values[(id == 1 ? r >> 3 : r) & 7]);
+    reg_write(&victim, VIRTIO_MMIO_STATUS, values[(id == 1 ? r >> 3 : r) & 7]);
     if ((r & 0x100) != 0)
-        virtq_tell(&victim, &victim.queue);
+        driver_set_queue(&victim, &victim.queue);
     virtio_kick(&victim);
 }
 
 /* Notifications to a queue that is not ready, to queues that do not exist, in every width. */
 static void notifications(uint32_t id, uint32_t r)
 {
-    uint64_t at = victim.base + VIRTIO_QUEUE_NOTIFY;
+    uint64_t at = victim.base + VIRTIO_MMIO_QUEUE_NOTIFY;
 
     if (id == 1 && (r & 0xff) == 0)
-        virtio_write(&victim, VIRTIO_STATUS, 0);
+        reg_write(&victim, VIRTIO_MMIO_STATUS, 0);
     mmio_write32(at, 0);
     mmio_write32(at, r & 1 ? r : 1);
     mmio_write8(at, (uint8_t)r);
@@ -163,7 +164,7 @@ static void notifications(uint32_t id, uint32_t r)
 static void acknowledgements(uint32_t id, uint32_t r)
 {
     if (id == 1)
-        virtio_write(&victim, VIRTIO_INTERRUPT_ACK, r & 1 ? 3 : ~0u);
+        reg_write(&victim, VIRTIO_MMIO_INTERRUPT_ACK, r & 1 ? 3 : ~0u);
     else
         offer_good();
     if (id == 1 && victim_is_broken())
@@ -174,7 +175,8 @@ static void acknowledgements(uint32_t id, uint32_t r)
  * or not, and across the end of the device. */
 static void configuration(uint32_t id, uint32_t r)
 {
-    uint64_t at = victim.base + (id == 1 ? VIRTIO_CONFIG + r % 0xf00 : r % VIRTIO_QUEUE_NUM);
+    uint64_t at =
+        victim.base + (id == 1 ? VIRTIO_MMIO_CONFIG + r % 0xf00 : r % VIRTIO_MMIO_QUEUE_NUM);
 
     mmio_write8(at, (uint8_t)r);
     mmio_write16(at, (uint16_t)r);
@@ -209,15 +211,15 @@ static void keyboard_ports(uint32_t id, uint32_t r)
 /* The indices go round: each time a whole ring of requests without a buffer. */
 static void wrapping_indices(uint32_t id, uint32_t r)
 {
-    struct virtq *q = &victim.queue;
-    uint16_t index = q->avail[1];
+    struct ring *q = &victim.queue;
+    uint16_t index = avail_of(q)->idx;
 
     (void)r;
-    if (id != 1 || virtq_used_index(q) != index)
+    if (id != 1 || ring_used_idx(q) != index)
         return;
-    q->desc[0] = (struct virtq_desc){ (uint64_t)data, 0, 0, 0 };
-    q->avail[1] = (uint16_t)(index + QUEUE);
-    wraps += q->avail[1] == 0;
+    desc_of(q)[0] = (struct vring_desc){ (uint64_t)data, 0, 0, 0 };
+    avail_of(q)->idx = (uint16_t)(index + QUEUE);
+    wraps += avail_of(q)->idx == 0;
     virtio_kick(&victim);
 }
 
@@ -250,7 +252,7 @@ static void attack(uint32_t id)
     __atomic_add_fetch(&stopped, 1, __ATOMIC_RELEASE);
 }
 
-static bool works(struct virtio_device *d, uint8_t *at, uint64_t number)
+static bool works(struct driver *d, uint8_t *at, uint64_t number)
 {
     return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
 }
@@ -269,7 +271,7 @@ static bool both_start(void)
     victim_queue = (uint16_t)boot_number("queue", 0);
     if (!virtio_find(slot, &victim) || !virtio_find(1 - slot, &bystander))
         return false;
-    victim_id = virtio_read(&victim, VIRTIO_DEVICE_ID);
+    victim_id = reg_read(&victim, VIRTIO_MMIO_DEVICE_ID);
     return start_victim() && virtio_start(&bystander, 0, 64);
 }
 
@@ -281,7 +283,7 @@ static bool victim_works(void)
     if (victim_id == ID_BLOCK)
         return works(&victim, data, 5);
     offer_good();
-    return wait_until(virtq_used_index(&victim.queue) == 1);
+    return wait_until(ring_used_idx(&victim.queue) == 1);
 }
 
 static void lay_out(void)
@@ -289,8 +291,8 @@ static void lay_out(void)
     data = alloc_pages(2);
     other = alloc_pages(1);
     places[0] = places[1] = (uint64_t)data;
-    places[2] = (uint64_t)victim.queue.desc;
-    places[3] = (uint64_t)victim.queue.used;
+    places[2] = victim.queue.desc;
+    places[3] = victim.queue.used;
     places[4] = victim.base;
     places[5] = LAPIC;
     places[6] = 1ul << 46;

@@ -15,181 +15,181 @@
 
 enum outcome { NEEDS_RESET, IO_ERROR, ANSWERED };
 
-static struct virtio_device victim, bystander;
+static struct driver victim, bystander;
 static struct block_request request;
 static uint8_t *data, *other;
 static uint64_t ram_end; /* of the range that begins at 1 MiB */
 
 /* A good read: header at 0, data at 1, status at 2. The attacks below spoil it. */
-static void lay_read(struct virtq *q)
+static void lay_read(struct ring *q)
 {
     struct block_part part = { data, SECTOR };
     block_lay(q, 0, &request, BLOCK_IN, 1, &part, 1);
 }
 
-static void loop_to_itself(struct virtq *q)
+static void loop_to_itself(struct ring *q)
 {
-    q->desc[0].next = 0;
+    desc_of(q)[0].next = 0;
 }
 
-static void loop_of_three(struct virtq *q)
+static void loop_of_three(struct ring *q)
 {
-    q->desc[2].flags |= DESC_NEXT;
-    q->desc[2].next = 1;
+    desc_of(q)[2].flags |= VRING_DESC_F_NEXT;
+    desc_of(q)[2].next = 1;
 }
 
-static void next_is_the_queue_size(struct virtq *q)
+static void next_is_the_queue_size(struct ring *q)
 {
-    q->desc[1].next = QUEUE;
+    desc_of(q)[1].next = QUEUE;
 }
 
-static void next_is_far_off(struct virtq *q)
+static void next_is_far_off(struct ring *q)
 {
-    q->desc[1].next = 0xffff;
+    desc_of(q)[1].next = 0xffff;
 }
 
-static void head_is_the_queue_size(struct virtq *q)
+static void head_is_the_queue_size(struct ring *q)
 {
-    q->avail[2 + q->offered % QUEUE] = QUEUE;
+    avail_of(q)->ring[q->offered % QUEUE] = QUEUE;
 }
 
-static void head_is_far_off(struct virtq *q)
+static void head_is_far_off(struct ring *q)
 {
-    q->avail[2 + q->offered % QUEUE] = 0xffff;
+    avail_of(q)->ring[q->offered % QUEUE] = 0xffff;
 }
 
-static void data_in_the_gap(struct virtq *q)
+static void data_in_the_gap(struct ring *q)
 {
-    q->desc[1].addr = 0xd0000000;
+    desc_of(q)[1].addr = 0xd0000000;
 }
 
-static void data_in_its_own_registers(struct virtq *q)
+static void data_in_its_own_registers(struct ring *q)
 {
-    q->desc[1].addr = victim.base;
+    desc_of(q)[1].addr = victim.base;
 }
 
-static void data_at_the_local_apic(struct virtq *q)
+static void data_at_the_local_apic(struct ring *q)
 {
-    q->desc[1].addr = LAPIC;
+    desc_of(q)[1].addr = LAPIC;
 }
 
-static void data_across_the_end_of_ram(struct virtq *q)
+static void data_across_the_end_of_ram(struct ring *q)
 {
-    q->desc[1].addr = ram_end - 256;
+    desc_of(q)[1].addr = ram_end - 256;
 }
 
-static void data_behind_all_ram(struct virtq *q)
+static void data_behind_all_ram(struct ring *q)
 {
-    q->desc[1].addr = 1ul << 46;
+    desc_of(q)[1].addr = 1ul << 46;
 }
 
-static void data_that_wraps(struct virtq *q)
+static void data_that_wraps(struct ring *q)
 {
-    q->desc[1].addr = ~0ul - 255;
+    desc_of(q)[1].addr = ~0ul - 255;
 }
 
-static void data_of_four_gibibytes(struct virtq *q)
+static void data_of_four_gibibytes(struct ring *q)
 {
-    q->desc[1].bytes = 0xffffffff;
+    desc_of(q)[1].len = 0xffffffff;
 }
 
 /* Each fits the RAM, their sum does not fit 32 bits. */
-static void data_whose_sum_wraps(struct virtq *q)
+static void data_whose_sum_wraps(struct ring *q)
 {
     for (uint16_t i = 1; i < QUEUE; i++)
-        virtq_set(q, i, (void *)0x1000000, 0x6000000, DESC_WRITE | DESC_NEXT);
-    q->desc[QUEUE - 1].flags = DESC_WRITE;
+        ring_buffer(q, i, 0x1000000, 0x6000000, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    desc_of(q)[QUEUE - 1].flags = VRING_DESC_F_WRITE;
 }
 
-static void header_in_the_gap(struct virtq *q)
+static void header_in_the_gap(struct ring *q)
 {
-    q->desc[0].addr = 0xc0000000;
+    desc_of(q)[0].addr = 0xc0000000;
 }
 
-static void status_in_the_gap(struct virtq *q)
+static void status_in_the_gap(struct ring *q)
 {
-    q->desc[2].addr = 0xfffffff0;
+    desc_of(q)[2].addr = 0xfffffff0;
 }
 
-static void header_of_eight_bytes(struct virtq *q)
+static void header_of_eight_bytes(struct ring *q)
 {
-    q->desc[0].bytes = 8;
+    desc_of(q)[0].len = 8;
 }
 
-static void header_of_nothing(struct virtq *q)
+static void header_of_nothing(struct ring *q)
 {
-    q->desc[0].bytes = 0;
+    desc_of(q)[0].len = 0;
 }
 
-static void data_of_nothing(struct virtq *q)
+static void data_of_nothing(struct ring *q)
 {
-    q->desc[1].bytes = 0;
+    desc_of(q)[1].len = 0;
 }
 
-static void status_of_nothing(struct virtq *q)
+static void status_of_nothing(struct ring *q)
 {
-    q->desc[1].flags = DESC_NEXT;
-    q->desc[2].bytes = 0;
+    desc_of(q)[1].flags = VRING_DESC_F_NEXT;
+    desc_of(q)[2].len = 0;
 }
 
-static void header_for_the_device(struct virtq *q)
+static void header_for_the_device(struct ring *q)
 {
-    q->desc[0].flags |= DESC_WRITE;
+    desc_of(q)[0].flags |= VRING_DESC_F_WRITE;
 }
 
-static void data_from_the_driver(struct virtq *q)
+static void data_from_the_driver(struct ring *q)
 {
-    q->desc[1].flags &= (uint16_t)~DESC_WRITE;
+    desc_of(q)[1].flags &= (uint16_t)~VRING_DESC_F_WRITE;
 }
 
-static void status_from_the_driver(struct virtq *q)
+static void status_from_the_driver(struct ring *q)
 {
-    q->desc[2].flags &= (uint16_t)~DESC_WRITE;
+    desc_of(q)[2].flags &= (uint16_t)~VRING_DESC_F_WRITE;
 }
 
-static void header_alone(struct virtq *q)
+static void header_alone(struct ring *q)
 {
-    q->desc[0].flags = 0;
+    desc_of(q)[0].flags = 0;
 }
 
-static void all_for_the_device(struct virtq *q)
+static void all_for_the_device(struct ring *q)
 {
-    virtq_set(q, 0, data, SECTOR, DESC_WRITE);
+    ring_lay(q, 0, data, SECTOR, VRING_DESC_F_WRITE);
 }
 
-static void an_indirect_table(struct virtq *q)
+static void an_indirect_table(struct ring *q)
 {
-    virtq_set(q, 0, &q->desc[4], 48, DESC_INDIRECT);
+    ring_lay(q, 0, &desc_of(q)[4], 48, VRING_DESC_F_INDIRECT);
 }
 
-static void index_jumps_past_the_queue(struct virtq *q)
+static void index_jumps_past_the_queue(struct ring *q)
 {
     q->offered = (uint16_t)(q->offered + QUEUE);
 }
 
-static void index_jumps_half_way(struct virtq *q)
+static void index_jumps_half_way(struct ring *q)
 {
     q->offered = (uint16_t)(q->offered + 0x8000);
 }
 
-static void index_steps_back(struct virtq *q)
+static void index_steps_back(struct ring *q)
 {
     q->offered = (uint16_t)(q->offered - 2);
 }
 
-static void data_over_the_used_ring(struct virtq *q)
+static void data_over_the_used_ring(struct ring *q)
 {
-    q->desc[1].addr = (uint64_t)q->used;
+    desc_of(q)[1].addr = q->used;
 }
 
-static void data_over_the_descriptors(struct virtq *q)
+static void data_over_the_descriptors(struct ring *q)
 {
-    q->desc[1].addr = (uint64_t)q->desc;
+    desc_of(q)[1].addr = q->desc;
 }
 
-static void status_over_the_available_index(struct virtq *q)
+static void status_over_the_available_index(struct ring *q)
 {
-    q->desc[2].addr = (uint64_t)&q->avail[1];
+    desc_of(q)[2].addr = (uint64_t)&avail_of(q)->idx;
 }
 
 #define ATTACK(name, outcome)                                                                      \
@@ -199,7 +199,7 @@ static void status_over_the_available_index(struct virtq *q)
 
 static const struct {
     const char *name;
-    void (*spoil)(struct virtq *q);
+    void (*spoil)(struct ring *q);
     enum outcome outcome;
 } attacks[] = {
     ATTACK(loop_to_itself, NEEDS_RESET),
@@ -236,14 +236,14 @@ static const struct {
     ATTACK(status_over_the_available_index, ANSWERED),
 };
 
-static bool works(struct virtio_device *d, uint8_t *at, uint64_t number)
+static bool works(struct driver *d, uint8_t *at, uint64_t number)
 {
     return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
 }
 
 static bool needs_reset(void)
 {
-    return (virtio_read(&victim, VIRTIO_STATUS) & STATUS_NEEDS_RESET) != 0;
+    return (reg_read(&victim, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
 }
 
 /* What became of the request: an answer, an error in the status byte, or a request for a reset. */
@@ -252,25 +252,25 @@ static bool ended_as(enum outcome outcome)
     switch (outcome) {
     case NEEDS_RESET: return wait_until(needs_reset());
     case IO_ERROR: return wait_until(request.status == BLOCK_IOERR) && !needs_reset();
-    default: return wait_until(virtq_used_index(&victim.queue) != 0 || needs_reset());
+    default: return wait_until(ring_used_idx(&victim.queue) != 0 || needs_reset());
     }
 }
 
-static void attack(const char *name, void (*spoil)(struct virtq *q), enum outcome outcome)
+static void attack(const char *name, void (*spoil)(struct ring *q), enum outcome outcome)
 {
-    struct virtq *q = &victim.queue;
+    struct ring *q = &victim.queue;
 
     if (!virtio_start(&victim, 0, QUEUE))
         give_up(name, "the disk does not start before it");
     lay_read(q);
-    q->avail[2] = 0;
+    avail_of(q)->ring[0] = 0;
     spoil(q);
     q->offered++;
-    __atomic_store_n(&q->avail[1], q->offered, __ATOMIC_SEQ_CST);
+    ring_publish(q);
     virtio_kick(&victim);
     if (!ended_as(outcome))
         print("not ok %s: status 0x%x, used %u, request 0x%x\n", name,
-              virtio_read(&victim, VIRTIO_STATUS), virtq_used_index(q), request.status);
+              reg_read(&victim, VIRTIO_MMIO_STATUS), ring_used_idx(q), request.status);
     else if (!works(&bystander, other, 4))
         print("not ok %s: the other disk suffers\n", name);
     else if (!virtio_start(&victim, 0, QUEUE) || !works(&victim, data, 3))
@@ -282,17 +282,17 @@ static void attack(const char *name, void (*spoil)(struct virtq *q), enum outcom
 /* Addresses and sizes of a queue that can't be: DRIVER_OK must not lead to a working device. */
 static void bad_queue(const char *name, uint16_t size, uint64_t desc, uint64_t avail, uint64_t used)
 {
-    struct virtq *q = &victim.queue, good = *q;
+    struct ring *q = &victim.queue, good = *q;
 
     virtio_reset(&victim);
     virtio_negotiate(&victim, 0);
     virtq_init(q, 0, QUEUE);
-    *q = (struct virtq){ .size = size,
-                         .desc = (struct virtq_desc *)(desc != 0 ? desc : (uint64_t)q->desc),
-                         .avail = (uint16_t *)(avail != 0 ? avail : (uint64_t)q->avail),
-                         .used = (uint16_t *)(used != 0 ? used : (uint64_t)q->used) };
-    virtq_tell(&victim, q);
-    virtio_go(&victim);
+    *q = (struct ring){ .size = size,
+                        .desc = desc != 0 ? desc : q->desc,
+                        .avail = avail != 0 ? avail : q->avail,
+                        .used = used != 0 ? used : q->used };
+    driver_set_queue(&victim, q);
+    driver_ok(&victim);
     virtio_kick(&victim);
     *q = good;
     expect(wait_until(needs_reset()) && works(&bystander, other, 3) &&
@@ -302,7 +302,7 @@ static void bad_queue(const char *name, uint16_t size, uint64_t desc, uint64_t a
 
 static void check_bad_queues(void)
 {
-    uint64_t in_page = (uint64_t)victim.queue.desc;
+    uint64_t in_page = victim.queue.desc;
 
     bad_queue("a_queue_of_nothing", 0, 0, 0, 0);
     bad_queue("a_queue_of_three", 3, 0, 0, 0);
@@ -336,20 +336,19 @@ static uint32_t draw(void)
 static void scribble(uint32_t apic_id)
 {
     static const uint32_t sizes[] = { 0, 1, 16, 512, 513, 1024, 4096, 0x80000000 };
-    struct virtq *q = &victim.queue;
-    uint64_t places[] = { (uint64_t)data,     (uint64_t)q->desc, (uint64_t)q->used,
-                          (uint64_t)q->avail, 0xc0000000,        LAPIC,
-                          ram_end - 100,      ~0ul - 10 };
+    struct ring *q = &victim.queue;
+    uint64_t places[] = { (uint64_t)data, q->desc, q->used,       q->avail,
+                          0xc0000000,     LAPIC,   ram_end - 100, ~0ul - 10 };
 
     (void)apic_id;
     while (!__atomic_load_n(&stop, __ATOMIC_ACQUIRE)) {
         uint32_t r = draw();
-        q->desc[r % STORM_QUEUE] =
-            (struct virtq_desc){ places[r >> 3 & 7], sizes[r >> 6 & 7], r >> 9 & 7,
+        desc_of(q)[r % STORM_QUEUE] =
+            (struct vring_desc){ places[r >> 3 & 7], sizes[r >> 6 & 7], r >> 9 & 7,
                                  (uint16_t)((r >> 12 & 15) % (STORM_QUEUE + 1)) };
-        q->avail[2 + (r >> 16 & 7)] = (uint16_t)((r >> 19 & 15) % (STORM_QUEUE + 1));
+        avail_of(q)->ring[r >> 16 & 7] = (uint16_t)((r >> 19 & 15) % (STORM_QUEUE + 1));
         if ((r & 3) != 0)
-            q->avail[1]++;
+            avail_of(q)->idx++;
     }
     __atomic_store_n(&stopped, 1, __ATOMIC_RELEASE);
 }
@@ -371,8 +370,8 @@ static void storm(void)
         resets++;
         virtio_reset(&victim);
         virtio_negotiate(&victim, i % 2 ? F_EVENT_IDX : 0);
-        virtq_tell(&victim, &victim.queue);
-        virtio_go(&victim);
+        driver_set_queue(&victim, &victim.queue);
+        driver_ok(&victim);
     }
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     expect(wait_until(stopped), "the_second_vcpu_stops");

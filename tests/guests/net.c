@@ -43,8 +43,8 @@ struct header {
     uint16_t header_bytes, gso_bytes, csum_start, csum_offset, buffers;
 };
 
-static struct virtio_device net, disk;
-static struct virtq queues[2];
+static struct driver net, disk;
+static struct ring queues[2];
 static uint8_t mac[6];
 static uint32_t chain_bytes;
 static unsigned chain_count, chain_parts;
@@ -69,7 +69,7 @@ static uint32_t random_below(uint32_t n)
 
 /* Cuts `bytes` from `at` on into at most `parts` buffers, a few bytes apart where there is a seed;
  * returns how many. */
-static unsigned lay(struct virtq *q, uint16_t head, uint8_t *at, uint32_t bytes, unsigned parts,
+static unsigned lay(struct ring *q, uint16_t head, uint8_t *at, uint32_t bytes, unsigned parts,
                     uint16_t flags)
 {
     unsigned count = 1 + random_below(parts < bytes ? parts : bytes);
@@ -80,7 +80,7 @@ static unsigned lay(struct virtq *q, uint16_t head, uint8_t *at, uint32_t bytes,
         if (left > 0)
             n = 1 + random_below(n);
         at += random_below(GAPS / SLOT_PARTS);
-        virtq_set(q, (uint16_t)(head + i), at, n, flags | (left > 0 ? DESC_NEXT : 0));
+        ring_lay(q, (uint16_t)(head + i), at, n, flags | (left > 0 ? VRING_DESC_F_NEXT : 0));
         at += n;
         bytes -= n;
     }
@@ -89,7 +89,7 @@ static unsigned lay(struct virtq *q, uint16_t head, uint8_t *at, uint32_t bytes,
 
 static void kick(uint16_t queue)
 {
-    virtio_write(&net, VIRTIO_QUEUE_NOTIFY, queue);
+    reg_write(&net, VIRTIO_MMIO_QUEUE_NOTIFY, queue);
 }
 
 static void offer_chain(unsigned chain)
@@ -97,8 +97,8 @@ static void offer_chain(unsigned chain)
     uint16_t head = (uint16_t)(chain * chain_parts);
 
     lay(&queues[RX], head, rx_memory + chain * (chain_bytes + GAPS), chain_bytes, chain_parts,
-        DESC_WRITE);
-    virtq_offer(&queues[RX], head);
+        VRING_DESC_F_WRITE);
+    ring_offer(&queues[RX], head);
 }
 
 static void offer_all(void)
@@ -122,10 +122,10 @@ static bool start(void)
         return false;
     for (uint16_t i = RX; i <= TX; i++) {
         virtq_init(&queues[i], i, QUEUE);
-        virtq_tell(&net, &queues[i]);
+        driver_set_queue(&net, &queues[i]);
     }
-    virtio_go(&net);
-    return (virtio_read(&net, VIRTIO_STATUS) & STATUS_NEEDS_RESET) == 0;
+    driver_ok(&net);
+    return (reg_read(&net, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) == 0;
 }
 
 /* Chains as the features want them: without merging each must hold the longest frame. */
@@ -183,18 +183,18 @@ static void turn_round(uint8_t *f, uint32_t bytes)
 }
 
 /* Copies what the device wrote to a chain behind `done` bytes of the buffer. */
-static void gather(struct virtq_used used, uint32_t done)
+static void gather(struct vring_used_elem used, uint32_t done)
 {
-    const struct virtq_desc *desc = &queues[RX].desc[used.head % QUEUE];
-    uint32_t left = used.bytes;
+    const struct vring_desc *desc = &desc_of(&queues[RX])[used.id % QUEUE];
+    uint32_t left = used.len;
 
     for (;; desc++) {
-        uint32_t n = desc->bytes < left ? desc->bytes : left;
+        uint32_t n = desc->len < left ? desc->len : left;
 
         memcpy(buffer + done, (const void *)desc->addr, n);
         done += n;
         left -= n;
-        if ((desc->flags & DESC_NEXT) == 0)
+        if ((desc->flags & VRING_DESC_F_NEXT) == 0)
             return;
     }
 }
@@ -202,32 +202,31 @@ static void gather(struct virtq_used used, uint32_t done)
 /* The next frame, in `buffer`; its bytes without the header, 0 where none came in time. */
 static uint32_t receive(void)
 {
-    struct virtq *q = &queues[RX];
+    struct ring *q = &queues[RX];
     struct header header;
     uint32_t done = 0;
     unsigned count = 1;
 
-    virtq_set_used_event(q, q->taken);
-    if (!wait_until(virtq_used_index(q) != q->taken))
+    ring_set_used_event(q, q->taken);
+    if (!wait_until(ring_used_idx(q) != q->taken))
         return 0;
     for (unsigned i = 0; i < count; i++) {
-        struct virtq_used used;
+        struct vring_used_elem used;
 
-        if (virtq_used_index(q) == q->taken) { /* they come together or not at all */
+        if (!ring_take(q, &used)) { /* they come together or not at all */
             bad_counts++;
             return 0;
         }
-        used = virtq_used_entry(q, q->taken++);
-        if (used.bytes > chain_bytes || done + used.bytes > FRAME_MAX) {
+        if (used.len > chain_bytes || done + used.len > FRAME_MAX) {
             bad_lengths++;
             return 0;
         }
         gather(used, done);
-        offer_chain(used.head / chain_parts);
-        done += used.bytes;
+        offer_chain(used.id / chain_parts);
+        done += used.len;
         memcpy(&header, buffer, sizeof(header));
         count = header.buffers;
-        bad_lengths += i + 1 < count && used.bytes != chain_bytes;
+        bad_lengths += i + 1 < count && used.len != chain_bytes;
     }
     bad_counts += count == 0 || (!boot_has("mrg") && count != 1);
     kick(RX);
@@ -237,28 +236,28 @@ static uint32_t receive(void)
 /* Sends header and frame from `buffer`, in one of the slots. */
 static void send(uint32_t bytes)
 {
-    struct virtq *q = &queues[TX];
+    struct ring *q = &queues[TX];
     unsigned slot = q->offered % TX_SLOTS;
     uint8_t *at = tx_memory + slot * (FRAME_MAX + GAPS);
     uint16_t head = (uint16_t)(slot * SLOT_PARTS);
     const uint8_t *from = buffer;
     unsigned count;
 
-    virtq_set_used_event(q, virtq_used_index(q));
-    if (!wait_until((uint16_t)(q->offered - virtq_used_index(q)) < TX_SLOTS))
+    ring_set_used_event(q, ring_used_idx(q));
+    if (!wait_until((uint16_t)(q->offered - ring_used_idx(q)) < TX_SLOTS))
         give_up("frames_are_sent", "the transmit ring stands still");
     count = lay(q, head, at, bytes + (uint32_t)sizeof(struct header), SLOT_PARTS, 0);
     for (unsigned i = 0; i < count; i++) {
-        memcpy((void *)q->desc[head + i].addr, from, q->desc[head + i].bytes);
-        from += q->desc[head + i].bytes;
+        memcpy((void *)desc_of(q)[head + i].addr, from, desc_of(q)[head + i].len);
+        from += desc_of(q)[head + i].len;
     }
-    virtq_offer(q, head);
+    ring_offer(q, head);
     kick(TX);
 }
 
 static bool all_sent(void)
 {
-    return wait_until(virtq_used_index(&queues[TX]) == queues[TX].offered);
+    return wait_until(ring_used_idx(&queues[TX]) == queues[TX].offered);
 }
 
 static bool is_for_us(const uint8_t *f)
@@ -329,7 +328,7 @@ static void ask_peer(uint64_t number, uint64_t count)
 static void burst(uint64_t rounds)
 {
     static const uint8_t to[6] = { 2, 0, 0, 0, 0, 0x99 };
-    struct virtq *q = &queues[TX];
+    struct ring *q = &queues[TX];
     uint8_t *memory = alloc_pages(QUEUE * 128 / 4096);
     uint32_t number = 0;
 
@@ -339,8 +338,8 @@ static void burst(uint64_t rounds)
             memcpy(frame + 14, &number, sizeof(number));
             number++;
             memcpy(memory + k * 128, buffer, sizeof(struct header) + 60);
-            virtq_set(q, k, memory + k * 128, sizeof(struct header) + 60, 0);
-            virtq_offer(q, k);
+            ring_lay(q, k, memory + k * 128, sizeof(struct header) + 60, 0);
+            ring_offer(q, k);
         }
         kick(TX);
         if (!expect(all_sent(), "a_full_ring_is_sent"))
@@ -363,12 +362,12 @@ static void use_disk(void)
 
 static bool is_broken(void)
 {
-    return (virtio_read(&net, VIRTIO_STATUS) & STATUS_NEEDS_RESET) != 0;
+    return (reg_read(&net, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
 }
 
 static void lie_in_headers(void)
 {
-    struct virtq *q = &queues[TX];
+    struct ring *q = &queues[TX];
 
     for (unsigned i = 0; i < 1000; i++) {
         uint32_t bytes = 14 + random_below(200);
@@ -380,56 +379,56 @@ static void lie_in_headers(void)
         if (i % 100 == 0)
             use_disk();
     }
-    hostile_unanswered += !wait_until(virtq_used_index(q) == q->offered) || is_broken();
+    hostile_unanswered += !wait_until(ring_used_idx(q) == q->offered) || is_broken();
 }
 
-static void offer_junk(struct virtq *q, unsigned kind)
+static void offer_junk(struct ring *q, unsigned kind)
 {
     static const uint64_t addresses[] = { 1ul << 40, ~0ul, 0xc0000000, 0xfee00000, ~0ul - 4096 };
-    uint16_t wrong_way = q->index == RX ? 0 : DESC_WRITE;
-    uint16_t right_way = q->index == RX ? DESC_WRITE : 0;
+    uint16_t wrong_way = q->queue == RX ? 0 : VRING_DESC_F_WRITE;
+    uint16_t right_way = q->queue == RX ? VRING_DESC_F_WRITE : 0;
 
-    virtq_set(q, 0, buffer, 100, right_way);
+    ring_lay(q, 0, buffer, 100, right_way);
     switch (kind) {
-    case 0: q->desc[0].addr = addresses[random_below(5)]; break;
-    case 1: q->desc[0].flags = (uint16_t)(wrong_way); break;
-    case 2: q->desc[0].bytes = 0; break;
-    case 3: q->desc[0].bytes = ~0u; break;
+    case 0: desc_of(q)[0].addr = addresses[random_below(5)]; break;
+    case 1: desc_of(q)[0].flags = (uint16_t)(wrong_way); break;
+    case 2: desc_of(q)[0].len = 0; break;
+    case 3: desc_of(q)[0].len = ~0u; break;
     case 4: /* a loop */
-        q->desc[0].flags |= DESC_NEXT;
-        q->desc[0].next = 0;
+        desc_of(q)[0].flags |= VRING_DESC_F_NEXT;
+        desc_of(q)[0].next = 0;
         break;
     case 5:
-        q->desc[0].flags |= DESC_NEXT;
-        q->desc[0].next = 60000;
+        desc_of(q)[0].flags |= VRING_DESC_F_NEXT;
+        desc_of(q)[0].next = 60000;
         break;
-    case 6: q->desc[0].flags |= DESC_INDIRECT; break;
-    case 7: q->desc[0].bytes = 11; break;
+    case 6: desc_of(q)[0].flags |= VRING_DESC_F_INDIRECT; break;
+    case 7: desc_of(q)[0].len = 11; break;
     case 8: /* further ahead than the ring is long */
         q->offered = (uint16_t)(q->offered + 1000);
         break;
-    case 9: /* a head that there is not */ virtq_offer(q, 40000); return;
-    case 10: q->desc[0].bytes = 25; break;
-    default: q->desc[0].bytes = 100 << 20; q->desc[0].addr = 1 << 20;
+    case 9: /* a head that there is not */ ring_offer(q, 40000); return;
+    case 10: desc_of(q)[0].len = 25; break;
+    default: desc_of(q)[0].len = 100 << 20; desc_of(q)[0].addr = 1 << 20;
     }
-    virtq_offer(q, 0);
+    ring_offer(q, 0);
 }
 
 /* The host sends all the time, so that receive buffers are looked at. */
 static void offer_junk_chains(void)
 {
     for (unsigned i = 0; i < 10 * 12; i++) {
-        struct virtq *q = &queues[i / 12 % 2];
+        struct ring *q = &queues[i / 12 % 2];
 
         if (!start())
             hostile_unanswered++;
-        if (random_below(2) && q->index == RX)
+        if (random_below(2) && q->queue == RX)
             offer_all();
         offer_junk(q, i % 12);
-        kick(q->index);
+        kick(q->queue);
         use_disk();
-        if (q->index == TX)
-            hostile_unanswered += !wait_until(is_broken() || virtq_used_index(q) == q->offered);
+        if (q->queue == TX)
+            hostile_unanswered += !wait_until(is_broken() || ring_used_idx(q) == q->offered);
     }
 }
 
@@ -456,8 +455,9 @@ static void be_hostile(void)
 
 static void describe(void)
 {
-    uint64_t offered = virtio_offered(&net);
-    uint64_t low = virtio_read(&net, VIRTIO_CONFIG), high = virtio_read(&net, VIRTIO_CONFIG + 4);
+    uint64_t offered = offered_features(&net);
+    uint64_t low = reg_read(&net, VIRTIO_MMIO_CONFIG),
+             high = reg_read(&net, VIRTIO_MMIO_CONFIG + 4);
 
     print("features 0x%lx\n", offered);
     if (offered & F_MAC) {
@@ -468,7 +468,7 @@ static void describe(void)
         memcpy(mac, (const uint8_t[]){ 2, 0, 0, 0, 0, 1 }, 6);
     }
     if (offered & F_MTU)
-        print("mtu %u\n", virtio_read(&net, VIRTIO_CONFIG + 8) >> 16);
+        print("mtu %u\n", reg_read(&net, VIRTIO_MMIO_CONFIG + 8) >> 16);
 }
 
 void guest_main(void)

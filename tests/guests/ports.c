@@ -85,9 +85,9 @@ static void check_unowned_memory(void)
 }
 
 /* Every width, every alignment, over the registers and across the edges of the window. */
-static void check_odd_memory_access(struct virtio_device *d)
+static void check_odd_memory_access(struct driver *d)
 {
-    uint32_t status = virtio_read(d, VIRTIO_STATUS);
+    uint32_t status = reg_read(d, VIRTIO_MMIO_STATUS);
 
     for (uint64_t at = d->base - 7; at < d->base + 0x10c; at += at < d->base + 8 ? 1 : 13) {
         (void)mmio_read8(at);
@@ -99,18 +99,19 @@ static void check_odd_memory_access(struct virtio_device *d)
         (void)mmio_read64(at);
         mmio_write64(at, 0x4141414141414141);
     }
-    mmio_write8(d->base + VIRTIO_STATUS, 1);
-    mmio_write16(d->base + VIRTIO_STATUS, 1);
-    mmio_write64(d->base + VIRTIO_STATUS, 1);
-    mmio_write32(d->base + VIRTIO_STATUS + 1, 1);
-    mmio_write32(d->base + VIRTIO_STATUS - 1, 1 << 8);
-    expect_equal(virtio_read(d, VIRTIO_MAGIC), 0x74726976, "the_magic_stands_after_odd_accesses");
-    expect_equal(virtio_read(d, VIRTIO_STATUS), status, "odd_writes_leave_the_status_alone");
+    mmio_write8(d->base + VIRTIO_MMIO_STATUS, 1);
+    mmio_write16(d->base + VIRTIO_MMIO_STATUS, 1);
+    mmio_write64(d->base + VIRTIO_MMIO_STATUS, 1);
+    mmio_write32(d->base + VIRTIO_MMIO_STATUS + 1, 1);
+    mmio_write32(d->base + VIRTIO_MMIO_STATUS - 1, 1 << 8);
+    expect_equal(reg_read(d, VIRTIO_MMIO_MAGIC_VALUE), 0x74726976,
+                 "the_magic_stands_after_odd_accesses");
+    expect_equal(reg_read(d, VIRTIO_MMIO_STATUS), status, "odd_writes_leave_the_status_alone");
 }
 
 void guest_main(void)
 {
-    struct virtio_device d;
+    struct driver d;
 
     check_unowned_ports();
     check_string_io();

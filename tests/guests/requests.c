@@ -17,7 +17,7 @@
 #define F_BLOCK_DISCARD (1ul << 13)
 #define F_BLOCK_ZEROES  (1ul << 14)
 
-static struct virtio_device disk;
+static struct driver disk;
 static uint8_t *data;
 
 struct range {
@@ -30,12 +30,12 @@ static uint8_t zero(uint32_t type)
     static struct block_request request;
     static struct range range;
     struct block_part part = { &range, sizeof(range) };
-    struct virtq *q = &disk.queue;
+    struct ring *q = &disk.queue;
 
     range = (struct range){ TARGET, 8, 0 };
     block_lay(q, 0, &request, type, 0, &part, 1);
-    q->desc[1].flags = DESC_NEXT; /* the device reads it */
-    virtq_offer(q, 0);
+    desc_of(q)[1].flags = VRING_DESC_F_NEXT; /* the device reads it */
+    ring_offer(q, 0);
     virtio_kick(&disk);
     return virtio_wait(&disk) ? request.status : BLOCK_NONE;
 }

@@ -8,7 +8,7 @@
 #define F_BLOCK_DISCARD    (1ul << 13)
 #define F_BLOCK_ZEROES     (1ul << 14)
 
-static struct virtio_device disk;
+static struct driver disk;
 
 static uint8_t trim(uint32_t type, uint64_t sector, uint32_t count)
 {
@@ -22,10 +22,10 @@ static uint8_t trim(uint32_t type, uint64_t sector, uint32_t count)
     range.count = count;
     request.header = (struct block_header){ .type = type };
     request.status = BLOCK_NONE;
-    virtq_set(&disk.queue, 0, &request.header, sizeof(request.header), DESC_NEXT);
-    virtq_set(&disk.queue, 1, &range, sizeof(range), DESC_NEXT);
-    virtq_set(&disk.queue, 2, (const void *)&request.status, 1, DESC_WRITE);
-    virtq_offer(&disk.queue, 0);
+    ring_lay(&disk.queue, 0, &request.header, sizeof(request.header), VRING_DESC_F_NEXT);
+    ring_lay(&disk.queue, 1, &range, sizeof(range), VRING_DESC_F_NEXT);
+    ring_lay(&disk.queue, 2, (const void *)&request.status, 1, VRING_DESC_F_WRITE);
+    ring_offer(&disk.queue, 0);
     virtio_kick(&disk);
     return virtio_wait(&disk) ? request.status : BLOCK_NONE;
 }

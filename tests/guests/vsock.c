@@ -73,8 +73,8 @@ struct conn {
     bool is_active;
 };
 
-static struct virtio_device device;
-static struct virtq rx, tx, events;
+static struct driver device;
+static struct ring rx, tx, events;
 static struct page *pages;
 static uint16_t next_page[POOL + 1], rx_page[VIRTQ_SIZE_MAX], free_pages;
 static struct header headers[TX_SLOTS];
@@ -103,18 +103,18 @@ static void refill(void)
 
         free_pages = next_page[page];
         rx_page[slot] = page;
-        virtq_set(&rx, slot, &pages[page], PAGE, DESC_WRITE);
-        virtq_offer(&rx, slot);
+        ring_lay(&rx, slot, &pages[page], PAGE, VRING_DESC_F_WRITE);
+        ring_offer(&rx, slot);
         has_new = true;
     }
     if (has_new)
-        virtio_write(&device, VIRTIO_QUEUE_NOTIFY, rx.index);
+        reg_write(&device, VIRTIO_MMIO_QUEUE_NOTIFY, rx.queue);
 }
 
 /* Frees what the device has sent. */
 static void reclaim(void)
 {
-    for (; tx_done != virtq_used_index(&tx); tx_done++) {
+    for (; tx_done != ring_used_idx(&tx); tx_done++) {
         uint16_t slot = tx_done % TX_SLOTS;
 
         if (tx_page[slot] != POOL)
@@ -149,12 +149,12 @@ static void send_packet(uint32_t port, uint32_t peer_port, uint16_t op, uint32_t
         .fwd_cnt = c != NULL ? c->passed : 0,
     };
     tx_page[slot] = page;
-    virtq_set(&tx, (uint16_t)(slot * 2), &headers[slot], sizeof(headers[slot]),
-              bytes > 0 ? DESC_NEXT : 0);
+    ring_lay(&tx, (uint16_t)(slot * 2), &headers[slot], sizeof(headers[slot]),
+             bytes > 0 ? VRING_DESC_F_NEXT : 0);
     if (bytes > 0)
-        virtq_set(&tx, (uint16_t)(slot * 2 + 1), payload, bytes, 0);
-    virtq_offer(&tx, (uint16_t)(slot * 2));
-    virtio_write(&device, VIRTIO_QUEUE_NOTIFY, tx.index);
+        ring_lay(&tx, (uint16_t)(slot * 2 + 1), payload, bytes, 0);
+    ring_offer(&tx, (uint16_t)(slot * 2));
+    reg_write(&device, VIRTIO_MMIO_QUEUE_NOTIFY, tx.queue);
     if (c != NULL)
         c->told = c->passed;
 }
@@ -348,13 +348,11 @@ static void take_packet(uint16_t page)
 
 static bool step(void)
 {
-    bool has_more = rx.taken != virtq_used_index(&rx);
+    bool has_more = rx.taken != ring_used_idx(&rx);
+    struct vring_used_elem used;
 
-    while (rx.taken != virtq_used_index(&rx)) {
-        struct virtq_used used = virtq_used_entry(&rx, rx.taken++);
-
-        take_packet(rx_page[used.head % RX_PAGES]);
-    }
+    while (ring_take(&rx, &used))
+        take_packet(rx_page[used.id % RX_PAGES]);
     while (active != NULL) {
         struct conn *c = active;
 
@@ -366,9 +364,9 @@ static bool step(void)
     reclaim();
     refill();
     /* An interrupt for the next packet; what came before this word is seen in the next step. */
-    virtq_set_used_event(&rx, rx.taken);
-    virtq_set_used_event(&tx, tx_done);
-    return has_more || rx.taken != virtq_used_index(&rx);
+    ring_set_used_event(&rx, rx.taken);
+    ring_set_used_event(&tx, tx_done);
+    return has_more || rx.taken != ring_used_idx(&rx);
 }
 
 /* --- set-up --- */
@@ -383,12 +381,12 @@ static void start(void)
     virtq_init(&rx, 0, RX_PAGES);
     virtq_init(&tx, 1, VIRTQ_SIZE_MAX);
     virtq_init(&events, 2, 16);
-    virtq_tell(&device, &rx);
-    virtq_tell(&device, &tx);
-    virtq_tell(&device, &events);
-    virtio_go(&device);
-    cid = virtio_read(&device, VIRTIO_CONFIG) | (uint64_t)virtio_read(&device, VIRTIO_CONFIG + 4)
-                                                    << 32;
+    driver_set_queue(&device, &rx);
+    driver_set_queue(&device, &tx);
+    driver_set_queue(&device, &events);
+    driver_ok(&device);
+    cid = reg_read(&device, VIRTIO_MMIO_CONFIG) |
+          (uint64_t)reg_read(&device, VIRTIO_MMIO_CONFIG + 4) << 32;
 }
 
 static void make_pages(void)
@@ -434,10 +432,10 @@ void guest_main(void)
 {
     uint64_t offered;
 
-    if (!virtio_find(0, &device) || virtio_read(&device, VIRTIO_DEVICE_ID) != 19)
+    if (!virtio_find(0, &device) || reg_read(&device, VIRTIO_MMIO_DEVICE_ID) != 19)
         give_up("the_device_is_there", "no vsock device");
     make_pages();
-    offered = virtio_offered(&device);
+    offered = offered_features(&device);
     expect((offered & F_VERSION_1) != 0, "version_1_is_offered");
     expect((offered & F_EVENT_IDX) != 0, "event_idx_is_offered");
     expect((offered & F_IN_ORDER) != 0, "in_order_is_offered");

@@ -11,13 +11,13 @@ BOTH(pause_finishes_what_was_begun_and_takes_up_nothing)
     fill_ring(VIRTIO_BLK_T_OUT);
     driver_kick(&d);
     virtio_mmio_pause(&d.transport);
-    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    cr_expect_eq(ring_used_idx(ring), 80);
     offer(0, VIRTIO_BLK_T_IN, 0, SECTOR, 1);
     driver_kick(&d);
-    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    cr_expect_eq(ring_used_idx(ring), 80);
     virtio_mmio_resume(&d.transport);
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 81);
+    cr_expect_eq(ring_used_idx(ring), 81);
 }
 
 Test(sync, pause_finishes_a_huge_request)
@@ -26,11 +26,11 @@ Test(sync, pause_finishes_a_huge_request)
     file.sectors = (UINT64_C(1) << 30) / SECTOR;
     offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
     for (uint16_t i = 1; i <= 254; i++)
-        ring_desc(&d.ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, i + 1);
+        ring_buffer(ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE);
     cr_assert(driver_kick(&d));
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
-    cr_expect_eq(ring_used(&d.ring, 0).len, 254 * 0x80000u + 1);
+    cr_expect_eq(ring_used(ring, 0).len, 254 * 0x80000u + 1);
 }
 
 /* What the thread below does while the device drains: the host's disk answers late. */
@@ -58,7 +58,7 @@ static void read_from_a_slow_disk(void)
     cr_assert_eq(block_async_set_file(block.host.async, &pipe_end), 0);
     fill_ring(VIRTIO_BLK_T_IN);
     driver_kick(&d);
-    cr_assert_eq(ring_used_idx(&d.ring), 0);
+    cr_assert_eq(ring_used_idx(ring), 0);
     cr_assert_eq(block.request_count - block.idle_count, 80);
 }
 
@@ -70,14 +70,14 @@ Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
     driver_interrupts(&d);
     cr_assert_eq(pthread_create(&thread, NULL, answer_late, &d.transport.lock), 0);
     virtio_mmio_pause(&d.transport);
-    cr_assert_eq(ring_used_idx(&d.ring), 80); /* else the thread waits on */
+    cr_assert_eq(ring_used_idx(ring), 80); /* else the thread waits on */
     cr_expect_eq(block.idle_count, block.request_count);
     cr_expect_eq(driver_interrupts(&d), 1, "one for all");
     for (uint16_t i = 0; i < 80; i++) {
         cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
-        cr_expect_eq(ring_used(&d.ring, i).len, SECTOR + 1);
+        cr_expect_eq(ring_used(ring, i).len, SECTOR + 1);
     }
-    cr_expect_eq(get16(&d.ring, DATA), 0x5c5c);
+    cr_expect_eq(get16(ring, DATA), 0x5c5c);
     pthread_join(thread, NULL);
     close(slow_disk[0]);
     close(slow_disk[1]);
@@ -89,12 +89,9 @@ BOTH(reset_with_requests_under_way_waits_for_them_and_tells_nobody)
     driver_kick(&d);
     reg_write(&d, VIRTIO_MMIO_STATUS, 0);
     cr_expect_eq(block.idle_count, block.request_count);
-    d.ring.avail_idx = 0;
-    put16(&d.ring, RING_AVAIL + 2, 0);
-    put16(&d.ring, RING_USED + 2, 0);
     driver_start(&d);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 5, SECTOR, 1), VIRTIO_BLK_S_OK);
-    cr_expect_eq(get16(&d.ring, DATA), 0x0505);
+    cr_expect_eq(get16(ring, DATA), 0x0505);
 }
 
 /* Another file. */
@@ -110,15 +107,15 @@ BOTH(swap_gives_the_guest_another_disk_and_tells_it)
     driver_kick(&d);
     reg_write(&d, VIRTIO_MMIO_INTERRUPT_ACK, UINT32_MAX);
     cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
-    cr_expect_eq(ring_used_idx(&d.ring), 80, "nothing is lost");
+    cr_expect_eq(ring_used_idx(ring), 80, "nothing is lost");
     cr_expect_neq(reg_read(&d, VIRTIO_MMIO_CONFIG_GENERATION), generation);
     cr_expect(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), 7);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 6, SECTOR, 1), VIRTIO_BLK_S_OK);
-    cr_expect_eq(get16(&d.ring, DATA), 0xcccc);
+    cr_expect_eq(get16(ring, DATA), 0xcccc);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 7, SECTOR, 1), VIRTIO_BLK_S_IOERR);
     cr_expect_eq(request(VIRTIO_BLK_T_GET_ID, 0, BLOCK_ID_BYTES, 1), VIRTIO_BLK_S_OK);
-    cr_assert_eq(gmem_get(&d.ring.mem, gpa(DATA), &id), 0);
+    cr_assert_eq(gmem_get(&d.mem, gpa(DATA), &id), 0);
     cr_expect_arr_eq(id, other.id, BLOCK_ID_BYTES);
     cr_expect_eq(unlink(other_path), 0);
 }
@@ -176,14 +173,14 @@ BOTH(requests_over_the_limit_wait_and_none_is_lost)
     limit((struct rate_limits){ .has_ops = true, .ops = { .size = 10, .refill_time_ms = 10 } });
     fill_ring(VIRTIO_BLK_T_IN);
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 10);
+    cr_expect_eq(ring_used_idx(ring), 10);
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 10, "kicking does not help");
+    cr_expect_eq(ring_used_idx(ring), 10, "kicking does not help");
     for (unsigned passed = 11; passed <= 80; passed++) {
         now += ms;
         block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
         kick();
-        cr_expect_eq(ring_used_idx(&d.ring), passed);
+        cr_expect_eq(ring_used_idx(ring), passed);
     }
     for (uint16_t i = 0; i < 80; i++)
         cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
@@ -205,7 +202,7 @@ BOTH(a_notification_counts_once_however_often_its_requests_wait)
             block.results.on_ready(&block.results, EPOLLIN);
         }
     }
-    cr_expect_eq(ring_used_idx(&d.ring), 40);
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 40);
     cr_expect_eq(metric_get(&block.metrics.rate_limiter_event_count), 3);
     cr_expect_eq(metric_get(&block.metrics.queue_event_count), 1);
 }
@@ -250,23 +247,18 @@ BOTH(what_waits_behind_each_request_is_counted)
 
 BOTH(a_malformed_ring_is_a_failed_event)
 {
-    ring_desc(&d.ring, 0, UINT64_C(1) << 40, 16, VRING_DESC_F_NEXT, 1);
-    ring_offer(&d.ring, 0);
+    ring_desc(ring, 0, UINT64_C(1) << 40, 16, VRING_DESC_F_NEXT, 1);
+    ring_offer(ring, 0);
     kick();
     cr_expect_eq(metric_get(&block.metrics.event_fails), 1);
 }
 
 BOTH(a_ring_that_is_nowhere_is_a_failed_activation)
 {
-    struct virtq_state st;
-
-    ring_describe(&d.ring, &st);
-    st.used = gpa(UINT64_C(1) << 40);
-    cr_assert(driver_negotiate(&d, offered_features(&d)));
-    driver_set_queue(&d, &st);
-    driver_ok(&d);
+    ring->used = UINT64_C(1) << 40;
+    cr_assert_not(driver_start_with(&d, offered_features(&d)));
     cr_expect_eq(metric_get(&block.metrics.activate_fails), 1);
-    cr_expect(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_expect(needs_reset(&d));
 }
 
 BOTH(a_write_to_the_configuration_is_counted_and_changes_nothing)
@@ -290,7 +282,7 @@ BOTH(a_device_goes_on_in_the_place_of_one_that_was_saved)
     limit(limits);
     fill_ring(VIRTIO_BLK_T_IN);
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 10);
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 10);
     virtio_mmio_pause(&d.transport);
     virtio_mmio_get_state(&d.transport, &saved);
     rate_limiter_get_state(&block.limiter, &limiter);
@@ -304,13 +296,13 @@ BOTH(a_device_goes_on_in_the_place_of_one_that_was_saved)
     driver_restore(&d, &block.dev, &saved);
     virtio_mmio_resume(&d.transport);
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 10, "the limiter is as empty as it was");
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 10, "the limiter is as empty as it was");
     now += 10000000;
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 20);
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 20);
     limit((struct rate_limits){ .has_ops = true });
     kick();
-    cr_expect_eq(ring_used_idx(&d.ring), 80);
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 80);
     for (uint16_t i = 0; i < 80; i++)
         cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
 }

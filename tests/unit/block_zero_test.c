@@ -24,13 +24,13 @@ static uint8_t zero(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t f
     struct virtio_blk_outhdr header = { .type = type };
     struct virtio_blk_discard_write_zeroes range = { sector, sectors, flags };
 
-    cr_assert_eq(gmem_put(&d.ring.mem, gpa(HEADER), &header), 0);
-    cr_assert_eq(gmem_put(&d.ring.mem, gpa(DATA), &range), 0);
-    put16(&d.ring, STATUS, UNTOUCHED);
-    ring_desc(&d.ring, 0, HEADER, sizeof(header), VRING_DESC_F_NEXT, 1);
-    ring_desc(&d.ring, 1, DATA, sizeof(range), VRING_DESC_F_NEXT, 2);
-    ring_desc(&d.ring, 2, STATUS, 1, VRING_DESC_F_WRITE, 0);
-    ring_offer(&d.ring, 0);
+    cr_assert_eq(gmem_put(&d.mem, gpa(HEADER), &header), 0);
+    cr_assert_eq(gmem_put(&d.mem, gpa(DATA), &range), 0);
+    put16(ring, STATUS, UNTOUCHED);
+    ring_desc(ring, 0, HEADER, sizeof(header), VRING_DESC_F_NEXT, 1);
+    ring_desc(ring, 1, DATA, sizeof(range), VRING_DESC_F_NEXT, 2);
+    ring_desc(ring, 2, STATUS, 1, VRING_DESC_F_WRITE, 0);
+    ring_offer(ring, 0);
     kick();
     return status_of(0);
 }
@@ -46,7 +46,7 @@ static blkcnt_t allocated(void)
 static uint16_t word_of(uint64_t sector)
 {
     cr_assert_eq(request(VIRTIO_BLK_T_IN, sector, SECTOR, 1), VIRTIO_BLK_S_OK);
-    return get16(&d.ring, DATA);
+    return get16(ring, DATA);
 }
 
 THIN(discard_gives_space_back)

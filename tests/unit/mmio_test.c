@@ -5,7 +5,7 @@
 
 #include "tests/unit/support/driver.h"
 
-#define FEATURES (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << 5 | UINT64_C(1) << 29)
+#define FEATURES (FEATURE(VIRTIO_F_VERSION_1) | FEATURE(5) | FEATURE(29))
 
 /* A device that counts what the transport asks of it. */
 static struct probe {
@@ -131,16 +131,18 @@ Test(negotiation, offers_64_bits_and_nothing_behind)
 
 Test(negotiation, accepts_any_subset_with_version_1)
 {
-    cr_expect(driver_negotiate(&d, UINT64_C(1) << VIRTIO_F_VERSION_1));
-    cr_expect_eq(virtio_acked(&probe.dev), UINT64_C(1) << VIRTIO_F_VERSION_1);
+    cr_expect(driver_negotiate(&d, FEATURE(VIRTIO_F_VERSION_1)));
+    cr_expect_eq(virtio_acked(&probe.dev), FEATURE(VIRTIO_F_VERSION_1));
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
     cr_expect(driver_negotiate(&d, FEATURES));
     cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
 }
 
 Test(negotiation, refuses_a_legacy_driver)
 {
-    cr_expect_not(driver_negotiate(&d, UINT64_C(1) << 5));
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_DRIVER);
+    cr_expect_not(driver_negotiate(&d, FEATURE(5)));
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS),
+                 VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
     driver_ok(&d);
     cr_expect_eq(probe.activations, 0);
 }
@@ -148,7 +150,8 @@ Test(negotiation, refuses_a_legacy_driver)
 Test(negotiation, refuses_a_feature_that_was_not_offered)
 {
     cr_expect_not(driver_negotiate(&d, FEATURES | 1));
-    cr_expect_not(driver_negotiate(&d, FEATURES | UINT64_C(1) << 63));
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    cr_expect_not(driver_negotiate(&d, FEATURES | FEATURE(63)));
     cr_expect_eq(virtio_acked(&probe.dev), 0);
 }
 
@@ -164,15 +167,15 @@ Test(negotiation, ignores_features_written_at_the_wrong_time)
 Test(status, takes_no_step_out_of_order)
 {
     static const uint32_t steps[] = {
-        STATUS_DRIVER,
-        STATUS_DRIVER_OK,
-        STATUS_FEATURES,
-        STATUS_ACK | STATUS_DRIVER,
-        STATUS_ACK | STATUS_DRIVER_OK,
+        VIRTIO_CONFIG_S_DRIVER,
+        VIRTIO_CONFIG_S_DRIVER_OK,
+        VIRTIO_CONFIG_S_FEATURES_OK,
+        VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER,
+        VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER_OK,
         0xf,
-        STATUS_RESET_ME,
+        VIRTIO_CONFIG_S_NEEDS_RESET,
         0x100,
-        UINT32_MAX & ~STATUS_FAILED,
+        UINT32_MAX & ~VIRTIO_CONFIG_S_FAILED,
     };
 
     for (unsigned i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
@@ -184,11 +187,13 @@ Test(status, takes_no_step_out_of_order)
 
 Test(status, remembers_that_the_driver_gave_up)
 {
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK);
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_FAILED);
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_FAILED);
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER);
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), STATUS_ACK | STATUS_FAILED);
+    reg_write(&d, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    reg_write(&d, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_FAILED);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS),
+                 VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_FAILED);
+    reg_write(&d, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS),
+                 VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_FAILED);
 }
 
 Test(status, forgets_everything_on_reset)
@@ -215,15 +220,14 @@ Test(activation, happens_once)
 
 Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
 {
-    struct virtq_state st;
+    struct ring nowhere = d.rings[0];
 
+    nowhere.used = 0xc0001000;
     cr_assert(driver_negotiate(&d, FEATURES));
-    ring_describe(&d.ring, &st);
-    st.used = gpa(0xc0001000u);
-    driver_set_queue(&d, &st);
+    driver_set_queue(&d, &nowhere);
     driver_ok(&d);
     cr_expect_eq(probe.activations, 0);
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | STATUS_RESET_ME);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | VIRTIO_CONFIG_S_NEEDS_RESET);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
     cr_expect_eq(driver_interrupts(&d), 1);
     driver_kick(&d);
@@ -235,12 +239,12 @@ Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
 
 Test(activation, that_failed_is_neither_drained_nor_reset)
 {
-    struct virtq_state st = { .size = 16, .ready = true, .desc = gpa(LAYOUT_VIRTIO) };
+    const struct ring nowhere = { .size = 16, .desc = LAYOUT_VIRTIO };
 
     cr_assert(driver_negotiate(&d, FEATURES));
-    driver_set_queue(&d, &st);
+    driver_set_queue(&d, &nowhere);
     driver_ok(&d);
-    cr_assert(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_assert(needs_reset(&d));
     virtio_mmio_pause(&d.transport);
     virtio_mmio_resume(&d.transport);
     reg_write(&d, VIRTIO_MMIO_STATUS, 0);
@@ -249,12 +253,9 @@ Test(activation, that_failed_is_neither_drained_nor_reset)
 
 Test(activation, does_not_serve_a_queue_that_is_not_ready)
 {
-    struct virtq_state st;
-
     cr_assert(driver_negotiate(&d, FEATURES));
-    ring_describe(&d.ring, &st);
-    st.ready = false;
-    driver_set_queue(&d, &st);
+    driver_set_queue(&d, &d.rings[0]);
+    reg_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
     driver_ok(&d);
     cr_expect_eq(probe.activations, 1);
     driver_kick(&d);
@@ -263,15 +264,12 @@ Test(activation, does_not_serve_a_queue_that_is_not_ready)
 
 Test(activation, takes_no_queue_changes_afterwards)
 {
-    struct virtq_state st;
+    const struct ring other = { .size = 4, .desc = 0x8000 };
 
     driver_start(&d);
-    ring_describe(&d.ring, &st);
-    st.desc = gpa(0x8000);
-    st.size = 4;
-    st.ready = false;
-    driver_set_queue(&d, &st);
-    cr_expect_eq(probe.dev.queues[0].state.desc.v, RING_DESC);
+    driver_set_queue(&d, &other);
+    reg_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
+    cr_expect_eq(probe.dev.queues[0].state.desc.v, d.rings[0].desc);
     cr_expect_eq(probe.dev.queues[0].state.size, 16);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 1);
 }
@@ -293,7 +291,7 @@ Test(turn, is_not_served_by_a_broken_device)
     driver_kick(&d);
     driver_kick(&d);
     cr_expect_eq(probe.turns, 1);
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | STATUS_RESET_ME);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | VIRTIO_CONFIG_S_NEEDS_RESET);
     probe.breaks = false;
     driver_start(&d);
     driver_kick(&d);
@@ -311,10 +309,9 @@ static void stop_loop(struct loop_source *src, uint32_t ready)
 static void run_loop(void)
 {
     struct loop_source last = { .fd = eventfd(0, 0), .want = EPOLLIN, .on_ready = stop_loop };
-    const uint64_t one = 1;
 
     cr_assert_eq(loop_add(&d.loop, &last), 0);
-    cr_assert_eq(write(last.fd, &one, sizeof(one)), sizeof(one));
+    loop_signal(last.fd);
     d.loop.stopping = 0;
     loop_run(&d.loop);
     loop_remove(&d.loop, &last);
@@ -323,11 +320,9 @@ static void run_loop(void)
 
 Test(turn, waits_while_paused)
 {
-    const uint64_t one = 1;
-
     driver_start(&d);
     virtio_mmio_pause(&d.transport);
-    cr_assert_eq(write(d.transport.notifiers[0].source.fd, &one, sizeof(one)), sizeof(one));
+    driver_notify(&d, 0);
     run_loop();
     cr_expect_eq(probe.turns, 0);
     cr_expect_eq(probe.drains, 1);
@@ -341,7 +336,7 @@ Test(turn, of_a_broken_device_is_drained_at_a_pause)
     driver_start(&d);
     probe.breaks = true;
     driver_kick(&d);
-    cr_assert(reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_assert(needs_reset(&d));
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(probe.drains, 1);
     virtio_mmio_resume(&d.transport);
@@ -349,11 +344,9 @@ Test(turn, of_a_broken_device_is_drained_at_a_pause)
 
 Test(turn, wakes_the_loop_once_a_write)
 {
-    const uint64_t one = 1;
-
     driver_start(&d);
     for (unsigned i = 1; i <= 3; i++) {
-        cr_assert_eq(write(d.transport.notifiers[0].source.fd, &one, sizeof(one)), sizeof(one));
+        driver_notify(&d, 0);
         run_loop();
         run_loop();
         cr_expect_eq(probe.turns, i);
@@ -437,9 +430,9 @@ static void use_device(void)
     struct chain chain;
 
     driver_start(&d);
-    ring_desc(&d.ring, 0, RING_DATA, 4, 0, 0);
-    ring_offer(&d.ring, 0);
-    ring_offer(&d.ring, 0);
+    ring_desc(&d.rings[0], 0, RING_DATA, 4, 0, 0);
+    ring_offer(&d.rings[0], 0);
+    ring_offer(&d.rings[0], 0);
     cr_assert_eq(virtq_pop(&probe.dev.queues[0], &chain), POP_OK);
     virtq_push(&probe.dev.queues[0], &chain);
     virtio_signal_used(&probe.dev, 0);
@@ -469,7 +462,7 @@ Test(state, of_a_transport_makes_another_that_a_guest_cannot_tell_apart, .init =
     cr_expect_eq(probe.activations, 1);
     cr_assert_eq(virtq_pop(&probe.dev.queues[0], &chain), POP_OK, "the next chain");
     virtq_push(&probe.dev.queues[0], &chain);
-    cr_expect_eq(ring_used_idx(&d.ring), 2);
+    cr_expect_eq(ring_used_idx(&d.rings[0]), 2);
     run_loop();
     cr_expect_eq(probe.turns, 0, "it is paused");
     virtio_mmio_resume(&d.transport);
@@ -482,10 +475,9 @@ Test(state, of_a_transport_makes_another_that_a_guest_cannot_tell_apart, .init =
 Test(state, half_of_a_handshake_goes_on, .init = set_up, .fini = tear_down)
 {
     struct virtio_mmio_state saved;
-    struct virtq_state st;
 
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK);
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER);
+    reg_write(&d, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    reg_write(&d, VIRTIO_MMIO_STATUS, DRIVER_STATUS);
     reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, (uint32_t)FEATURES);
     reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
     save(&saved);
@@ -494,10 +486,9 @@ Test(state, half_of_a_handshake_goes_on, .init = set_up, .fini = tear_down)
     virtio_mmio_resume(&d.transport);
     cr_expect_eq(virtio_acked(&probe.dev), 0);
     reg_write(&d, VIRTIO_MMIO_DRIVER_FEATURES, FEATURES >> 32);
-    reg_write(&d, VIRTIO_MMIO_STATUS, STATUS_ACK | STATUS_DRIVER | STATUS_FEATURES);
+    reg_write(&d, VIRTIO_MMIO_STATUS, DRIVER_STATUS | VIRTIO_CONFIG_S_FEATURES_OK);
     cr_expect_eq(virtio_acked(&probe.dev), FEATURES);
-    ring_describe(&d.ring, &st);
-    driver_set_queue(&d, &st);
+    driver_set_queue(&d, &d.rings[0]);
     driver_ok(&d);
     cr_expect_eq(probe.activations, 1);
 }
@@ -510,12 +501,12 @@ Test(state, that_no_guest_leads_to_is_refused, .init = set_up, .fini = tear_down
     save(&good);
     for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++)
         bad[i] = good;
-    bad[0].registers.status = STATUS_ACK | STATUS_DRIVER_OK;
+    bad[0].registers.status = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER_OK;
     bad[1].registers.status |= 0x10;
     bad[2].registers.driver_features |= 1; /* was not offered */
     bad[3].registers.driver_features = 0;
     bad[4].registers.is_activated = false;
-    bad[5].registers.status = STATUS_ACK | STATUS_DRIVER | STATUS_FEATURES; /* and activated */
+    bad[5].registers.status = DRIVER_STATUS | VIRTIO_CONFIG_S_FEATURES_OK; /* and activated */
     bad[6].interrupt_status = 4;
     bad[7].queues[0].size = 3;
     bad[8].queues[0].used = gpa(UINT64_C(1) << 40);
@@ -524,8 +515,8 @@ Test(state, that_no_guest_leads_to_is_refused, .init = set_up, .fini = tear_down
 
         new_probe();
         virtio_mmio_fini(&d.transport);
-        cr_assert_eq(virtio_mmio_init(&d.transport, &probe.dev, gpa(0xc0001000u), d.page,
-                                      &d.ring.mem, &d.loop, &e),
+        cr_assert_eq(virtio_mmio_init(&d.transport, &probe.dev, gpa(LAYOUT_VIRTIO), d.page, &d.mem,
+                                      &d.loop, &e),
                      0);
         cr_expect_eq(virtio_mmio_set_state(&d.transport, &bad[i]), -EINVAL, "state %u", i);
         cr_expect_eq(probe.activations, 0);

@@ -4,24 +4,32 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "tests/unit/support/ring.h"
+#include "tests/unit/support/driver.h"
 
 #define NEXT  VRING_DESC_F_NEXT
 #define WRITE VRING_DESC_F_WRITE
 
+static struct guest_mem mem;
 static struct ring ring;
 static struct virtq q;
 static struct chain chain;
 
-#define EVENT_IDX     (UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX)
-#define INDIRECT_DESC (UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC)
+#define EVENT_IDX     FEATURE(VIRTIO_RING_F_EVENT_IDX)
+#define INDIRECT_DESC FEATURE(VIRTIO_RING_F_INDIRECT_DESC)
+
+static void start_with(uint16_t size, uint64_t features)
+{
+    struct error e;
+
+    cr_assert_eq(gmem_init(&mem, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    ring = ring_of(&mem, 0, size);
+    q = (struct virtq){ .state = ring_state(&ring) };
+    cr_assert_eq(virtq_start(&q, &mem, features), 0);
+}
 
 static void start(uint64_t features)
 {
-    ring_init(&ring, 8);
-    q = (struct virtq){ 0 };
-    ring_describe(&ring, &q.state);
-    cr_assert_eq(virtq_start(&q, &ring.mem, features), 0);
+    start_with(8, features);
 }
 
 static void set_up(void)
@@ -32,7 +40,7 @@ static void set_up(void)
 static void tear_down(void)
 {
     virtq_stop(&q);
-    ring_fini(&ring);
+    gmem_fini(&mem);
 }
 
 TestSuite(virtq_pop, .init = set_up, .fini = tear_down);
@@ -46,24 +54,24 @@ Test(virtq_start, refuses_sizes_that_are_no_power_of_two_up_to_256)
 
     for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         q.state.size = bad[i];
-        cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL, "size %u", bad[i]);
+        cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL, "size %u", bad[i]);
     }
     for (uint16_t good = 1; good <= 256; good *= 2) {
         q.state.size = good;
-        cr_expect_eq(virtq_start(&q, &ring.mem, 0), 0, "size %u", good);
+        cr_expect_eq(virtq_start(&q, &mem, 0), 0, "size %u", good);
     }
 }
 
 Test(virtq_start, refuses_misaligned_rings)
 {
     q.state.desc.v += 8;
-    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
-    ring_describe(&ring, &q.state);
+    cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL);
+    q.state = ring_state(&ring);
     q.state.avail.v += 1;
-    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
-    ring_describe(&ring, &q.state);
+    cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL);
+    q.state = ring_state(&ring);
     q.state.used.v += 2;
-    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL);
 }
 
 Test(virtq_start, refuses_rings_that_leave_memory)
@@ -79,9 +87,9 @@ Test(virtq_start, refuses_rings_that_leave_memory)
         gpa_t *rings[] = { &q.state.desc, &q.state.avail, &q.state.used };
 
         for (unsigned k = 0; k < 3; k++) {
-            ring_describe(&ring, &q.state);
+            q.state = ring_state(&ring);
             rings[k]->v = outside[i];
-            cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL, "ring %u at 0x%lx", k, outside[i]);
+            cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL, "ring %u at 0x%lx", k, outside[i]);
         }
     }
 }
@@ -90,9 +98,9 @@ Test(virtq_start, accepts_rings_that_end_with_memory)
 {
     q.state.used.v = (1u << 20) - (4 + 8 * 8 + 2) - 2;
     cr_expect_eq(q.state.used.v % 4, 0);
-    cr_expect_eq(virtq_start(&q, &ring.mem, 0), 0);
+    cr_expect_eq(virtq_start(&q, &mem, 0), 0);
     q.state.used.v += 4;
-    cr_expect_eq(virtq_start(&q, &ring.mem, 0), -EINVAL);
+    cr_expect_eq(virtq_start(&q, &mem, 0), -EINVAL);
 }
 
 Test(virtq_pop, finds_an_empty_ring_empty)
@@ -104,8 +112,8 @@ Test(virtq_pop, gives_the_bytes_of_a_chain_in_order)
 {
     char text[8];
 
-    cr_assert_eq(gmem_write_(&ring.mem, gpa(RING_DATA), "virt", 4), 0);
-    cr_assert_eq(gmem_write_(&ring.mem, gpa(RING_DATA + 100), "queue", 4), 0);
+    cr_assert_eq(gmem_write_(&mem, gpa(RING_DATA), "virt", 4), 0);
+    cr_assert_eq(gmem_write_(&mem, gpa(RING_DATA + 100), "queue", 4), 0);
     ring_desc(&ring, 5, RING_DATA, 4, NEXT, 2);
     ring_desc(&ring, 2, RING_DATA + 100, 4, NEXT, 0);
     ring_desc(&ring, 0, RING_DATA + 200, 16, WRITE, 0);
@@ -188,9 +196,9 @@ TestSuite(indirect, .init = start_indirect, .fini = tear_down);
 
 static void table_desc(uint16_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
 {
-    struct vring_desc desc = { .addr = addr, .len = len, .flags = flags, .next = next };
+    const struct ring table = { .mem = &mem, .desc = TABLE };
 
-    cr_assert_eq(gmem_put(&ring.mem, gpa(TABLE + 16u * i), &desc), 0);
+    ring_desc(&table, i, addr, len, flags, next);
 }
 
 static enum pop pop_table(uint32_t bytes, uint16_t flags)
@@ -263,11 +271,8 @@ Test(indirect, refuses_malformed_tables)
 
 Test(virtq_pop, holds_as_many_buffers_as_the_largest_queue_and_no_more)
 {
-    ring_fini(&ring);
-    ring_init(&ring, 256);
-    q = (struct virtq){ 0 };
-    ring_describe(&ring, &q.state);
-    cr_assert_eq(virtq_start(&q, &ring.mem, INDIRECT_DESC), 0);
+    tear_down();
+    start_with(256, INDIRECT_DESC);
     ring_desc(&ring, 0, 0x20000, 1, NEXT, 1);
     ring_desc(&ring, 1, TABLE, 256 * 16, VRING_DESC_F_INDIRECT, 0);
     for (uint16_t i = 0; i < 256; i++)
@@ -302,7 +307,7 @@ Test(virtq_pop, refuses_buffers_outside_memory)
         ring_desc(&ring, 0, bad[i].addr, bad[i].len, WRITE, 0);
         ring_offer(&ring, 0);
         cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN, "0x%lx", bad[i].addr);
-        q.state.next_avail = ring.avail_idx;
+        q.state.next_avail = ring.offered;
     }
 }
 
@@ -318,9 +323,9 @@ Test(virtq_pop, ignores_the_address_of_an_empty_buffer)
 
 Test(virtq_pop, refuses_an_index_that_jumps_by_more_than_the_queue)
 {
-    put16(&ring, RING_AVAIL + 2, 9);
+    put16(&ring, ring.avail + 2, 9);
     cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
-    put16(&ring, RING_AVAIL + 2, 0xffff);
+    put16(&ring, ring.avail + 2, 0xffff);
     cr_expect_eq(virtq_pop(&q, &chain), POP_BROKEN);
 }
 
@@ -353,7 +358,7 @@ Test(virtq_push, tells_head_and_length)
 Test(virtq_wants_interrupt, obeys_the_flag_without_event_idx, .init = set_up, .fini = tear_down)
 {
     cr_expect(virtq_wants_interrupt(&q));
-    put16(&ring, RING_AVAIL, VRING_AVAIL_F_NO_INTERRUPT);
+    put16(&ring, ring.avail, VRING_AVAIL_F_NO_INTERRUPT);
     cr_expect_not(virtq_wants_interrupt(&q));
 }
 
@@ -392,7 +397,7 @@ Test(chain, writes_across_buffers_and_refuses_more_than_they_hold)
     cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
     cr_expect_eq(chain_write_(&chain, bytes, 12), -EBADMSG);
     cr_assert_eq(chain_write_(&chain, bytes, 11), 0);
-    cr_assert_eq(gmem_get(&ring.mem, gpa(RING_DATA + 64), &seen), 0);
+    cr_assert_eq(gmem_get(&mem, gpa(RING_DATA + 64), &seen), 0);
     cr_expect_arr_eq(seen, " world", 6);
     cr_expect_eq(chain.written, 11);
     cr_expect_eq(chain.writable, 0);
@@ -434,8 +439,8 @@ Test(chain, moves_file_bytes_in_pieces_of_any_size)
     }
     cr_expect_eq(chain.written, 4096);
     for (unsigned i = 0; i < 6; i++)
-        cr_assert_eq(gmem_read_(&ring.mem, gpa(RING_DATA + 0x1000u * i), back + 100 * i, 100), 0);
-    cr_assert_eq(gmem_read_(&ring.mem, gpa(RING_DATA + 0x6000), back + 600, 3496), 0);
+        cr_assert_eq(gmem_read_(&mem, gpa(RING_DATA + 0x1000u * i), back + 100 * i, 100), 0);
+    cr_assert_eq(gmem_read_(&mem, gpa(RING_DATA + 0x6000), back + 600, 3496), 0);
     cr_expect_arr_eq(back, file, sizeof(file));
     close(fd);
 }

@@ -3,11 +3,12 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-#include "tests/unit/support/ring.h"
+#include "tests/unit/support/driver.h"
 
 #define NEXT  VRING_DESC_F_NEXT
 #define WRITE VRING_DESC_F_WRITE
 
+static struct guest_mem mem;
 static struct ring ring;
 static struct virtq q;
 static struct chain chain;
@@ -16,11 +17,14 @@ static int ends[2];
 
 static void set_up(void)
 {
-    ring_init(&ring, 8);
-    q = (struct virtq){ 0 };
+    struct error e;
+
+    cr_assert_eq(gmem_init(&mem, 1, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    ring = ring_of(&mem, 0, 8);
+    ring_empty(&ring);
+    q = (struct virtq){ .state = ring_state(&ring) };
     list = (struct rx_buffers){ 0 };
-    ring_describe(&ring, &q.state);
-    cr_assert_eq(virtq_start(&q, &ring.mem, 0), 0);
+    cr_assert_eq(virtq_start(&q, &mem, 0), 0);
     cr_assert_eq(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0, ends), 0);
 }
 
@@ -29,7 +33,7 @@ static void tear_down(void)
     close(ends[0]);
     close(ends[1]);
     virtq_stop(&q);
-    ring_fini(&ring);
+    gmem_fini(&mem);
 }
 
 TestSuite(rx_buffers, .init = set_up, .fini = tear_down);
@@ -55,7 +59,7 @@ static void expect_bytes(uint64_t at, const char *bytes)
 {
     char seen[32];
 
-    cr_assert_eq(gmem_read_(&ring.mem, gpa(at), seen, strlen(bytes)), 0);
+    cr_assert_eq(gmem_read_(&mem, gpa(at), seen, strlen(bytes)), 0);
     cr_expect_arr_eq(seen, bytes, strlen(bytes), "%.*s at 0x%lx", (int)strlen(bytes), seen, at);
 }
 
@@ -116,7 +120,7 @@ Test(rx_buffers, lose_a_frame_that_is_longer_and_touch_nothing_behind)
     offer(2, 4);
     for (unsigned i = 0; i < 2; i++)
         pop(100);
-    cr_assert_eq(gmem_write_(&ring.mem, gpa(RING_DATA + 0x200), "---", 3), 0);
+    cr_assert_eq(gmem_write_(&mem, gpa(RING_DATA + 0x200), "---", 3), 0);
     cr_assert_eq(write(ends[1], "0123456789", 10), 10);
     cr_expect_eq(rx_buffers_read_frame(&list, ends[0], true), 0, "of one chain");
     expect_bytes(RING_DATA + 0x200, "---");

@@ -31,7 +31,7 @@ static void expect_works(void)
 /* Uses up the buffers that the guest has given. */
 static void use_up_buffers(struct stream s)
 {
-    while (g.rx_seen != g.rx_offered) {
+    while (rx->taken != rx->offered) {
         cr_assert_eq(write(s.fd, "x", 1), 1);
         guest_expect(VIRTIO_VSOCK_OP_RW);
     }
@@ -57,10 +57,10 @@ Test(hostile_guest, that_lies_about_a_length_is_not_believed)
 
 Test(hostile_guest, that_sends_half_a_header_is_ignored)
 {
-    guest_desc(1, 0, TX_AT, sizeof(struct virtio_vsock_hdr) - 1, 0, 0);
-    guest_offer(1, 0, &g.tx_offered);
+    ring_buffer(tx, 0, TX_AT, sizeof(struct virtio_vsock_hdr) - 1, 0);
+    ring_offer(tx, 0);
     guest_kick(1);
-    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), 1);
+    cr_expect_eq(ring_used_idx(tx), 1);
     expect_works();
 }
 
@@ -133,18 +133,18 @@ Test(hostile_guest, that_takes_no_answers_is_not_listened_to_any_more)
     unsigned answers = 0;
     struct packet p;
 
-    while (g.rx_seen < RX_SLOTS) {
+    while (rx->taken < RX_SLOTS) {
         guest_send_raw(&h, NULL, 0);
         guest_expect(VIRTIO_VSOCK_OP_RST);
     }
     for (unsigned i = 0; i < VSOCK_RESETS_MAX + 40; i++)
         guest_send_raw(&h, NULL, 0);
-    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), RX_SLOTS + VSOCK_RESETS_MAX);
+    cr_expect_eq(ring_used_idx(tx), RX_SLOTS + VSOCK_RESETS_MAX);
     guest_give(RX_SLOTS);
     for (; guest_take(&p); answers++)
         guest_give(1);
     cr_expect_eq(answers, VSOCK_RESETS_MAX + 40, "and nothing is lost");
-    cr_expect_eq(get16(&g.d.ring, RING_USED + QUEUE_GAP + 2), RX_SLOTS + VSOCK_RESETS_MAX + 40);
+    cr_expect_eq(ring_used_idx(tx), RX_SLOTS + VSOCK_RESETS_MAX + 40);
 }
 
 Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
@@ -154,13 +154,13 @@ Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
     use_up_buffers(s);
     cr_assert_eq(write(s.fd, "y", 1), 1);
     for (uint16_t i = 0; i < 10; i++) {
-        guest_desc(0, i, guest_rx_slot(i), sizeof(struct virtio_vsock_hdr), VRING_DESC_F_WRITE, 0);
-        guest_offer(0, i, &g.rx_offered);
+        ring_buffer(rx, i, guest_rx_slot(i), sizeof(struct virtio_vsock_hdr), VRING_DESC_F_WRITE);
+        ring_offer(rx, i);
     }
     guest_kick(0);
     turn();
-    cr_expect_eq(get16(&g.d.ring, RING_USED + 2), RX_SLOTS + 10);
-    g.rx_seen += 10;
+    cr_expect_eq(ring_used_idx(rx), RX_SLOTS + 10);
+    rx->taken += 10;
     guest_give(1);
     cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "y", 1);
 }
@@ -170,6 +170,7 @@ Test(hostile_guest, that_mixes_small_buffers_with_others_loses_no_byte)
 {
     struct stream s = open_from_host(52);
     static uint8_t sent[40000];
+    struct vring_used_elem elem;
     size_t have = 0;
     uint16_t first;
 
@@ -179,25 +180,23 @@ Test(hostile_guest, that_mixes_small_buffers_with_others_loses_no_byte)
     for (size_t done = 0; done < sizeof(sent); done += 10000)
         cr_assert_eq(write(s.fd, sent + done, 10000), 10000);
     turn();
-    first = g.rx_offered;
+    first = rx->offered;
     for (uint16_t i = 0; i < 36; i++) {
-        guest_desc(0, (first + i) % RX_SLOTS, guest_rx_slot(first + i), i % 3 == 2 ? 20 : RX_BYTES,
-                   VRING_DESC_F_WRITE, 0);
-        guest_offer(0, (first + i) % RX_SLOTS, &g.rx_offered);
+        ring_buffer(rx, (first + i) % RX_SLOTS, guest_rx_slot(first + i),
+                    i % 3 == 2 ? 20 : RX_BYTES, VRING_DESC_F_WRITE);
+        ring_offer(rx, (first + i) % RX_SLOTS);
     }
     guest_kick(0);
     turn();
-    for (; g.rx_seen != get16(&g.d.ring, RING_USED + 2); g.rx_seen++) {
-        struct vring_used_elem elem;
+    while (ring_take(rx, &elem)) {
+        uint16_t i = rx->taken - 1;
         struct packet p;
 
-        cr_assert_eq(gmem_get(&g.d.ring.mem, gpa(RING_USED + 4 + 8u * (g.rx_seen % 64u)), &elem),
-                     0);
-        cr_expect_eq(elem.id, g.rx_seen % 64u, "in order");
-        cr_expect_eq(elem.len == 0, (g.rx_seen - first) % 3 == 2);
+        cr_expect_eq(elem.id, i % RX_SLOTS, "in order");
+        cr_expect_eq(elem.len == 0, (i - first) % 3 == 2);
         if (elem.len == 0)
             continue;
-        cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(guest_rx_slot(elem.id)), &p, RX_BYTES), 0);
+        cr_assert_eq(gmem_read_(&g.d.mem, gpa(guest_rx_slot(elem.id)), &p, RX_BYTES), 0);
         cr_assert_leq(have + p.h.len, sizeof(sent));
         cr_expect_arr_eq(p.data, sent + have, p.h.len);
         have += p.h.len;
@@ -220,9 +219,9 @@ Test(hostile_guest, that_breaks_a_ring_stops_the_device_until_it_resets_it)
 {
     struct stream s = open_from_host(52);
 
-    guest_offer(1, 64, &g.tx_offered);
+    ring_offer(tx, 64);
     guest_kick(1);
-    cr_expect(reg_read(&g.d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_expect(needs_reset(&g.d));
     cr_assert_eq(write(s.fd, "x", 1), 1);
     turn(); /* and the loop rests, though there is something to read */
     reg_write(&g.d, VIRTIO_MMIO_STATUS, 0);

@@ -118,16 +118,16 @@ Test(vsock, puts_header_and_data_into_buffers_however_they_are_cut)
     host_send(s.fd, sent, sizeof(sent));
     guest_expect_nothing();
     for (uint16_t i = 0; i < 30; i++) /* 3, 1, 7, ... bytes each, the last one takes the rest */
-        guest_desc(0, i, at + i * 64u, i == 29 ? 4000 : 1 + i * 5 % 9,
-                   i == 29 ? VRING_DESC_F_WRITE : VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, i + 1);
-    guest_offer(0, 0, &g.rx_offered);
+        ring_buffer(rx, i, at + i * 64u, i == 29 ? 4000 : 1 + i * 5 % 9,
+                    i == 29 ? VRING_DESC_F_WRITE : VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    ring_offer(rx, 0);
     guest_kick(0);
     turn();
-    cr_assert_eq(get16(&g.d.ring, RING_USED + 2), RX_SLOTS + 1);
+    cr_assert_eq(ring_used_idx(rx), RX_SLOTS + 1);
     for (unsigned i = 0, have = 0; i < 30; i++) {
         uint32_t n = i == 29 ? sizeof(bytes) - have : 1 + i * 5 % 9;
 
-        cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(at + i * 64u), bytes + have, n), 0);
+        cr_assert_eq(gmem_read_(&g.d.mem, gpa(at + i * 64u), bytes + have, n), 0);
         have += n;
     }
     cr_expect_eq(((struct virtio_vsock_hdr *)bytes)->len, sizeof(sent));
@@ -138,17 +138,18 @@ Test(vsock, counts_the_guest_s_notifications_and_faults)
 {
     struct vsock_metrics *m = &metrics.vsock;
     struct stream s = open_from_host(52);
-    const uint64_t rx = metric_get(&m->rx_queue_event_count);
-    const uint64_t tx = metric_get(&m->tx_queue_event_count);
+    const uint64_t rx_before = metric_get(&m->rx_queue_event_count);
+    const uint64_t tx_before = metric_get(&m->tx_queue_event_count);
 
     host_send(s.fd, "x", 1);
     guest_expect(VIRTIO_VSOCK_OP_RW);
     g.v.table.timer.on_ready(&g.v.table.timer, EPOLLIN);
-    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx, "neither a socket's nor the timer's");
+    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx_before,
+                 "neither a socket's nor the timer's");
     guest_give(1);
     guest_send(52, s.host_port, "y", 1);
-    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx + 1);
-    cr_expect_eq(metric_get(&m->tx_queue_event_count), tx + 1);
+    cr_expect_eq(metric_get(&m->rx_queue_event_count), rx_before + 1);
+    cr_expect_eq(metric_get(&m->tx_queue_event_count), tx_before + 1);
     reg_write(&g.d, VIRTIO_MMIO_CONFIG, 1);
     cr_expect_eq(metric_get(&m->cfg_fails), 1);
 }
@@ -177,12 +178,14 @@ Test(vsock, goes_on_in_the_place_of_one_that_was_saved)
 
 Test(vsock, counts_an_activation_that_fails)
 {
-    struct virtq_state st = { .size = 64, .ready = true, .desc = gpa(UINT64_C(1) << 40) };
+    struct ring nowhere = *rx;
 
+    nowhere.desc = UINT64_C(1) << 40;
+    reg_write(&g.d, VIRTIO_MMIO_STATUS, 0);
     cr_assert(driver_negotiate(&g.d, offered_features(&g.d)));
-    driver_set_queue(&g.d, &st);
+    driver_set_queue(&g.d, &nowhere);
     driver_ok(&g.d);
-    cr_expect(reg_read(&g.d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME);
+    cr_expect(reg_read(&g.d, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET);
     cr_expect_eq(metric_get(&metrics.vsock.activate_fails), 1);
 }
 

@@ -36,11 +36,11 @@ struct block_part {
 
 /* Lays a request out from descriptor `head` on: header, the parts, status. Returns the number of
  * descriptors used. The direction of the parts is that of the type. */
-uint16_t block_lay(struct virtq *q, uint16_t head, struct block_request *r, uint32_t type,
+uint16_t block_lay(struct ring *q, uint16_t head, struct block_request *r, uint32_t type,
                    uint64_t sector, const struct block_part *parts, unsigned part_count);
 
 /* One request from descriptor 0, alone in the queue, to its end. Returns its status, or BLOCK_NONE
  * where no answer came. */
-uint8_t block_do(struct virtio_device *d, uint32_t type, uint64_t sector, void *at, uint32_t bytes);
+uint8_t block_do(struct driver *d, uint32_t type, uint64_t sector, void *at, uint32_t bytes);
 
-uint64_t block_capacity(const struct virtio_device *d);
+uint64_t block_capacity(struct driver *d);

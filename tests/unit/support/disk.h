@@ -24,6 +24,7 @@ static char path[] = "/tmp/mayfly-block-XXXXXX";
 static struct block_file file;
 static struct block block;
 static struct driver d;
+static struct ring *const ring = &d.rings[0];
 
 struct options {
     bool is_read_only, is_async, has_flush, is_thin;
@@ -126,33 +127,32 @@ static inline void offer(uint16_t first, uint32_t type, uint64_t sector, uint32_
     uint16_t i = first;
     uint32_t done = 0;
 
-    cr_assert_eq(gmem_put(&d.ring.mem, gpa(at), &header), 0);
-    ring_desc(&d.ring, i, at, sizeof(header), VRING_DESC_F_NEXT, i + 1);
-    i++;
+    cr_assert_eq(gmem_put(&d.mem, gpa(at), &header), 0);
+    ring_buffer(ring, i++, at, sizeof(header), VRING_DESC_F_NEXT);
     for (unsigned k = 0; k < pieces; k++, i++) {
         uint32_t n = k + 1 < pieces ? bytes / pieces : bytes - done;
 
-        ring_desc(&d.ring, i, DATA + done, n, flags | VRING_DESC_F_NEXT, i + 1);
+        ring_buffer(ring, i, DATA + done, n, flags | VRING_DESC_F_NEXT);
         done += n;
     }
-    put16(&d.ring, STATUS + first, UNTOUCHED);
-    ring_desc(&d.ring, i, STATUS + first, 1, VRING_DESC_F_WRITE, 0);
-    ring_offer(&d.ring, first);
+    put16(ring, STATUS + first, UNTOUCHED);
+    ring_buffer(ring, i, STATUS + first, 1, VRING_DESC_F_WRITE);
+    ring_offer(ring, first);
 }
 
 static inline uint8_t status_of(uint16_t first)
 {
-    return (uint8_t)get16(&d.ring, STATUS + first);
+    return (uint8_t)get16(ring, STATUS + first);
 }
 
 /* One request, carried out; its status. */
 static inline uint8_t request(uint32_t type, uint64_t sector, uint32_t bytes, unsigned pieces)
 {
-    uint16_t before = ring_used_idx(&d.ring);
+    uint16_t before = ring_used_idx(ring);
 
     offer(0, type, sector, bytes, pieces);
     kick();
-    cr_assert_eq((uint16_t)(ring_used_idx(&d.ring) - before), 1);
+    cr_assert_eq((uint16_t)(ring_used_idx(ring) - before), 1);
     return status_of(0);
 }
 

@@ -21,7 +21,6 @@
 
 #define RX             0u
 #define TX             1u
-#define TX_RING        0x4000u
 #define TX_DATA        0x80000u
 #define RX_DATA        0x20000u
 #define HEADER         12u
@@ -29,14 +28,13 @@
 #define ETHERTYPE_TEST 0x88b5
 #define MTU_MAX        65521
 #define FRAME_ROOM     (NET_FRAME_MAX + 64)
-#define BIT(feature)   (UINT64_C(1) << (feature))
 #define DEADLINE_MS    10000
 
 static const uint8_t guest_mac[6] = { 2, 0, 0, 0, 0, 1 }, host_mac[6] = { 2, 0, 0, 0, 0, 2 };
 static struct net_tap tap;
 static struct net net;
 static struct driver d;
-static struct ring tx;
+static struct ring *const rx = &d.rings[RX], *const tx = &d.rings[TX];
 static int wire;
 static uint8_t frame[FRAME_ROOM], got[FRAME_ROOM];
 
@@ -85,22 +83,9 @@ static inline void open_wire(void)
     cr_assert_eq(bind(wire, (struct sockaddr *)&at, sizeof(at)), 0);
 }
 
-/* The handshake with empty rings. */
 static inline void negotiate(uint64_t without)
 {
-    struct virtq_state st;
-
-    d.ring.avail_idx = tx.avail_idx = 0;
-    put16(&d.ring, RING_AVAIL + 2, 0);
-    put16(&tx, tx.base + RING_AVAIL + 2, 0);
-    put16(&d.ring, RING_USED + 2, 0);
-    put16(&tx, tx.base + RING_USED + 2, 0);
-    cr_assert(driver_negotiate(&d, offered_features(&d) & ~without));
-    ring_describe(&d.ring, &st);
-    driver_set_queue_at(&d, RX, &st);
-    ring_describe(&tx, &st);
-    driver_set_queue_at(&d, TX, &st);
-    driver_ok(&d);
+    cr_assert(driver_start_with(&d, offered_features(&d) & ~without));
 }
 
 static inline void start(struct options o)
@@ -120,9 +105,7 @@ static inline void start(struct options o)
     cr_assert_eq(loop_init(&d.loop, &e), 0, "%s", e.msg);
     cr_assert_eq(net_init(&net, &host, &e), 0, "%s", e.msg);
     driver_init(&d, &net.dev, 256);
-    tx = (struct ring){ .mem = d.ring.mem, .base = TX_RING, .size = 256 };
     negotiate(o.without);
-    cr_assert_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf);
 }
 
 static inline void start_plain(void)
@@ -165,18 +148,17 @@ static inline void lay_tx(uint16_t first, uint64_t at, uint32_t bytes, unsigned 
         bool is_last = k + 1 == parts;
         uint32_t n = is_last ? bytes - done : bytes / parts;
 
-        ring_desc(&tx, (uint16_t)(first + k), at + done, n, is_last ? 0 : VRING_DESC_F_NEXT,
-                  (uint16_t)(first + k + 1));
+        ring_buffer(tx, (uint16_t)(first + k), at + done, n, is_last ? 0 : VRING_DESC_F_NEXT);
         done += n;
     }
-    ring_offer(&tx, first);
+    ring_offer(tx, first);
 }
 
 static inline void put_tx(uint64_t at, const struct virtio_net_hdr_mrg_rxbuf *header,
                           uint32_t bytes)
 {
-    cr_assert_eq(gmem_put(&d.ring.mem, gpa(at), header), 0);
-    cr_assert_eq(gmem_write_(&d.ring.mem, gpa(at + HEADER), frame, bytes), 0);
+    cr_assert_eq(gmem_put(&d.mem, gpa(at), header), 0);
+    cr_assert_eq(gmem_write_(&d.mem, gpa(at + HEADER), frame, bytes), 0);
 }
 
 /* The frame in `frame`, without offloads, offered. */
@@ -231,12 +213,11 @@ static inline void offer_rx(uint16_t first, uint64_t at, const uint32_t *sizes, 
     for (unsigned k = 0; k < count; k++) {
         bool is_last = k + 1 == count;
 
-        ring_desc(&d.ring, (uint16_t)(first + k), at, sizes[k],
-                  VRING_DESC_F_WRITE | (is_last ? 0 : VRING_DESC_F_NEXT),
-                  (uint16_t)(first + k + 1));
+        ring_buffer(rx, (uint16_t)(first + k), at, sizes[k],
+                    VRING_DESC_F_WRITE | (is_last ? 0 : VRING_DESC_F_NEXT));
         at += sizes[k];
     }
-    ring_offer(&d.ring, first);
+    ring_offer(rx, first);
 }
 
 /* `count` chains of one buffer of `bytes` each, side by side from RX_DATA on. */
@@ -251,13 +232,8 @@ static inline void expect_frame_at(uint64_t at, unsigned buffers, uint32_t bytes
 {
     struct virtio_net_hdr_mrg_rxbuf header;
 
-    cr_assert_eq(gmem_get(&d.ring.mem, gpa(at), &header), 0);
+    cr_assert_eq(gmem_get(&d.mem, gpa(at), &header), 0);
     cr_expect_eq(header.num_buffers, buffers, "num_buffers %u", header.num_buffers);
-    cr_assert_eq(gmem_read_(&d.ring.mem, gpa(at + HEADER), got, bytes), 0);
+    cr_assert_eq(gmem_read_(&d.mem, gpa(at + HEADER), got, bytes), 0);
     cr_expect_eq(memcmp(got, frame, bytes), 0, "a frame of %u bytes", bytes);
-}
-
-static inline bool needs_reset(void)
-{
-    return reg_read(&d, VIRTIO_MMIO_STATUS) & STATUS_RESET_ME;
 }

@@ -15,14 +15,13 @@
 #include "virtio/vsock.h"
 #include "virtio/vsock_unix.h"
 
-#define CID       7u
-#define WINDOW    65536u /* that the guest grants */
-#define RX_BYTES  4096u
-#define RX_AT     0x40000u
-#define TX_AT     0x10000u
-#define TX_MAX    0x20000u
-#define RX_SLOTS  64u
-#define QUEUE_GAP 0x3000u /* each queue's rings lie as ring.h has them, so much further on */
+#define CID      7u
+#define WINDOW   65536u /* that the guest grants */
+#define RX_BYTES 4096u
+#define RX_AT    0x40000u
+#define TX_AT    0x10000u
+#define TX_MAX   0x20000u
+#define RX_SLOTS 64u
 
 struct packet {
     struct virtio_vsock_hdr h;
@@ -34,75 +33,40 @@ struct guest {
     struct vsock v;
     char directory[32], path[48];
     int listener;
-    uint16_t rx_offered, rx_seen, tx_offered;
 };
 
 static struct guest g;
+static struct ring *const rx = &g.d.rings[0], *const tx = &g.d.rings[1];
 
 static inline uint64_t guest_rx_slot(unsigned i)
 {
     return RX_AT + (uint64_t)i % RX_SLOTS * RX_BYTES;
 }
 
-static inline void guest_desc(unsigned queue, uint16_t i, uint64_t at, uint32_t len, uint16_t flags,
-                              uint16_t next)
-{
-    struct vring_desc desc = { .addr = at, .len = len, .flags = flags, .next = next };
-
-    cr_assert_eq(gmem_put(&g.d.ring.mem, gpa(RING_DESC + queue * QUEUE_GAP + 16u * i), &desc), 0);
-}
-
-static inline void guest_offer(unsigned queue, uint16_t head, uint16_t *offered)
-{
-    const uint64_t avail = RING_AVAIL + queue * QUEUE_GAP;
-
-    put16(&g.d.ring, avail + 4 + 2u * (*offered % g.d.ring.size), head);
-    put16(&g.d.ring, avail + 2, ++*offered);
-}
-
 /* One kick, and the turns that the device asks for after it. */
 static inline void guest_kick(unsigned queue)
 {
-    struct loop_source *src = &g.d.transport.notifiers[queue].source;
-
-    do
-        src->on_ready(src, EPOLLIN);
-    while (loop_drain(src->fd) > 0);
+    while (driver_kick_at(&g.d, queue))
+        ;
 }
 
 /* Gives the device n receive buffers, and kicks. */
 static inline void guest_give(unsigned n)
 {
     for (; n > 0; n--) {
-        uint16_t slot = g.rx_offered % RX_SLOTS;
+        uint16_t slot = rx->offered % RX_SLOTS;
 
-        guest_desc(0, slot, guest_rx_slot(slot), RX_BYTES, VRING_DESC_F_WRITE, 0);
-        guest_offer(0, slot, &g.rx_offered);
+        ring_buffer(rx, slot, guest_rx_slot(slot), RX_BYTES, VRING_DESC_F_WRITE);
+        ring_offer(rx, slot);
     }
     guest_kick(0);
 }
 
 static inline void guest_ready(void)
 {
-    struct virtq_state st = { .size = 64, .ready = true };
+    uint64_t features = offered_features(&g.d) & ~FEATURE(VIRTIO_RING_F_EVENT_IDX);
 
-    cr_assert(
-        driver_negotiate(&g.d, offered_features(&g.d) & ~(UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX)));
-    for (uint32_t i = 0; i < 3; i++) {
-        st.desc = gpa(RING_DESC + i * QUEUE_GAP);
-        st.avail = gpa(RING_AVAIL + i * QUEUE_GAP);
-        st.used = gpa(RING_USED + i * QUEUE_GAP);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_SEL, i);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_NUM, st.size);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_DESC_LOW, (uint32_t)st.desc.v);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_AVAIL_LOW, (uint32_t)st.avail.v);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_USED_LOW, (uint32_t)st.used.v);
-        reg_write(&g.d, VIRTIO_MMIO_QUEUE_READY, 1);
-        put16(&g.d.ring, st.avail.v + 2, 0);
-        put16(&g.d.ring, st.used.v + 2, 0);
-    }
-    g.rx_offered = g.rx_seen = g.tx_offered = 0;
-    driver_ok(&g.d);
+    cr_assert(driver_start_with(&g.d, features));
 }
 
 static inline void guest_init(void)
@@ -154,12 +118,12 @@ static inline void guest_send_raw(const struct virtio_vsock_hdr *h, const void *
                                   uint32_t there)
 {
     cr_assert_leq(there, TX_MAX);
-    cr_assert_eq(gmem_put(&g.d.ring.mem, gpa(TX_AT), h), 0);
+    cr_assert_eq(gmem_put(&g.d.mem, gpa(TX_AT), h), 0);
     if (data)
-        cr_assert_eq(gmem_write_(&g.d.ring.mem, gpa(TX_AT + sizeof(*h)), data, there), 0);
-    guest_desc(1, 0, TX_AT, sizeof(*h), there > 0 ? VRING_DESC_F_NEXT : 0, 1);
-    guest_desc(1, 1, TX_AT + sizeof(*h), there, 0, 0);
-    guest_offer(1, 0, &g.tx_offered);
+        cr_assert_eq(gmem_write_(&g.d.mem, gpa(TX_AT + sizeof(*h)), data, there), 0);
+    ring_buffer(tx, 0, TX_AT, sizeof(*h), there > 0 ? VRING_DESC_F_NEXT : 0);
+    ring_buffer(tx, 1, TX_AT + sizeof(*h), there, 0);
+    ring_offer(tx, 0);
     guest_kick(1);
     turn();
 }
@@ -195,15 +159,13 @@ static inline void guest_send(uint32_t port, uint32_t host_port, const void *dat
 /* The next packet for the guest, its buffer not given anew; false where there is none. */
 static inline bool guest_take(struct packet *p)
 {
-    const uint64_t used = RING_USED;
     struct vring_used_elem elem;
 
     turn();
-    if (g.rx_seen == get16(&g.d.ring, used + 2))
+    if (!ring_take(rx, &elem))
         return false;
-    cr_assert_eq(gmem_get(&g.d.ring.mem, gpa(used + 4 + 8u * (g.rx_seen++ % 64u)), &elem), 0);
     cr_assert_geq(elem.len, sizeof(p->h));
-    cr_assert_eq(gmem_read_(&g.d.ring.mem, gpa(guest_rx_slot(elem.id)), p, RX_BYTES), 0);
+    cr_assert_eq(gmem_read_(&g.d.mem, gpa(guest_rx_slot(elem.id)), p, RX_BYTES), 0);
     cr_assert_eq(elem.len, sizeof(p->h) + p->h.len);
     cr_expect_eq(p->h.src_cid, VMADDR_CID_HOST);
     cr_expect_eq(p->h.dst_cid, CID);
