@@ -14,8 +14,9 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 #define DEPTH_MAX  128
 #define DISK_BYTES (64u << 20)
@@ -70,14 +71,6 @@ static unsigned option(const char *name)
     at = strstr(line, name);
     check(at ? 0 : -1, name);
     return (unsigned)strtoul(at + strlen(name), NULL, 10);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 struct load {

@@ -16,16 +16,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-static long now_us(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
+#include "clock.h"
 
 static void load_modules(void)
 {
@@ -69,7 +62,7 @@ static void say_to_vsock(void)
 int main(void)
 {
     const char *where = getenv("ready");
-    long begin = now_us(), ready;
+    uint64_t begin = now_ns(), ready;
     int fd;
 
     load_modules();
@@ -78,9 +71,9 @@ int main(void)
     if (where && !strcmp(where, "vsock"))
         say_to_vsock();
     fd = open("/dev/console", O_RDWR);
-    ready = now_us();
+    ready = now_ns();
     dprintf(fd, "mayfly-bench ready\n");
-    dprintf(fd, "kernel_us=%ld init_us=%ld\n", begin, ready - begin);
+    dprintf(fd, "kernel_us=%lu init_us=%lu\n", begin / 1000, (ready - begin) / 1000);
     sync();
     reboot(LINUX_REBOOT_CMD_RESTART);
     return 1;

@@ -38,8 +38,9 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 #define WORDS_MAX  64
 #define PUTS_MAX   16
@@ -87,14 +88,6 @@ static void check(bool holds, const char *what)
         return;
     fprintf(stderr, "boot-run: %s: %s\n", what, strerror(errno));
     exit(1);
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 /* text with each {} replaced by the directory. */

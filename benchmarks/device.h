@@ -10,8 +10,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "benchmarks/clock.h"
 #include "tests/support/in_process.h"
 
 #define MEMORY_MIB 64
@@ -90,17 +90,9 @@ static inline void take_and_offer(struct bench *b, void (*offer)(uint32_t id))
         kick(b);
 }
 
-static inline uint64_t nanoseconds(clockid_t clock)
-{
-    struct timespec t;
-
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static inline struct cost cost_now(void)
 {
-    return (struct cost){ nanoseconds(CLOCK_PROCESS_CPUTIME_ID), nanoseconds(CLOCK_MONOTONIC) };
+    return (struct cost){ clock_ns(CLOCK_PROCESS_CPUTIME_ID), now_ns() };
 }
 
 /* Prints CPU and wall nanoseconds a unit, but for those that were not the device's. */

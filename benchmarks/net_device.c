@@ -116,7 +116,7 @@ static void send_batch(void)
     struct iovec piece = { frame, (size_t)NET_HEADER_BYTES - 2 };
     struct iovec pieces[] = { piece, { frame + NET_HEADER_BYTES, bytes } };
     struct mmsghdr frames[BATCH_MAX];
-    const uint64_t before = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+    const uint64_t before = clock_ns(CLOCK_THREAD_CPUTIME_ID);
     unsigned count = batch;
 
     if (count > bench.left)
@@ -127,7 +127,7 @@ static void send_batch(void)
         die("the tap does not take a batch");
     bench.left -= count;
     awaited += count;
-    sent_cpu += nanoseconds(CLOCK_THREAD_CPUTIME_ID) - before;
+    sent_cpu += clock_ns(CLOCK_THREAD_CPUTIME_ID) - before;
 }
 
 /* The buffers of each frame go back to the device. */

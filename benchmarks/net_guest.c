@@ -15,8 +15,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 #define PORT        7
 #define ROUND_TRIPS 100
@@ -112,14 +113,6 @@ static void answer(void)
         carry_out(fd, order.direction == FROM_GUEST, order.bytes);
 }
 
-static uint64_t now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void read_file(const char *directory, const char *task, const char *name)
 {
     char path[300];
@@ -161,7 +154,7 @@ static uint64_t device_ran(const char *pid)
 
 static void tell(const char *name, uint64_t start, uint64_t ran, const char *pid, unsigned units)
 {
-    const uint64_t end = now();
+    const uint64_t end = now_ns();
 
     printf("figure %s %.1f %.1f\n", name, (double)(end - start) / units,
            (double)(device_ran(pid) - ran) / units);
@@ -191,7 +184,7 @@ static void measure_round_trips(const char *address, const char *pid)
             usleep(100000);
     }
     ran = device_ran(pid);
-    start = now();
+    start = now_ns();
     for (int i = 0; i < ROUND_TRIPS; i++)
         if (send(fd, "", 1, 0) != 1 || recv(fd, buffer, 1, 0) != 1)
             die("round trip");
@@ -209,7 +202,7 @@ static void measure_streams(const char *address, const char *pid)
 
         ask(fd, direction, WARM_BYTES);
         ran = device_ran(pid);
-        start = now();
+        start = now_ns();
         ask(fd, direction, BULK_BYTES);
         tell(names[direction], start, ran, pid, BULK_BYTES >> 10);
     }

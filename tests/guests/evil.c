@@ -25,7 +25,6 @@
 #define ID_BLOCK 2
 
 static struct driver victim, bystander;
-static uint16_t victim_queue;
 static uint32_t victim_id;
 static struct block_request request;
 static uint8_t *data, *other;
@@ -36,22 +35,6 @@ static uint32_t draw(uint32_t *state)
 {
     *state = *state * 1664525 + 1013904223;
     return *state >> 8;
-}
-
-static bool victim_is_broken(void)
-{
-    return (reg_read(&victim, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
-}
-
-static bool start_victim(void)
-{
-    virtio_reset(&victim);
-    if (!virtio_negotiate(&victim, 0))
-        return false;
-    virtq_init(&victim.queue, victim_queue, QUEUE);
-    driver_set_queue(&victim, &victim.queue);
-    driver_ok(&victim);
-    return !victim_is_broken();
 }
 
 /* Without a look at what the device makes of it. */
@@ -105,7 +88,7 @@ static void garbage(uint32_t id, uint32_t r)
     if ((r & 3) != 0)
         avail_of(q)->idx++;
     virtio_kick(&victim);
-    if (id == 1 && victim_is_broken())
+    if (id == 1 && needs_reset(&victim))
         start_again(r & 1 ? ~0ul : 0);
 }
 
@@ -167,7 +150,7 @@ static void acknowledgements(uint32_t id, uint32_t r)
         reg_write(&victim, VIRTIO_MMIO_INTERRUPT_ACK, r & 1 ? 3 : ~0u);
     else
         offer_good();
-    if (id == 1 && victim_is_broken())
+    if (id == 1 && needs_reset(&victim))
         start_again(0);
 }
 
@@ -252,11 +235,6 @@ static void attack(uint32_t id)
     __atomic_add_fetch(&stopped, 1, __ATOMIC_RELEASE);
 }
 
-static bool works(struct driver *d, uint8_t *at, uint64_t number)
-{
-    return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
-}
-
 /* The host has written, both attackers have struck, and indices that are to wrap have. */
 static bool is_over(void)
 {
@@ -268,20 +246,20 @@ static bool both_start(void)
 {
     unsigned slot = (unsigned)boot_number("victim", 0);
 
-    victim_queue = (uint16_t)boot_number("queue", 0);
     if (!virtio_find(slot, &victim) || !virtio_find(1 - slot, &bystander))
         return false;
+    victim.queue.queue = (uint16_t)boot_number("queue", 0);
     victim_id = reg_read(&victim, VIRTIO_MMIO_DEVICE_ID);
-    return start_victim() && virtio_start(&bystander, 0, 64);
+    return virtio_start(&victim, 0, QUEUE) && virtio_start(&bystander, 0, 64);
 }
 
 static bool victim_works(void)
 {
-    victim_queue = victim_id == ID_BLOCK ? 0 : TX;
-    if (!start_victim())
+    victim.queue.queue = victim_id == ID_BLOCK ? 0 : TX;
+    if (!virtio_start(&victim, 0, QUEUE))
         return false;
     if (victim_id == ID_BLOCK)
-        return works(&victim, data, 5);
+        return block_reads(&victim, 5, data);
     offer_good();
     return wait_until(ring_used_idx(&victim.queue) == 1);
 }
@@ -316,7 +294,7 @@ void guest_main(void)
     if (!expect(smp_start(1, attack) && smp_start(2, attack), "the_attackers_start"))
         return;
     do
-        wrong += !works(&bystander, other, rounds++ % SECTORS);
+        wrong += !block_reads(&bystander, rounds++ % SECTORS, other);
     while (!is_over());
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     expect(wait_until(stopped == 2), "the_attackers_stop");

@@ -236,23 +236,13 @@ static const struct {
     ATTACK(status_over_the_available_index, ANSWERED),
 };
 
-static bool works(struct driver *d, uint8_t *at, uint64_t number)
-{
-    return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
-}
-
-static bool needs_reset(void)
-{
-    return (reg_read(&victim, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
-}
-
 /* What became of the request: an answer, an error in the status byte, or a request for a reset. */
 static bool ended_as(enum outcome outcome)
 {
     switch (outcome) {
-    case NEEDS_RESET: return wait_until(needs_reset());
-    case IO_ERROR: return wait_until(request.status == BLOCK_IOERR) && !needs_reset();
-    default: return wait_until(ring_used_idx(&victim.queue) != 0 || needs_reset());
+    case NEEDS_RESET: return wait_until(needs_reset(&victim));
+    case IO_ERROR: return wait_until(request.status == BLOCK_IOERR) && !needs_reset(&victim);
+    default: return wait_until(ring_used_idx(&victim.queue) != 0 || needs_reset(&victim));
     }
 }
 
@@ -271,9 +261,9 @@ static void attack(const char *name, void (*spoil)(struct ring *q), enum outcome
     if (!ended_as(outcome))
         print("not ok %s: status 0x%x, used %u, request 0x%x\n", name,
               reg_read(&victim, VIRTIO_MMIO_STATUS), ring_used_idx(q), request.status);
-    else if (!works(&bystander, other, 4))
+    else if (!block_reads(&bystander, 4, other))
         print("not ok %s: the other disk suffers\n", name);
-    else if (!virtio_start(&victim, 0, QUEUE) || !works(&victim, data, 3))
+    else if (!virtio_start(&victim, 0, QUEUE) || !block_reads(&victim, 3, data))
         print("not ok %s: a reset does not help\n", name);
     else
         print("ok %s\n", name);
@@ -295,8 +285,8 @@ static void bad_queue(const char *name, uint16_t size, uint64_t desc, uint64_t a
     driver_ok(&victim);
     virtio_kick(&victim);
     *q = good;
-    expect(wait_until(needs_reset()) && works(&bystander, other, 3) &&
-               virtio_start(&victim, 0, QUEUE) && works(&victim, data, 2),
+    expect(wait_until(needs_reset(&victim)) && block_reads(&bystander, 3, other) &&
+               virtio_start(&victim, 0, QUEUE) && block_reads(&victim, 2, data),
            name);
 }
 
@@ -364,8 +354,8 @@ static void storm(void)
     for (uint64_t i = 0; i < rounds; i++) {
         virtio_kick(&victim);
         if (i % 8 == 7)
-            wrong += !works(&bystander, other, i % 64);
-        if (!needs_reset() && i % 16 != 15)
+            wrong += !block_reads(&bystander, i % 64, other);
+        if (!needs_reset(&victim) && i % 16 != 15)
             continue;
         resets++;
         virtio_reset(&victim);
@@ -377,7 +367,8 @@ static void storm(void)
     expect(wait_until(stopped), "the_second_vcpu_stops");
     expect_equal(wrong, 0, "the_other_disk_works_throughout");
     expect(resets > 0, "the_storm_led_to_resets");
-    expect(virtio_start(&victim, 0, QUEUE) && works(&victim, data, 5), "after_the_storm_it_works");
+    expect(virtio_start(&victim, 0, QUEUE) && block_reads(&victim, 5, data),
+           "after_the_storm_it_works");
 }
 
 static bool both_start(void)

@@ -125,7 +125,7 @@ static bool start(void)
         driver_set_queue(&net, &queues[i]);
     }
     driver_ok(&net);
-    return (reg_read(&net, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) == 0;
+    return !needs_reset(&net);
 }
 
 /* Chains as the features want them: without merging each must hold the longest frame. */
@@ -356,13 +356,7 @@ static void use_disk(void)
     static uint64_t number;
 
     number = (number + 7) % 1000;
-    disk_errors +=
-        block_do(&disk, BLOCK_IN, number, sector, SECTOR) != BLOCK_OK || sector[0] != number;
-}
-
-static bool is_broken(void)
-{
-    return (reg_read(&net, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
+    disk_errors += !block_reads(&disk, number, sector);
 }
 
 static void lie_in_headers(void)
@@ -379,7 +373,7 @@ static void lie_in_headers(void)
         if (i % 100 == 0)
             use_disk();
     }
-    hostile_unanswered += !wait_until(ring_used_idx(q) == q->offered) || is_broken();
+    hostile_unanswered += !wait_until(ring_used_idx(q) == q->offered) || needs_reset(&net);
 }
 
 static void offer_junk(struct ring *q, unsigned kind)
@@ -428,7 +422,7 @@ static void offer_junk_chains(void)
         kick(q->queue);
         use_disk();
         if (q->queue == TX)
-            hostile_unanswered += !wait_until(is_broken() || ring_used_idx(q) == q->offered);
+            hostile_unanswered += !wait_until(needs_reset(&net) || ring_used_idx(q) == q->offered);
     }
 }
 

@@ -22,11 +22,6 @@ static uint32_t set_status(uint32_t value)
     return status();
 }
 
-static bool reads(uint64_t number)
-{
-    return block_do(&disk, BLOCK_IN, number, sector, SECTOR) == BLOCK_OK && sector[0] == number;
-}
-
 static void check_identity(void)
 {
     expect_equal(reg_read(&disk, VIRTIO_MMIO_MAGIC_VALUE), 0x74726976, "the_magic_is_virt");
@@ -131,13 +126,13 @@ static void check_interrupt_status(void)
     virtio_start(&disk, 0, 8);
     ioapic_mask(disk.gsi); /* so that no handler acknowledges */
     expect_equal(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS), 0, "no_interrupt_is_pending");
-    reads(1);
+    block_reads(&disk, 1, sector);
     expect(wait_until(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS) == 1), "a_used_buffer_shows");
     reg_write(&disk, VIRTIO_MMIO_INTERRUPT_ACK, 0xfffffffe);
     expect_equal(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS), 1, "other_bits_do_not_acknowledge");
     reg_write(&disk, VIRTIO_MMIO_INTERRUPT_ACK, 1);
     expect_equal(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS), 0, "an_acknowledgement_clears");
-    reads(2);
+    block_reads(&disk, 2, sector);
     wait_until(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS) == 1);
     virtio_reset(&disk);
     expect_equal(reg_read(&disk, VIRTIO_MMIO_INTERRUPT_STATUS), 0, "a_reset_clears_interrupts");
@@ -166,7 +161,7 @@ static void check_early_kick(void)
 
 static void check_stray_writes(void)
 {
-    expect(virtio_start(&disk, 0, 8) && reads(3), "the_device_works");
+    expect(virtio_start(&disk, 0, 8) && block_reads(&disk, 3, sector), "the_device_works");
     for (uint32_t reg = 0; reg < 0x200; reg += 4)
         if (reg != VIRTIO_MMIO_STATUS && reg != VIRTIO_MMIO_QUEUE_NOTIFY)
             reg_write(&disk, reg, reg % 8 == 0 ? 0xffffffff : 0x5a5a5a5a);
@@ -174,7 +169,7 @@ static void check_stray_writes(void)
     reg_write(&disk, VIRTIO_MMIO_QUEUE_NOTIFY, 0xffffffff);
     mmio_write16(disk.base + VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     mmio_write64(disk.base + VIRTIO_MMIO_QUEUE_NOTIFY, 0);
-    expect(reads(4), "a_running_device_stands_stray_writes");
+    expect(block_reads(&disk, 4, sector), "a_running_device_stands_stray_writes");
     expect_equal(set_status(ACK_DRIVER),
                  ACK_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK,
                  "a_running_device_keeps_its_status");
@@ -187,7 +182,7 @@ static void check_restarts(void)
     for (unsigned i = 0; i < 20; i++) {
         wrong += !virtio_start(&disk, i % 2 ? F_EVENT_IDX : 0, (uint16_t)(4u << i % 7));
         ring_set_used_event(&disk.queue, 0);
-        wrong += !reads(i);
+        wrong += !block_reads(&disk, i, sector);
     }
     expect_equal(wrong, 0, "twenty_resets_and_restarts_work");
 }
@@ -218,7 +213,9 @@ static void check_reset_in_flight(void)
         data[i * 512] = 0x5a5a5a5a;
     used_of(&old)->idx = 0x77;
     disk.queue.desc = 0; /* other rings from here on */
-    expect(virtio_start(&disk, 0, 8) && reads(6) && reads(7), "a_reset_in_flight_ends_well");
+    expect(virtio_start(&disk, 0, 8) && block_reads(&disk, 6, sector) &&
+               block_reads(&disk, 7, sector),
+           "a_reset_in_flight_ends_well");
     for (unsigned i = 0; i < PAGES; i++)
         changed += data[i * 512] != 0x5a5a5a5a;
     expect(changed == 0 && used_of(&old)->idx == 0x77, "nothing_is_written_after_a_reset");

@@ -10,6 +10,8 @@
  */
 #include "runtime/virtio.h"
 
+#include <linux/virtio_vsock.h>
+
 #include "runtime/boot.h"
 #include "runtime/interrupts.h"
 #include "runtime/power.h"
@@ -23,35 +25,15 @@
 #define PORT_SILENT 56
 #define PORT_SLAM   57
 
-#define F_IN_ORDER (1ul << 35)
+#define F_IN_ORDER FEATURE(VIRTIO_F_IN_ORDER)
 
 #define HOST_CID 2u
-#define STREAM   1u
-
-enum {
-    OP_REQUEST = 1,
-    OP_RESPONSE,
-    OP_RST,
-    OP_SHUTDOWN,
-    OP_RW,
-    OP_CREDIT_UPDATE,
-    OP_CREDIT_REQUEST
-};
-#define SHUT_RCV  1u
-#define SHUT_SEND 2u
-
-struct header {
-    uint64_t src_cid, dst_cid;
-    uint32_t src_port, dst_port, bytes;
-    uint16_t type, op;
-    uint32_t flags, buf_alloc, fwd_cnt;
-} __attribute__((packed));
 
 #define PAGE    4096u
-#define PAYLOAD (PAGE - (uint32_t)sizeof(struct header))
+#define PAYLOAD (PAGE - (uint32_t)sizeof(struct virtio_vsock_hdr))
 
 struct page { /* a receive buffer; `header` and `next` are the driver's once it has arrived */
-    struct header header;
+    struct virtio_vsock_hdr header;
     uint8_t payload[PAYLOAD];
 };
 
@@ -77,7 +59,7 @@ static struct driver device;
 static struct ring rx, tx, events;
 static struct page *pages;
 static uint16_t next_page[POOL + 1], rx_page[VIRTQ_SIZE_MAX], free_pages;
-static struct header headers[TX_SLOTS];
+static struct virtio_vsock_hdr headers[TX_SLOTS];
 static uint16_t tx_page[TX_SLOTS]; /* to be freed when the slot is used; POOL: none */
 static uint16_t tx_done;
 static struct conn incoming[CONNS], outgoing[CONNS], *active;
@@ -136,13 +118,13 @@ static void send_packet(uint32_t port, uint32_t peer_port, uint16_t op, uint32_t
     if (!wait_until(tx_has_room()))
         give_up("packets_are_taken", "the transmit queue stays full");
     slot = tx.offered % TX_SLOTS;
-    headers[slot] = (struct header){
+    headers[slot] = (struct virtio_vsock_hdr){
         .src_cid = cid,
         .dst_cid = HOST_CID,
         .src_port = port,
         .dst_port = peer_port,
-        .bytes = bytes,
-        .type = STREAM,
+        .len = bytes,
+        .type = VIRTIO_VSOCK_TYPE_STREAM,
         .op = op,
         .flags = flags,
         .buf_alloc = WINDOW,
@@ -166,7 +148,7 @@ static void say(struct conn *c, uint16_t op, uint32_t flags)
 
 /* --- connections --- */
 
-static struct conn *find(const struct header *h)
+static struct conn *find(const struct virtio_vsock_hdr *h)
 {
     struct conn *c =
         h->src_port >= 1u << 30 ? &incoming[h->src_port % CONNS] : &outgoing[h->dst_port % CONNS];
@@ -215,18 +197,20 @@ static void work(struct conn *c)
 {
     while (c->first != POOL && c->port == PORT_ECHO && room(c) > 0) {
         struct page *p = &pages[c->first];
-        uint32_t n = p->header.bytes - c->from;
+        uint32_t n = p->header.len - c->from;
         uint16_t page = c->first;
 
         n = n < room(c) ? n : room(c);
         c->passed += n;
         c->sent += n;
-        if (c->from + n == p->header.bytes) {
+        if (c->from + n == p->header.len) {
             c->first = next_page[page];
-            send_packet(c->port, c->peer_port, OP_RW, 0, c, p->payload + c->from, n, page);
+            send_packet(c->port, c->peer_port, VIRTIO_VSOCK_OP_RW, 0, c, p->payload + c->from, n,
+                        page);
             c->from = 0;
         } else {
-            send_packet(c->port, c->peer_port, OP_RW, 0, c, p->payload + c->from, n, POOL);
+            send_packet(c->port, c->peer_port, VIRTIO_VSOCK_OP_RW, 0, c, p->payload + c->from, n,
+                        POOL);
             c->from += n;
         }
     }
@@ -237,15 +221,16 @@ static void work(struct conn *c)
         n = n < room(c) ? n : room(c);
         c->left -= n;
         c->sent += n;
-        send_packet(c->port, c->peer_port, OP_RW, 0, c, pattern_at(sent), n, POOL);
+        send_packet(c->port, c->peer_port, VIRTIO_VSOCK_OP_RW, 0, c, pattern_at(sent), n, POOL);
     }
     if (c->is_ending && c->first == POOL && c->left == 0 && !c->said_end) {
         if (c->port == PORT_COUNT && room(c) >= sizeof(c->total)) {
             c->sent += sizeof(c->total);
-            send_packet(c->port, c->peer_port, OP_RW, 0, c, &c->total, sizeof(c->total), POOL);
+            send_packet(c->port, c->peer_port, VIRTIO_VSOCK_OP_RW, 0, c, &c->total,
+                        sizeof(c->total), POOL);
         }
         c->said_end = true;
-        say(c, OP_SHUTDOWN, SHUT_RCV | SHUT_SEND);
+        say(c, VIRTIO_VSOCK_OP_SHUTDOWN, VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND);
     }
 }
 
@@ -253,16 +238,16 @@ static void take_data(struct conn *c, uint16_t page)
 {
     const struct page *p = &pages[page];
 
-    c->received += p->header.bytes;
+    c->received += p->header.len;
     if (c->is_own) {
-        if (memcmp(p->payload, pattern_at(c->verified), p->header.bytes) == 0)
-            c->verified += p->header.bytes;
+        if (memcmp(p->payload, pattern_at(c->verified), p->header.len) == 0)
+            c->verified += p->header.len;
         if (c->verified == c->total)
             c->is_ending = true;
     }
     if (c->port == PORT_COUNT)
-        c->total += p->header.bytes;
-    if (c->port == PORT_ECHO && p->header.bytes > 0) {
+        c->total += p->header.len;
+    if (c->port == PORT_ECHO && p->header.len > 0) {
         next_page[page] = POOL;
         if (c->first == POOL)
             c->first = page;
@@ -272,13 +257,13 @@ static void take_data(struct conn *c, uint16_t page)
         return;
     }
     if (c->port != PORT_DEAF)
-        c->passed += p->header.bytes;
+        c->passed += p->header.len;
     free_page(page);
     if (c->passed - c->told >= WINDOW / 2)
-        say(c, OP_CREDIT_UPDATE, 0);
+        say(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
 }
 
-static void take_request(const struct header *h)
+static void take_request(const struct virtio_vsock_hdr *h)
 {
     struct conn *c = &incoming[h->src_port % CONNS];
 
@@ -290,7 +275,7 @@ static void take_request(const struct header *h)
     if (h->dst_port == PORT_SILENT)
         return;
     if (h->dst_port < PORT_ECHO || h->dst_port > PORT_SLAM || c->is_open) {
-        send_packet(h->dst_port, h->src_port, OP_RST, 0, NULL, NULL, 0, POOL);
+        send_packet(h->dst_port, h->src_port, VIRTIO_VSOCK_OP_RST, 0, NULL, NULL, 0, POOL);
         return;
     }
     *c = (struct conn){ .is_open = true,
@@ -300,9 +285,9 @@ static void take_request(const struct header *h)
                         .first = POOL,
                         .is_active = c->is_active,
                         .next_active = c->next_active };
-    say(c, OP_RESPONSE, 0);
+    say(c, VIRTIO_VSOCK_OP_RESPONSE, 0);
     if (c->port == PORT_SLAM) {
-        say(c, OP_RST, 0);
+        say(c, VIRTIO_VSOCK_OP_RST, 0);
         c->is_open = false;
     }
     if (c->port == PORT_SOURCE) {
@@ -314,10 +299,10 @@ static void take_request(const struct header *h)
 /* Returns true where the page is still needed. */
 static void take_packet(uint16_t page)
 {
-    const struct header *h = &pages[page].header;
+    const struct virtio_vsock_hdr *h = &pages[page].header;
     struct conn *c = find(h);
 
-    if (h->op == OP_REQUEST)
+    if (h->op == VIRTIO_VSOCK_OP_REQUEST)
         take_request(h);
     c = find(h);
     if (c == NULL) {
@@ -327,19 +312,19 @@ static void take_packet(uint16_t page)
     c->peer_window = h->buf_alloc;
     c->peer_passed = h->fwd_cnt;
     activate(c);
-    if (h->op == OP_RW) {
+    if (h->op == VIRTIO_VSOCK_OP_RW) {
         take_data(c, page);
         return;
     }
-    if (h->op == OP_SHUTDOWN && (h->flags & SHUT_RCV) != 0) {
+    if (h->op == VIRTIO_VSOCK_OP_SHUTDOWN && (h->flags & VIRTIO_VSOCK_SHUTDOWN_RCV) != 0) {
         c->left = 0; /* nobody is there to take it */
         drop_pages(c);
     }
-    if (h->op == OP_SHUTDOWN && (h->flags & SHUT_SEND) != 0)
+    if (h->op == VIRTIO_VSOCK_OP_SHUTDOWN && (h->flags & VIRTIO_VSOCK_SHUTDOWN_SEND) != 0)
         c->is_ending = true;
-    if (h->op == OP_CREDIT_REQUEST)
-        say(c, OP_CREDIT_UPDATE, 0);
-    if (h->op == OP_RST) {
+    if (h->op == VIRTIO_VSOCK_OP_CREDIT_REQUEST)
+        say(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
+    if (h->op == VIRTIO_VSOCK_OP_RST) {
         drop_pages(c);
         end_own(c);
     }
@@ -420,7 +405,7 @@ static void connect_all(uint32_t port, unsigned count)
             .is_open = true, .is_own = true, .port = CONNS * 5 + i, .peer_port = port, .first = POOL
         };
         c->left = c->total = boot_number("bytes", 1 << 16);
-        say(c, OP_REQUEST, 0);
+        say(c, VIRTIO_VSOCK_OP_REQUEST, 0);
         step();
     }
     expect(wait_until((step_on(), ended_well == count)),

@@ -72,6 +72,11 @@ static inline void driver_set_queue(struct driver *d, const struct ring *r)
     reg_write(d, VIRTIO_MMIO_QUEUE_READY, 1);
 }
 
+static inline bool needs_reset(struct driver *d)
+{
+    return reg_read(d, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
 static inline void driver_ok(struct driver *d)
 {
     reg_write(d, VIRTIO_MMIO_STATUS,

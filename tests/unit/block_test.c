@@ -350,9 +350,8 @@ Test(block_file_open, refuses_what_has_no_size_and_names_it)
     cr_expect_eq(block_file_open(&f, "/nowhere/disk", false, &e), -1);
     cr_expect_str_eq(e.msg, "Virtio backend error: Error manipulating the backing file: No such "
                             "file or directory (os error 2) /nowhere/disk");
-    strcpy(path, "/tmp/mayfly-block-XXXXXX");
-    cr_assert_not_null(mkdtemp(path));
-    rmdir(path);
+    close(new_file(path));
+    unlink(path);
     cr_assert_eq(mkfifo(path, 0600), 0);
     cr_expect_eq(block_file_open(&f, path, false, &e), -1);
     cr_expect(strstr(e.msg, "Illegal seek"), "%s", e.msg);
@@ -363,10 +362,8 @@ Test(block_file_open, takes_an_empty_file_as_an_empty_disk)
 {
     struct block_file f;
     struct error e;
-    int fd;
+    int fd = new_file(path);
 
-    strcpy(path, "/tmp/mayfly-block-XXXXXX");
-    fd = mkstemp(path);
     cr_expect_eq(block_file_open(&f, path, false, &e), 0);
     cr_expect_eq(f.sectors, 0);
     block_file_close(&f);

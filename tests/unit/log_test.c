@@ -9,19 +9,16 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+#include "tests/unit/support/files.h"
 #include "vmm/base/metrics.h"
 
-static char path[] = "/tmp/mayfly-log-XXXXXX";
+static char path[] = NEW_FILE;
 static char text[8192];
 static struct error e;
 
 static void set_up(void)
 {
-    int fd;
-
-    strcpy(path, "/tmp/mayfly-log-XXXXXX");
-    fd = mkstemp(path);
-    close(fd);
+    close(new_file(path));
     cr_assert_eq(log_open(path, &e), 0, "%s", e.msg);
 }
 
@@ -34,12 +31,7 @@ TestSuite(log, .init = set_up, .fini = tear_down);
 
 static const char *logged(void)
 {
-    int fd = open(path, O_RDONLY);
-    ssize_t n = read(fd, text, sizeof(text) - 1);
-
-    close(fd);
-    text[n < 0 ? 0 : n] = 0;
-    return text;
+    return read_text(path, text, sizeof(text));
 }
 
 static bool matches(const char *line, const char *pattern)

@@ -9,17 +9,17 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 
+#include "tests/unit/support/files.h"
 #include "vmm/base/clock.h"
 
-static char path[64];
+static char path[] = NEW_FILE;
 static struct error e;
 static char text[1 << 20];
 static struct json_object *parsed; /* an array of what parse() gave: freed at the end of a test */
 
 static void set_up(void)
 {
-    strcpy(path, "/tmp/mayfly-metrics-XXXXXX");
-    close(mkstemp(path));
+    close(new_file(path));
     parsed = json_object_new_array();
 }
 
@@ -50,13 +50,9 @@ static struct json_object *parse(const char *at)
 /* The n-th line that was written, parsed. */
 static struct json_object *line(unsigned n)
 {
-    int fd = open(path, O_RDONLY);
-    ssize_t got = read(fd, text, sizeof(text) - 1);
+    char *at = read_text(path, text, sizeof(text));
     struct json_object *o;
-    char *at = text;
 
-    close(fd);
-    text[got < 0 ? 0 : got] = '\0';
     for (; n > 0 && at; n--) {
         at = strchr(at, '\n');
         at = at ? at + 1 : NULL;
@@ -253,13 +249,10 @@ static int timer_fd(void)
 
 static unsigned line_count(void)
 {
-    int fd = open(path, O_RDONLY);
-    ssize_t got = read(fd, text, sizeof(text));
     unsigned n = 0;
 
-    close(fd);
-    for (ssize_t i = 0; i < got; i++)
-        n += text[i] == '\n';
+    for (const char *at = read_text(path, text, sizeof(text)); *at; at++)
+        n += *at == '\n';
     return n;
 }
 

@@ -418,18 +418,24 @@ static const struct rate_limits one_then_wait = {
 };
 static const struct rate_limits no_limits = { .has_ops = true, .has_bandwidth = true };
 
-Test(net_rx_limit, holds_a_frame_and_delivers_it_when_there_are_tokens, .fini = tear_down)
+/* The host sends `frames`, of which the limit lets one pass. */
+static void hold_all_but_one(unsigned frames)
 {
-    struct error e;
-
     start((struct options){ .rx_limits = one_then_wait });
     offer_rx_row(100, 1526);
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < frames; i++) {
         make_frame(guest_mac, host_mac, 100, i);
         send_wire(100);
     }
     tell_of_frames();
     cr_expect_eq(ring_used_idx(rx), 1);
+}
+
+Test(net_rx_limit, holds_a_frame_and_delivers_it_when_there_are_tokens, .fini = tear_down)
+{
+    struct error e;
+
+    hold_all_but_one(3);
     cr_expect_eq(METRIC(rx_rate_limiter_throttled), 1);
     cr_assert_eq(net_update(&net, &no_limits, NULL, &e), 0, "%s", e.msg);
     net.rx_limiter.timer.on_ready(&net.rx_limiter.timer, EPOLLIN);
@@ -484,14 +490,7 @@ Test(net, pause_gives_the_buffers_back_and_resume_takes_them_again)
 
 Test(net_rx_limit, pause_delivers_a_frame_that_was_held, .fini = tear_down)
 {
-    start((struct options){ .rx_limits = one_then_wait });
-    offer_rx_row(100, 1526);
-    for (unsigned i = 0; i < 2; i++) {
-        make_frame(guest_mac, host_mac, 100, i);
-        send_wire(100);
-    }
-    tell_of_frames();
-    cr_expect_eq(ring_used_idx(rx), 1);
+    hold_all_but_one(2);
     virtio_mmio_pause(&d.transport);
     cr_assert_eq(ring_used_idx(rx), 2);
     expect_frame_at(RX_DATA + 1526, 1, 100);
@@ -517,13 +516,7 @@ Test(net, reset_forgets_the_buffers)
 
 Test(net_rx_limit, reset_forgets_a_frame_that_was_held, .fini = tear_down)
 {
-    start((struct options){ .rx_limits = one_then_wait });
-    offer_rx_row(100, 1526);
-    for (unsigned i = 0; i < 2; i++) {
-        make_frame(guest_mac, host_mac, 100, i);
-        send_wire(100);
-    }
-    tell_of_frames();
+    hold_all_but_one(2);
     negotiate(0);
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(ring_used_idx(rx), 0);

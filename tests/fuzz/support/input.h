@@ -39,37 +39,18 @@ static inline void take_bytes(struct input *in, void *dst, size_t n)
     in->left -= there;
 }
 
-static inline uint8_t take8(struct input *in)
-{
-    uint8_t v;
-
-    take_bytes(in, &v, sizeof(v));
-    return v;
-}
-
-static inline uint16_t take16(struct input *in)
-{
-    uint16_t v;
-
-    take_bytes(in, &v, sizeof(v));
-    return v;
-}
-
-static inline uint32_t take32(struct input *in)
-{
-    uint32_t v;
-
-    take_bytes(in, &v, sizeof(v));
-    return v;
-}
-
-static inline uint64_t take64(struct input *in)
-{
-    uint64_t v;
-
-    take_bytes(in, &v, sizeof(v));
-    return v;
-}
+#define DEFINE_TAKE(bits)                                                                          \
+    static inline uint##bits##_t take##bits(struct input *in)                                      \
+    {                                                                                              \
+        uint##bits##_t v;                                                                          \
+                                                                                                   \
+        take_bytes(in, &v, sizeof(v));                                                             \
+        return v;                                                                                  \
+    }
+DEFINE_TAKE(8)
+DEFINE_TAKE(16)
+DEFINE_TAKE(32)
+DEFINE_TAKE(64)
 
 /* The rest as a heap block of exactly that size with a NUL behind it; the caller frees it. */
 static inline char *take_text(struct input *in, size_t *length)

@@ -29,6 +29,11 @@ uint8_t block_do(struct driver *d, uint32_t type, uint64_t sector, void *at, uin
     return virtio_wait(d) ? request.status : BLOCK_NONE;
 }
 
+bool block_reads(struct driver *d, uint64_t number, void *at)
+{
+    return block_do(d, BLOCK_IN, number, at, SECTOR) == BLOCK_OK && *(uint64_t *)at == number;
+}
+
 uint64_t block_capacity(struct driver *d)
 {
     return reg_read(d, VIRTIO_MMIO_CONFIG) | (uint64_t)reg_read(d, VIRTIO_MMIO_CONFIG + 4) << 32;

@@ -43,4 +43,7 @@ uint16_t block_lay(struct ring *q, uint16_t head, struct block_request *r, uint3
  * where no answer came. */
 uint8_t block_do(struct driver *d, uint32_t type, uint64_t sector, void *at, uint32_t bytes);
 
+/* Reads a sector; true where it begins with its number. */
+bool block_reads(struct driver *d, uint64_t number, void *at);
+
 uint64_t block_capacity(struct driver *d);

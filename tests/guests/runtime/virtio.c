@@ -59,11 +59,10 @@ bool virtio_start(struct driver *d, uint64_t wanted, uint16_t queue_size)
     virtio_reset(d);
     if (!virtio_negotiate(d, wanted))
         return false;
-    virtq_init(&d->queue, 0, queue_size);
+    virtq_init(&d->queue, d->queue.queue, queue_size);
     driver_set_queue(d, &d->queue);
     driver_ok(d);
-    return (reg_read(d, VIRTIO_MMIO_STATUS) &
-            (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET)) == VIRTIO_CONFIG_S_DRIVER_OK;
+    return reg_read(d, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_DRIVER_OK && !needs_reset(d);
 }
 
 void virtio_kick(struct driver *d)

@@ -74,7 +74,7 @@ void virtio_reset(struct driver *d);
 bool virtio_negotiate(struct driver *d, uint64_t wanted);
 void virtq_init(struct ring *q, uint16_t queue, uint16_t size); /* empty, in memory of its own */
 
-/* All steps, with queue 0 of this size. */
+/* All steps, with the one queue d->queue of this size: 0, unless its number was set. */
 bool virtio_start(struct driver *d, uint64_t wanted, uint16_t queue_size);
 
 /* Notifies d->queue. */

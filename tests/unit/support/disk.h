@@ -4,12 +4,12 @@
  */
 #pragma once
 
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
 #include "tests/unit/support/driver.h"
+#include "tests/unit/support/files.h"
 #include "virtio/block.h"
 
 #define SECTOR       512u
@@ -20,7 +20,7 @@
 #define UNTOUCHED    0xa5u
 #define THIN_SECTORS 8192u
 
-static char path[] = "/tmp/mayfly-block-XXXXXX";
+static char path[] = NEW_FILE;
 static struct block_file file;
 static struct block block;
 static struct driver d;
@@ -31,19 +31,16 @@ struct options {
     struct rate_limits limits;
 };
 
-static inline void make_disk(bool is_thin)
+/* A file of so many sectors, each filled with a byte: `first`, first + step, ... */
+static inline void make_sectors(char *name, unsigned count, unsigned first, unsigned step)
 {
     uint8_t sector[SECTOR];
-    int fd;
+    int fd = new_file(name);
 
-    strcpy(path, "/tmp/mayfly-block-XXXXXX");
-    fd = mkstemp(path);
-    for (unsigned i = 0; i < DISK_SECTORS; i++) {
-        memset(sector, (int)i, sizeof(sector));
+    for (unsigned i = 0; i < count; i++) {
+        memset(sector, (int)(first + step * i), sizeof(sector));
         cr_assert_eq(write(fd, sector, sizeof(sector)), sizeof(sector));
     }
-    if (is_thin)
-        cr_assert_eq(ftruncate(fd, THIN_SECTORS * SECTOR), 0);
     close(fd);
 }
 
@@ -54,7 +51,9 @@ static inline void start(struct options o)
     };
     struct error e;
 
-    make_disk(o.is_thin);
+    make_sectors(path, DISK_SECTORS, 0, 1);
+    if (o.is_thin)
+        cr_assert_eq(truncate(path, THIN_SECTORS * SECTOR), 0);
     cr_assert_eq(block_file_open(&file, path, o.is_read_only, &e), 0, "%s", e.msg);
     if (o.is_async)
         cr_assert_eq(block_async_new(&host.async, &file, &e), 0, "%s", e.msg);
@@ -165,21 +164,14 @@ static inline void fill_ring(uint32_t type)
 }
 
 /* A file of so many sectors of 0xcc. */
-static char other_path[] = "/tmp/mayfly-block-XXXXXX";
+static char other_path[] = NEW_FILE;
 
 static inline struct block_file other_file(unsigned sectors)
 {
-    uint8_t sector[SECTOR];
     struct block_file f;
     struct error e;
-    int fd;
 
-    strcpy(other_path, "/tmp/mayfly-block-XXXXXX");
-    fd = mkstemp(other_path);
-    memset(sector, 0xcc, sizeof(sector));
-    for (unsigned i = 0; i < sectors; i++)
-        cr_assert_eq(write(fd, sector, sizeof(sector)), sizeof(sector));
-    close(fd);
+    make_sectors(other_path, sectors, 0xcc, 0);
     cr_assert_eq(block_file_open(&f, other_path, false, &e), 0, "%s", e.msg);
     return f;
 }

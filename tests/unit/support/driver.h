@@ -61,11 +61,6 @@ static inline void driver_start(struct driver *d)
     cr_assert(driver_start_with(d, offered_features(d)));
 }
 
-static inline bool needs_reset(struct driver *d)
-{
-    return reg_read(d, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET;
-}
-
 /* One turn of the device, as the event loop gives it. True: it asked for another. */
 static inline bool driver_kick_at(struct driver *d, unsigned queue)
 {
