@@ -10,7 +10,7 @@ import re
 import socket
 import time
 
-DEADLINE_S = 60  # for whatever is waited for; a loaded host takes its time
+DEADLINE_S = 180  # for whatever is waited for; a loaded host takes its time
 
 
 def connect(path, has_ended=lambda: False, pause_s=0.001):

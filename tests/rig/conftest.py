@@ -87,7 +87,7 @@ def host(files, tmp_path_factory):
         host = Host(unshare, str(directory), log)
         host.run("busybox ip link set lo up")
     else:
-        argv = [HERE / "rig", "--stdin", "--memory", "3072", "--timeout", "1200"]
+        argv = [HERE / "rig", "--stdin", "--memory", "3072", "--timeout", "3600"]
         argv += ["--log", directory / "console"]
         for name, path in files.items():
             argv += ["--file", f"{path}:/mayfly/{name}"]

@@ -51,7 +51,7 @@ class Host:
             raise ConnectionError("the host is gone: " + open(self.log).read()[-2000:])
         self.unread += data
 
-    def run(self, command, timeout=60, check=True):
+    def run(self, command, timeout=600, check=True):
         """The standard output and error of a shell command; its status too if check is False."""
         self.commands += 1
         mark = f"@@{self.commands}"
@@ -73,7 +73,7 @@ class Host:
         assert status == 0, f"{command}\nended with status {status}: {output}"
         return output
 
-    def wait_for(self, command, timeout=60):
+    def wait_for(self, command, timeout=600):
         """Repeats a command until it succeeds; False if it has not by then."""
         status, _ = self.run(
             f"wait_for {timeout * 10} {shlex.quote(command)}", timeout=timeout * 4, check=False
@@ -170,11 +170,11 @@ class Guest:
         status, output = self.host.run(f"cat {self.dir}/status", check=False)
         return int(output) if status == 0 else None
 
-    def wait_console(self, text, timeout=60):
+    def wait_console(self, text, timeout=600):
         seen = self.host.wait_for(f"grep -qF {shlex.quote(text)} {self.dir}/console", timeout)
         assert seen, f"no {text!r} on the console:\n{self.console()}\n{self.errors()}"
 
-    def wait_end(self, timeout=60):
+    def wait_end(self, timeout=600):
         """Waits for the process to end with status 0; returns what was on the console."""
         ended = self.host.wait_for(f"[ -s {self.dir}/status ]", timeout)
         assert ended, f"mayfly still runs:\n{self.console()}\n{self.errors()}"

@@ -79,7 +79,7 @@ def test_fio_reads_back_what_it_wrote(guest, host, engine, cache):
         " cut -d ';' -f 3,5,6,47 /tmp/terse; (exit $status)"
     )
     boot(guest, run, tools, data(guest, "data", io_engine=engine, cache_type=cache), mem_mib=512)
-    console = guest.wait_end(timeout=120)
+    console = guest.wait_end(timeout=600)
     assert "command ended with status 0" in console, console
     jobs = [line.split(";") for line in console.splitlines() if line.count(";") == 3]
     assert len(jobs) == 6 and all(error == "0" for _, error, _, _ in jobs), console

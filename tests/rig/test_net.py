@@ -110,7 +110,7 @@ def test_a_small_kernel_has_disk_net_and_vsock(guest, network):
     guest.do("PUT", "/vsock", {"guest_cid": 42, "uds_path": f"{guest.dir}/v"})
     guest.do("PUT", "/actions", {"action_type": "InstanceStart"})
     guest.wait_console("result pinged")
-    dial = f"echo there and back | timeout 60 ./vsock dial {guest.dir}/v 7"
+    dial = f"echo there and back | timeout 600 ./vsock dial {guest.dir}/v 7"
     assert network.run(dial) == "there and back\n"
     guest.type("\n")
     assert "/dev/root / ext4 rw" in guest.wait_end()

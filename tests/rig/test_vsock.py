@@ -22,7 +22,7 @@ def boot(guest, run, drives=()):
 
 def dial(host, guest, port, command):
     """What a shell pipe to a port of the guest answers."""
-    return host.run(f"{command} | timeout 60 ./vsock dial {guest.dir}/v {port}", timeout=240)
+    return host.run(f"{command} | timeout 600 ./vsock dial {guest.dir}/v {port}", timeout=600)
 
 
 def test_an_http_server_in_the_guest_is_reached_through_the_socket(guest, host):
@@ -41,11 +41,11 @@ def test_streams_of_the_host_come_back_whole_and_half_closed(guest, host):
     boot(guest, "vsock serve 7 cat & vsock serve 8 md5sum & read go")
     host.run(f"dd if=/dev/urandom of={guest.dir}/data bs=64k count=20 2>/dev/null")
     wanted = host.run(f"md5sum <{guest.dir}/data")
-    back = f"cat {guest.dir}/data | timeout 60 ./vsock dial {guest.dir}/v 7 | md5sum"
-    assert host.run(back, timeout=240) == wanted
+    back = f"cat {guest.dir}/data | timeout 600 ./vsock dial {guest.dir}/v 7 | md5sum"
+    assert host.run(back, timeout=600) == wanted
     assert dial(host, guest, 8, f"cat {guest.dir}/data") == wanted
     many = "".join(f"({back} >{guest.dir}/sum{i}) & " for i in range(8))
-    host.run(f"({many} wait)", timeout=240)  # in a shell that has no other children
+    host.run(f"({many} wait)", timeout=600)  # in a shell that has no other children
     for i in range(8):
         assert host.run(f"cat {guest.dir}/sum{i}") == wanted
     guest.type("\n")
@@ -92,10 +92,10 @@ def test_socat_talks_to_socat_both_ways(guest, host):
     )
     boot(guest, run, [{"drive_id": "tools", "path_on_host": "net.ext4", "is_root_device": False,
                        "is_read_only": True}])
-    sum_ = host.run(f"wait $server; md5sum <{guest.dir}/got", timeout=240).strip()
+    sum_ = host.run(f"wait $server; md5sum <{guest.dir}/got", timeout=600).strip()
     dialled = f"socat -t 60 - UNIX-CONNECT:{guest.dir}/v"
     assert host.wait_for(f"echo CONNECT 7 | {dialled} | grep -q OK")
-    answer = host.run(f"(echo CONNECT 7; seq 1 50000) | {dialled}", timeout=240)
+    answer = host.run(f"(echo CONNECT 7; seq 1 50000) | {dialled}", timeout=600)
     ok, echoed = answer.split("\n", 1)
     assert ok.startswith("OK ")
     assert echoed.split() == [str(i) for i in range(1, 50001)]

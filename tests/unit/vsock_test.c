@@ -423,7 +423,7 @@ static void let_time_pass(void)
 
     cr_assert(!TAILQ_EMPTY(&g.v.table.timed));
     do {
-        cr_assert_eq(poll(&p, 1, 10000), 1);
+        cr_assert_eq(poll(&p, 1, 120000), 1);
         turn();
     } while (!TAILQ_EMPTY(&g.v.table.timed));
 }

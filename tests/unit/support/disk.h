@@ -109,7 +109,7 @@ static inline bool kick(void)
     while (block.host.async && block.idle_count < block.request_count) {
         struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
 
-        cr_assert_eq(poll(&results, 1, 10000), 1);
+        cr_assert_eq(poll(&results, 1, 120000), 1);
         block.results.on_ready(&block.results, EPOLLIN);
         more |= loop_drain(d.transport.notifiers[0].source.fd) > 0;
     }
