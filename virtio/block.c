@@ -393,11 +393,6 @@ static void on_refilled(struct rate_limiter *l)
     virtio_serve(&b->dev, QUEUE);
 }
 
-static void block_activate(struct virtio_device *dev)
-{
-    (void)dev; /* the driver notifies when it has something */
-}
-
 static bool is_idle(const struct block *b)
 {
     return b->idle_count == b->request_count;
@@ -448,7 +443,6 @@ static const struct virtio_ops block_ops = {
     .name = "block",
     .id = VIRTIO_ID_BLOCK,
     .queue_count = 1,
-    .activate = block_activate,
     .serve = block_serve,
     .drain = block_drain,
     .reset = block_reset,
@@ -518,10 +512,8 @@ int block_init(struct block *b, const struct block_host *host, struct error *e)
     BUG_ON(!b->requests);
     forget_requests(b);
     block_describe(b);
-    rate_limiter_init(&b->limiter, host->loop, monotonic_ns, on_refilled);
-    if (rate_limiter_prepare(&b->limiter, &host->limits, e) < 0)
+    if (rate_limiter_init(&b->limiter, host->loop, monotonic_ns, on_refilled, &host->limits, e) < 0)
         return -1;
-    rate_limiter_update(&b->limiter, &host->limits);
     if (!host->async)
         return 0;
     b->results = (struct loop_source){ block_async_fd(host->async), EPOLLIN | EPOLLET, on_results };

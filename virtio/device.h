@@ -23,13 +23,14 @@ struct virtio_ops { /* const, static, one per device type */
     uint32_t id; /* section 5 */
     unsigned queue_count;
     /* The driver is ready (DRIVER_OK), or was when its VM was saved. A queue whose state.ready is
-     * false does not exist. */
+     * false does not exist. NULL: a device that waits to be notified. */
     void (*activate)(struct virtio_device *d);
     /* A turn: works on a queue, whatever the reason. Does a bounded amount of work; true: there is
      * more, call again after others had their turn. Event-loop thread. */
     bool (*serve)(struct virtio_device *d, unsigned queue);
     /* Carries out what was begun, and pushes it: when it returns, no request is in flight and none
-     * of them was lost. At a pause and at the end; no turn comes until the VM goes on. */
+     * of them was lost. At a pause and at the end; no turn comes until the VM goes on. NULL: a
+     * device that has nothing in flight between its turns. */
     void (*drain)(struct virtio_device *d);
     /* The guest resets the device: when it returns, no request is in flight, and what was begun is
      * forgotten. On any thread. */
@@ -39,7 +40,7 @@ struct virtio_ops { /* const, static, one per device type */
 struct virtio_device {
     const struct virtio_ops *ops;
     uint64_t offered;   /* feature bits; fixed before the guest runs */
-    const void *config; /* device configuration space, as the guest sees it */
+    const void *config; /* configuration space, as the guest sees it; NULL: it has none */
     size_t config_bytes;
     /* The device's metrics that the transport counts; NULL: not counted. Of notifications, those of
      * the guest, by queue. One that comes while a turn is due anyway may go uncounted. */
@@ -51,7 +52,8 @@ struct virtio_device {
 /* The feature bits that the driver took; none before FEATURES_OK. */
 uint64_t virtio_acked(const struct virtio_device *d);
 
-/* Interrupts the guest if it wants that for what was pushed to the queue since the last call. */
+/* Interrupts the guest if it wants that for what was pushed to the queue since the last call. Under
+ * the lock, as all that follows, unless it says otherwise. */
 void virtio_signal_used(struct virtio_device *d, unsigned queue);
 
 /* The same for several queues, one bit each, in one interrupt. */
@@ -65,9 +67,9 @@ void virtio_serve(struct virtio_device *d, unsigned queue);
 void virtio_lock(struct virtio_device *d);
 void virtio_unlock(struct virtio_device *d);
 
-/* Tells the guest that the configuration space changed (section 2.5). Under the lock, and with the
- * vCPUs standing still: a driver reads the configuration and its generation without an exit, so
- * nothing else keeps it from half of a change. */
+/* Tells the guest that the configuration space changed (section 2.5). The vCPUs stand still: a
+ * driver reads the configuration and its generation without an exit, so nothing else keeps it from
+ * half of a change. */
 void virtio_config_changed(struct virtio_device *d);
 
 /* The guest broke the rules: nothing is processed any more until it resets the device (section

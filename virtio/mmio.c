@@ -71,7 +71,8 @@ static void show_registers(struct virtio_mmio *t)
 /* Before the generation that tells of it: see virtio_config_changed(). */
 static void show_config(struct virtio_mmio *t)
 {
-    memcpy(word(t, CONFIG_SPACE), t->device->config, t->device->config_bytes);
+    if (t->device->config)
+        memcpy(word(t, CONFIG_SPACE), t->device->config, t->device->config_bytes);
 }
 
 static void show_constants(struct virtio_mmio *t)
@@ -188,7 +189,8 @@ static void activate_device(struct virtio_mmio *t)
         return;
     }
     t->registers.is_activated = true;
-    d->ops->activate(d);
+    if (d->ops->activate)
+        d->ops->activate(d);
 }
 
 /* The driver may take what was offered, no more, and must take VERSION_1 (section 6.1). */
@@ -415,7 +417,7 @@ void virtio_mmio_pause(struct virtio_mmio *t)
     pthread_mutex_lock(&t->lock);
     t->is_paused = true;
     /* Also where it needs a reset: what was begun is still under way. */
-    if (t->registers.is_activated)
+    if (t->registers.is_activated && t->device->ops->drain)
         t->device->ops->drain(t->device);
     pthread_mutex_unlock(&t->lock);
 }
@@ -465,7 +467,7 @@ int virtio_mmio_set_state(struct virtio_mmio *t, const struct virtio_mmio_state 
     show_word(t, VIRTIO_MMIO_INTERRUPT_STATUS, s->interrupt_status);
     if (t->registers.is_activated && !start_queues(t))
         return -EINVAL;
-    if (t->registers.is_activated)
+    if (t->registers.is_activated && t->device->ops->activate)
         t->device->ops->activate(t->device);
     show_registers(t);
     return 0;

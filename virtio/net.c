@@ -317,16 +317,6 @@ static void net_describe(struct net *n)
     }
 }
 
-static int add_limiter(struct net *n, struct rate_limiter *l, const struct rate_limits *limits,
-                       refilled_fn *on_refilled, struct error *e)
-{
-    rate_limiter_init(l, n->host.loop, monotonic_ns, on_refilled);
-    if (rate_limiter_prepare(l, limits, e) < 0)
-        return -1;
-    rate_limiter_update(l, limits);
-    return 0;
-}
-
 int net_init(struct net *n, const struct net_host *host, struct error *e)
 {
     int ret;
@@ -342,8 +332,10 @@ int net_init(struct net *n, const struct net_host *host, struct error *e)
         .host = *host,
     };
     net_describe(n);
-    if (add_limiter(n, &n->rx_limiter, &host->rx_limits, on_rx_refilled, e) < 0 ||
-        add_limiter(n, &n->tx_limiter, &host->tx_limits, on_tx_refilled, e) < 0)
+    if (rate_limiter_init(&n->rx_limiter, host->loop, monotonic_ns, on_rx_refilled,
+                          &host->rx_limits, e) < 0 ||
+        rate_limiter_init(&n->tx_limiter, host->loop, monotonic_ns, on_tx_refilled,
+                          &host->tx_limits, e) < 0)
         return -1;
     n->frames = (struct loop_source){ host->tap->fd, EPOLLIN | EPOLLET, on_frames };
     ret = loop_add(host->loop, &n->frames);

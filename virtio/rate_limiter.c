@@ -23,33 +23,16 @@ static void rate_limiter_on_timer(struct loop_source *src, uint32_t ready)
     l->on_refilled(l);
 }
 
-void rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
-                       refilled_fn *on_refilled)
-{
-    *l = (struct rate_limiter){
-        .clock = clock,
-        .loop = loop,
-        .timer = { .fd = -1 },
-        .on_refilled = on_refilled,
-    };
-}
-
 void rate_limiter_fini(struct rate_limiter *l)
 {
     loop_remove_timer(l->loop, &l->timer);
-}
-
-static bool wants(bool is_given, const struct token_bucket *b)
-{
-    return is_given && token_bucket_limits(b);
 }
 
 int rate_limiter_prepare(struct rate_limiter *l, const struct rate_limits *limits, struct error *e)
 {
     int ret;
 
-    if (l->timer.on_ready || (!wants(limits->has_bandwidth, &limits->bandwidth) &&
-                              !wants(limits->has_ops, &limits->ops)))
+    if (l->timer.on_ready || !rate_limits_any(limits))
         return 0;
     ret = loop_add_timer(l->loop, &l->timer, rate_limiter_on_timer);
     return ret < 0 ? fail_os(e, -ret, "Rate limiter: timer") : 0;
@@ -75,6 +58,21 @@ void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limit
         bucket_init(&l->state.ops, &limits->ops);
     if (l->is_blocked)
         rate_limiter_set_timer(l, 1); /* asks the owner at once, but not from within this call */
+}
+
+int rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
+                      refilled_fn *on_refilled, const struct rate_limits *limits, struct error *e)
+{
+    *l = (struct rate_limiter){
+        .clock = clock,
+        .loop = loop,
+        .timer = { .fd = -1 },
+        .on_refilled = on_refilled,
+    };
+    if (rate_limiter_prepare(l, limits, e) < 0)
+        return -1;
+    rate_limiter_update(l, limits);
+    return 0;
 }
 
 bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes)

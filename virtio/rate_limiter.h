@@ -31,9 +31,11 @@ struct rate_limiter {
     refilled_fn *on_refilled;
 };
 
-/* No limits. on_refilled is called on the loop's thread when it is worth asking again. */
-void rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
-                       refilled_fn *on_refilled);
+/* A limiter with those limits. on_refilled is called on the loop's thread when it is worth asking
+ * again. -1 as rate_limiter_prepare(); then rate_limiter_fini() all the same. */
+must_check int rate_limiter_init(struct rate_limiter *l, struct loop *loop, clock_fn *clock,
+                                 refilled_fn *on_refilled, const struct rate_limits *limits,
+                                 struct error *e);
 
 /* Works on a zeroed object. */
 void rate_limiter_fini(struct rate_limiter *l);

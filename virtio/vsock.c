@@ -494,17 +494,6 @@ static void on_time(struct loop_source *src, uint32_t ready)
     virtio_serve(&v->dev, QUEUE_RX);
 }
 
-static void vsock_activate(struct virtio_device *dev)
-{
-    (void)dev; /* the driver notifies when it has given buffers */
-}
-
-/* Nothing is ever in flight. */
-static void vsock_drain(struct virtio_device *dev)
-{
-    (void)dev;
-}
-
 /* Connections belong to the loop's thread: it ends them, before it does anything else for the
  * device. */
 static void vsock_reset(struct virtio_device *dev)
@@ -519,9 +508,7 @@ static const struct virtio_ops vsock_ops = {
     .name = "vsock",
     .id = VIRTIO_ID_VSOCK,
     .queue_count = QUEUES,
-    .activate = vsock_activate,
     .serve = vsock_serve,
-    .drain = vsock_drain,
     .reset = vsock_reset,
 };
 

@@ -205,7 +205,7 @@ Test(status, forgets_everything_on_reset)
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_QUEUE_READY), 0);
     cr_expect_eq(virtio_acked(&probe.dev), 0);
     cr_expect_null(probe.dev.queues[0].mem);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 0);
     driver_start(&d);
     cr_expect_eq(probe.activations, 2);
@@ -230,10 +230,10 @@ Test(activation, refuses_a_ring_outside_memory_until_the_next_reset)
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | VIRTIO_CONFIG_S_NEEDS_RESET);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
     cr_expect_eq(driver_interrupts(&d), 1);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 0);
     driver_start(&d);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 1);
 }
 
@@ -258,7 +258,7 @@ Test(activation, does_not_serve_a_queue_that_is_not_ready)
     reg_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
     driver_ok(&d);
     cr_expect_eq(probe.activations, 1);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 0);
 }
 
@@ -278,9 +278,9 @@ Test(turn, comes_back_while_there_is_more)
 {
     driver_start(&d);
     probe.wants_more = true;
-    cr_expect(driver_kick(&d));
+    cr_expect(driver_serve(&d));
     probe.wants_more = false;
-    cr_expect_not(driver_kick(&d));
+    cr_expect_not(driver_serve(&d));
     cr_expect_eq(probe.turns, 2);
 }
 
@@ -288,13 +288,13 @@ Test(turn, is_not_served_by_a_broken_device)
 {
     driver_start(&d);
     probe.breaks = true;
-    driver_kick(&d);
-    driver_kick(&d);
+    driver_serve(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 1);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf | VIRTIO_CONFIG_S_NEEDS_RESET);
     probe.breaks = false;
     driver_start(&d);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(probe.turns, 2);
 }
 
@@ -335,7 +335,7 @@ Test(turn, of_a_broken_device_is_drained_at_a_pause)
 {
     driver_start(&d);
     probe.breaks = true;
-    driver_kick(&d);
+    driver_serve(&d);
     cr_assert(needs_reset(&d));
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(probe.drains, 1);
@@ -413,6 +413,24 @@ Test(config_space, is_read_only)
 {
     reg_write(&d, 0x100, UINT32_MAX);
     cr_expect_eq(reg_read(&d, 0x100), 0x04030201);
+}
+
+/* Without a configuration space, and with nothing to do for an activation or a drain. */
+Test(config_space, may_be_absent)
+{
+    static const struct virtio_ops least = {
+        .name = "least", .id = 4, .queue_count = 1, .serve = probe_serve, .reset = probe_reset
+    };
+
+    virtio_mmio_fini(&d.transport);
+    memset(d.page, 0, sizeof(d.page));
+    probe = (struct probe){ .dev = { .ops = &least, .offered = FEATURES } };
+    cr_assert_eq(driver_attach(&d, &probe.dev, 16, &(struct error){ 0 }), 0);
+    driver_start(&d);
+    cr_expect_eq(reg_read(&d, 0x100), 0);
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_resume(&d.transport);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf);
 }
 
 /* What is saved. */

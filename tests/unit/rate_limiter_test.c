@@ -24,12 +24,14 @@ static void on_refilled(struct rate_limiter *limiter)
     refills++;
 }
 
+static const struct rate_limits no_limits;
+
 static void set_up(void)
 {
     now = 12345;
     refills = 0;
     cr_assert_eq(loop_init(&loop, &e), 0, "%s", e.msg);
-    rate_limiter_init(&l, &loop, test_clock, on_refilled);
+    cr_assert_eq(rate_limiter_init(&l, &loop, test_clock, on_refilled, &no_limits, &e), 0);
 }
 
 static void tear_down(void)
@@ -251,9 +253,8 @@ Test(rate_limiter, goes_on_from_a_state_by_another_clock)
     rate_limiter_get_state(&l, &saved);
     tear_down();
     now = 77; /* of a host that started a moment ago */
-    rate_limiter_init(&l, &loop, test_clock, on_refilled);
     cr_assert_eq(loop_init(&loop, &e), 0, "%s", e.msg);
-    update(limits);
+    cr_assert_eq(rate_limiter_init(&l, &loop, test_clock, on_refilled, &limits, &e), 0);
     cr_assert_eq(rate_limiter_set_state(&l, &saved), 0);
     rate_limiter_get_state(&l, &again);
     cr_expect_arr_eq(&again, &saved, sizeof(saved));

@@ -131,8 +131,10 @@ static int add_registers(struct machine *m, struct error *e)
                             (size_t)m->platform.virtio_count * LAYOUT_VIRTIO_STEP, e);
 }
 
-static int add_virtio(struct machine *m, unsigned i, struct virtio_device *d, struct error *e)
+/* Attaches a device behind those that there are. */
+static int add_virtio(struct machine *m, struct virtio_device *d, struct error *e)
 {
+    const unsigned i = m->attached++;
     const struct virtio_slot *slot = &m->platform.virtio[i];
     struct virtio_mmio *t = &m->transports[i];
 
@@ -158,16 +160,16 @@ static int add_drives(struct machine *m, const struct drive_configs *list, struc
         };
 
         metrics_add_source(METRICS_OF_BLOCK, config->drive_id, &m->blocks[i].metrics);
-        if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, i, &m->blocks[i].dev, e) < 0)
+        if (block_init(&m->blocks[i], &host, e) < 0 || add_virtio(m, &m->blocks[i].dev, e) < 0)
             return -1;
     }
     return 0;
 }
 
-static int add_interfaces(struct machine *m, const struct vm_config *all, struct error *e)
+static int add_interfaces(struct machine *m, const struct net_configs *list, struct error *e)
 {
-    for (unsigned i = 0; i < all->interfaces.count; i++) {
-        const struct net_config *config = &all->interfaces.items[i];
+    for (unsigned i = 0; i < list->count; i++) {
+        const struct net_config *config = &list->items[i];
         struct interface *interface = &m->opened->interfaces[i];
         const struct net_host host = {
             .tap = &interface->tap,
@@ -179,14 +181,12 @@ static int add_interfaces(struct machine *m, const struct vm_config *all, struct
         };
 
         metrics_add_source(METRICS_OF_NET, config->iface_id, &m->nets[i].metrics);
-        if (net_init(&m->nets[i], &host, e) < 0 ||
-            add_virtio(m, (unsigned)all->drives.count + i, &m->nets[i].dev, e) < 0)
+        if (net_init(&m->nets[i], &host, e) < 0 || add_virtio(m, &m->nets[i].dev, e) < 0)
             return -1;
     }
     return 0;
 }
 
-/* The last in attach order. */
 static int add_vsock(struct machine *m, const struct vsock_config *config, struct error *e)
 {
     const struct vsock_host host = {
@@ -200,7 +200,7 @@ static int add_vsock(struct machine *m, const struct vsock_config *config, struc
         return 0;
     if (vsock_init(&m->vsock, &host, e) < 0)
         return -1;
-    return add_virtio(m, m->platform.virtio_count - 1, &m->vsock.dev, e);
+    return add_virtio(m, &m->vsock.dev, e);
 }
 
 /* Of the two kinds of template the one that was given last. */
@@ -244,8 +244,9 @@ static int build(struct machine *m, const struct vm_config *config, bool boot_ti
         boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VCPUS);
+    /* Virtio devices in attach order: see plan_platform(). */
     if (add_legacy_devices(m, &config->serial, boot_timer, e) < 0 ||
-        add_drives(m, &config->drives, e) < 0 || add_interfaces(m, config, e) < 0 ||
+        add_drives(m, &config->drives, e) < 0 || add_interfaces(m, &config->interfaces, e) < 0 ||
         add_vsock(m, &config->vsock, e) < 0)
         return -1;
     timeline_mark(PHASE_DEVICES);

@@ -14,8 +14,8 @@
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
 
-/* What is open for a configuration: opened when it was given, so that an error comes back on the
- * call that caused it, and a start does no path look-ups. */
+/* What is open for a configuration since it was given. (The console's file is opened at the start,
+ * as in Firecracker.) */
 struct opened {
     int kernel_fd, initrd_fd; /* -1: none */
     struct drive *drives;     /* whose files PATCH may replace */
@@ -38,6 +38,7 @@ struct machine {
     struct platform platform;
     uint8_t *registers; /* a page a transport, which the guest reads */
     struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
+    unsigned attached; /* the first so many are in use */
     struct block blocks[PLATFORM_VIRTIO_MAX];
     struct net nets[PLATFORM_VIRTIO_MAX];
     struct vsock vsock;
@@ -55,7 +56,8 @@ must_check int machine_build(struct machine **out, const struct vm_config *confi
 /* Holds all of the machine, from the one that asks to the one that answers: the vCPUs stand, then
  * the devices are drained, then console and metrics rest. Returns when nothing of it changes guest
  * memory or its own state any more. Holds are counted; the machine goes on, in the reverse order,
- * when the last is released. For a machine whose vCPUs were started. Main thread. */
+ * when the last is released. For a machine after vcpus_start(), also where that failed. Main
+ * thread. */
 void machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
