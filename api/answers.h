@@ -16,6 +16,7 @@ struct api_answer {
 
 typedef void answer_fn(const struct vm *vm, struct api_answer *a);
 
+/* GET / and GET /version. */
 answer_fn answer_instance, answer_version;
 
 /* OpenMetrics 1.0 text (https://openmetrics.io): every metric since the process began. */

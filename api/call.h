@@ -1,6 +1,6 @@
 /*
- * An API call: from a request by the table of routes to an action for vm_apply(), which knows what
- * each state of the microVM allows, or to what the VM shows; and from there to an answer.
+ * An API call. The table of routes says what a request is: an action, which goes to vm_apply(),
+ * that knows what each state of the microVM allows; or a question, which the VM answers.
  */
 #pragma once
 

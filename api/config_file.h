@@ -1,4 +1,5 @@
-/* The configuration file: what the API's requests say, in one JSON object, and the start. */
+/* The configuration file: what the API's requests say, in one JSON object (struct config_file in
+ * routes.h), and the start. */
 #pragma once
 
 #include "vmm/base/error.h"

@@ -18,18 +18,21 @@ struct token {
 
 struct route {
     enum http_verb verb;
-    const char *first, *second;                        /* the path's tokens; second NULL: any */
-    enum { ID_NONE, ID_OF_DRIVE, ID_OF_INTERFACE } id; /* what the second is the id of */
+    const char *first, *second; /* the path's tokens; second NULL: any */
+    /* What the second is the id of. A body then begins with the same id. */
+    enum { ID_NONE, ID_OF_DRIVE, ID_OF_INTERFACE } id;
     answer_fn *answer;         /* to a GET; NULL: what `body` shows of the VM's configuration */
-    enum action_kind kind;     /* else what is to be done, unless the body says it */
-    const struct schema *body; /* NULL: none. One with an id begins with it */
+    enum action_kind kind;     /* of all but a GET; ACTIONS: the body says which */
+    const struct schema *body; /* NULL: none */
     size_t at;    /* of what it describes, in struct vm_config (GET) or struct action */
     bool is_item; /* it describes the one item of a list there */
-    const char *subsystem, *subsystem_of_file; /* what an error begins with: as a request's, and as
-                                                  the file's, where it is part of that */
-    metric *count, *fails;                     /* NULL: not counted */
+    /* What an error begins with: a request's, and one of the configuration file's member of that
+     * name. NULL where there is no body, and where the file has no such member. */
+    const char *subsystem, *subsystem_of_file;
+    metric *count, *fails; /* NULL: not counted */
 };
 
+/* Whether a piece of a path is that name. */
 bool token_is(struct token t, const char *name);
 
 /* The row for a request, whose further tokens mean nothing, as in Firecracker; NULL: none. */

@@ -151,7 +151,7 @@ static const struct option option_rows[] = {
     { "check", NULL, REQUEST_CHECK, .rules = OPTION_ALONE,
       .help = "say what this host lacks for running microVMs, and exit" },
 };
-static const struct options options = OPTIONS(option_rows);
+OPTIONS(options, option_rows);
 
 void args_print_help(void)
 {

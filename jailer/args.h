@@ -41,4 +41,5 @@ enum request { REQUEST_JAIL, REQUEST_HELP, REQUEST_VERSION, REQUEST_CHECK };
 /* Borrows argv. Ends the process with a message when something is wrong. */
 enum request args_parse(struct args *a, char **argv);
 
+/* To stdout. */
 void args_print_help(void);

@@ -13,6 +13,7 @@ struct start {
     uint64_t monotonic_us, cpu_us;
 };
 
+/* The first thing that the jailer does. */
 struct start start_now(void);
 
 /* Detaches from the caller (--daemonize, --new-pid-ns), writes the PID file, and executes the VMM

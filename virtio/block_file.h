@@ -24,6 +24,8 @@ struct block_file {
  * disk; what has no size (a FIFO, a terminal, a directory) is refused. */
 must_check int block_file_open(struct block_file *f, const char *path, bool is_read_only,
                                struct error *e);
+
+/* Works on one whose fd is -1. */
 void block_file_close(struct block_file *f);
 
 /* Makes what was written durable. 0 or -errno. */

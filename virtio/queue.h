@@ -6,10 +6,12 @@
  * a cursor over the device-readable bytes and another over the device-writable bytes. Devices see
  * neither descriptors nor host addresses, and can't read a byte twice.
  *
- * A guest's memory is written in five places: put_used_word() and store() in queue.c by ourselves;
- * by the kernel on our behalf in what chain_return() and the reads of virtio/rx_buffers.h are told
- * of; and gmem_write_() for all that lies in no queue. Whoever wants to know which pages that
- * changes asks there.
+ * A guest's memory is written in five places, where whoever wants to know its changed pages asks:
+ *
+ *   put_used_word(), store()    here, by ourselves
+ *   chain_return()              by the kernel, on behalf of a chain
+ *   the reads of rx_buffers.h   by the kernel, into a list of chains
+ *   gmem_write_()               what lies in no queue
  *
  * No locking here: the transport calls a device, and so its queues, under one mutex.
  */

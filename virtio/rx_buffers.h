@@ -3,8 +3,8 @@
  * as many of them as it takes, and each buffer is looked up once.
  *
  * Where each chain begins with a header of the device's (vsock), its place is kept back, and the
- * read goes behind it. Part of the module of the virtqueues, which alone holds addresses of guest
- * memory. Owned by its device, under the transport's lock.
+ * read goes behind it. This and virtio/queue.h alone hold addresses of guest memory. Owned by its
+ * device, under the transport's lock.
  */
 #pragma once
 

@@ -104,7 +104,7 @@ static const struct option option_rows[] = {
       .help = "print this text and exit (also -h)" },
     { "version", NULL, ALONE_VERSION, .rules = OPTION_ALONE, .help = "print the version and exit" },
 };
-static const struct options options = OPTIONS(option_rows);
+OPTIONS(options, option_rows);
 
 static void print_help(void)
 {

@@ -26,8 +26,7 @@ enum schema_type {
     SCHEMA_USIZE,  /* uint64_t, called usize in errors */
     SCHEMA_STRING, /* char *, a heap block; NULL: not given */
     SCHEMA_PATH,   /* the same, called a path string in errors */
-    SCHEMA_PARSED, /* a string that `parse` turns into what the member is; shown as a SCHEMA_STRING
-                    */
+    SCHEMA_PARSED, /* a string that `parse` turns into the member; shown as a SCHEMA_STRING */
     SCHEMA_TEXT,   /* char *: any value, as the text of JSON on one line; NULL: not given */
     SCHEMA_ENUM,   /* an enum of unsigned's size */
     SCHEMA_OBJECT, /* a struct inside, described by `object` */

@@ -9,11 +9,11 @@
 BOTH(pause_finishes_what_was_begun_and_takes_up_nothing)
 {
     fill_ring(VIRTIO_BLK_T_OUT);
-    driver_kick(&d);
+    driver_serve(&d);
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(ring_used_idx(ring), 80);
     offer(0, VIRTIO_BLK_T_IN, 0, SECTOR, 1);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_expect_eq(ring_used_idx(ring), 80);
     virtio_mmio_resume(&d.transport);
     kick();
@@ -27,7 +27,7 @@ Test(sync, pause_finishes_a_huge_request)
     offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
     for (uint16_t i = 1; i <= 254; i++)
         ring_buffer(ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE);
-    cr_assert(driver_kick(&d));
+    cr_assert(driver_serve(&d));
     virtio_mmio_pause(&d.transport);
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
     cr_expect_eq(ring_used(ring, 0).len, 254 * 0x80000u + 1);
@@ -57,7 +57,7 @@ static void read_from_a_slow_disk(void)
     pipe_end.fd = slow_disk[0];
     cr_assert_eq(block_async_set_file(block.host.async, &pipe_end), 0);
     fill_ring(VIRTIO_BLK_T_IN);
-    driver_kick(&d);
+    driver_serve(&d);
     cr_assert_eq(ring_used_idx(ring), 0);
     cr_assert_eq(block.request_count - block.idle_count, 80);
 }
@@ -86,7 +86,7 @@ Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
 BOTH(reset_with_requests_under_way_waits_for_them_and_tells_nobody)
 {
     fill_ring(VIRTIO_BLK_T_FLUSH);
-    driver_kick(&d);
+    driver_serve(&d);
     reg_write(&d, VIRTIO_MMIO_STATUS, 0);
     cr_expect_eq(block.idle_count, block.request_count);
     driver_start(&d);
@@ -104,7 +104,7 @@ BOTH(swap_gives_the_guest_another_disk_and_tells_it)
     struct error e;
 
     fill_ring(VIRTIO_BLK_T_OUT);
-    driver_kick(&d);
+    driver_serve(&d);
     reg_write(&d, VIRTIO_MMIO_INTERRUPT_ACK, UINT32_MAX);
     cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
     cr_expect_eq(ring_used_idx(ring), 80, "nothing is lost");

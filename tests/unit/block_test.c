@@ -299,7 +299,7 @@ Test(async, takes_results_that_come_late_with_one_interrupt)
     driver_interrupts(&d);
     ring_set_used_event(ring, (uint16_t)before);
     offer(0, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
-    driver_kick(&d);
+    driver_serve(&d);
     while (ring_used_idx(ring) == before) {
         cr_expect_eq(driver_interrupts(&d), 0);
         cr_assert_eq(poll(&results, 1, 120000), 1);

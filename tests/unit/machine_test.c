@@ -41,7 +41,7 @@ static void device_drain(struct virtio_device *d)
 {
     (void)d;
     drains++;
-    cr_expect_eq(m->vcpus.paused, 1, "the guest runs while its devices are drained");
+    cr_expect_eq(m->vcpus.standing, 1, "the guest runs while its devices are drained");
     cr_expect(m->serial.is_watching, "a drain may wait; the console is held after it");
 }
 
@@ -133,7 +133,7 @@ static void expect_held(void)
 {
     unsigned before = runs;
 
-    cr_expect_eq(m->vcpus.paused, 1);
+    cr_expect_eq(m->vcpus.standing, 1);
     cr_expect(m->transports[0].is_paused);
     cr_expect_not(m->serial.is_watching);
     cr_expect_eq(runs, before);
@@ -166,7 +166,7 @@ Test(machine_hold, lasts_until_each_holder_has_released_it)
     machine_release(m);
     expect_held();
     machine_release(m); /* of the machine the last, but not of the vCPUs */
-    cr_expect_eq(m->vcpus.paused, 1);
+    cr_expect_eq(m->vcpus.standing, 1);
     cr_expect_not(m->transports[0].is_paused);
     vcpus_release(&m->vcpus);
     expect_running();

@@ -16,7 +16,7 @@ Test(net, transmits_frames_whole_in_any_number_of_buffers)
         for (unsigned parts = 1; parts <= 256 && parts <= sizes[s]; parts += 51) {
             make_frame(host_mac, guest_mac, sizes[s], parts);
             offer_tx(0, TX_DATA, sizes[s], parts);
-            driver_kick_at(&d, TX);
+            driver_serve_at(&d, TX);
             expect_wire(sizes[s]);
             cr_assert_eq(ring_used_idx(tx), ++sent);
             cr_expect_eq(ring_used(tx, sent - 1).len, 0);
@@ -35,7 +35,7 @@ Test(net, drops_what_is_no_frame_and_goes_on)
     make_frame(host_mac, guest_mac, 60, 0);
     for (unsigned i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
         lay_tx(0, TX_DATA, wrong[i], 1);
-        driver_kick_at(&d, TX);
+        driver_serve_at(&d, TX);
         cr_assert_eq(ring_used_idx(tx), ++used, "%u bytes", wrong[i]);
         cr_expect_eq(METRIC(tx_malformed_frames), i + 1, "%u bytes", wrong[i]);
     }
@@ -45,7 +45,7 @@ Test(net, drops_what_is_no_frame_and_goes_on)
     ring_desc(tx, 2, TX_DATA + 100, 1, VRING_DESC_F_WRITE, 0);
     ring_offer(tx, 1);
     offer_tx(3, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     expect_wire(60);
     cr_expect_eq(ring_used_idx(tx), used + 3);
     cr_expect_eq(METRIC(tx_malformed_frames), 8);
@@ -58,7 +58,7 @@ Test(net, counts_frames_from_another_address_and_sends_them)
     make_frame(host_mac, host_mac, 60, 1);
     for (unsigned parts = 1; parts <= 72; parts++) {
         offer_tx(0, TX_DATA, 60, parts);
-        driver_kick_at(&d, TX);
+        driver_serve_at(&d, TX);
         expect_wire(60);
         cr_expect_eq(METRIC(tx_spoofed_mac_count), parts);
     }
@@ -70,7 +70,7 @@ Test(net_without_mac, takes_any_address, .fini = tear_down)
     cr_expect_not(offered_features(&d) & FEATURE(VIRTIO_NET_F_MAC));
     make_frame(host_mac, host_mac, 60, 1);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     expect_wire(60);
     cr_expect_eq(METRIC(tx_spoofed_mac_count), 0);
 }
@@ -104,7 +104,7 @@ Test(net, hands_a_segmentation_to_the_host)
     make_segment(60000);
     put_tx(TX_DATA, &header, 60054);
     lay_tx(0, TX_DATA, HEADER + 60054, 17);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_assert_eq(receive_wire(), 60054);
     memcpy(&seen, got, sizeof(seen));
     cr_expect_eq(seen.gso_type, VIRTIO_NET_HDR_GSO_TCPV4);
@@ -128,12 +128,12 @@ Test(net, leaves_a_header_that_lies_to_the_kernel_which_refuses)
 
         put_tx(TX_DATA, &header, 60);
         lay_tx(0, TX_DATA, HEADER + 60, 1);
-        driver_kick_at(&d, TX);
+        driver_serve_at(&d, TX);
         cr_assert_eq(ring_used_idx(tx), i + 1);
         cr_expect_eq(METRIC(tap_write_fails), i + 1, "lie %u", i);
     }
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     expect_wire(60);
     cr_expect_eq(METRIC(tx_packets_count), 1);
 }
@@ -143,13 +143,13 @@ Test(net, frame_for_an_interface_that_is_down_is_lost_and_counted)
     make_frame(host_mac, guest_mac, 60, 2);
     set_link(tap.name, 1500, false);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect_eq(ring_used_idx(tx), 1);
     cr_expect_eq(METRIC(tap_write_fails), 1);
     cr_expect_eq(METRIC(tx_fails), 1);
     set_link(tap.name, 1500, true);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect_eq(METRIC(tx_packets_count), 1);
 }
 
@@ -160,11 +160,11 @@ Test(net, does_a_bounded_number_of_frames_a_turn_with_one_interrupt)
         offer_tx(i, TX_DATA, 60, 1);
     ring_set_used_event(tx, 0);
     driver_interrupts(&d);
-    cr_expect(driver_kick_at(&d, TX), "there is more");
+    cr_expect(driver_serve_at(&d, TX), "there is more");
     cr_expect_gt(ring_used_idx(tx), 0);
     cr_expect_lt(ring_used_idx(tx), 200);
     cr_expect_eq(driver_interrupts(&d), 1);
-    while (driver_kick_at(&d, TX))
+    while (driver_serve_at(&d, TX))
         ;
     cr_expect_eq(ring_used_idx(tx), 200);
 }
@@ -312,12 +312,12 @@ Test(net, keeps_frames_for_a_guest_that_starves_until_it_offers_buffers)
     tell_of_frames();
     cr_expect_eq(METRIC(no_rx_avail_buffer), 1);
     offer_rx_row(42, 1526); /* one short of the longest frame */
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_expect_eq(ring_used_idx(rx), 0);
     cr_expect_eq(METRIC(no_rx_avail_buffer), 2);
     cr_expect_eq(ring_avail_event(rx), 42, "it asks for a kick");
     offer_rx(42, RX_DATA + 42 * 1526, (uint32_t[]){ 1526 }, 1);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 1);
     expect_frame_at(RX_DATA, 1, 100);
 }
@@ -334,7 +334,7 @@ Test(net, small_buffers_must_do_where_no_more_can_be_kept)
     cr_expect_eq(ring_used_idx(rx), 0, "more might come");
     for (uint16_t i = 200; i < 300; i++)
         offer_rx(i % 256, RX_DATA + (uint64_t)room * i, &room, 1);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 5);
     expect_frame_at(RX_DATA, 5, 60);
     make_frame(guest_mac, host_mac, 5000, 2);
@@ -353,7 +353,7 @@ Test(net_mtu, keeps_a_frame_until_the_longest_of_the_link_fits, .fini = tear_dow
     tell_of_frames();
     cr_expect_eq(ring_used_idx(rx), 0);
     offer_rx(5, RX_DATA + 5 * 1526, (uint32_t[]){ 1526 }, 1);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 6);
     expect_frame_at(RX_DATA, 6, 9014);
 }
@@ -374,7 +374,7 @@ Test(net, receives_a_bounded_number_of_frames_a_turn_with_one_interrupt)
     cr_expect_lt(ring_used_idx(rx), 150);
     cr_expect_eq(driver_interrupts(&d), 1);
     cr_assert_gt(loop_drain(d.transport.notifiers[RX].source.fd), 0, "it asked for another turn");
-    while (driver_kick_at(&d, RX))
+    while (driver_serve_at(&d, RX))
         ;
     cr_expect_eq(ring_used_idx(rx), 150);
 }
@@ -453,7 +453,7 @@ Test(net_tx_limit, leaves_frames_in_the_ring_until_there_are_tokens, .fini = tea
     make_frame(host_mac, guest_mac, 60, 1);
     for (uint16_t i = 0; i < 3; i++)
         offer_tx(i, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect_eq(ring_used_idx(tx), 1);
     cr_expect_eq(METRIC(tx_rate_limiter_throttled), 1);
     cr_assert_eq(net_update(&net, NULL, &no_limits, &e), 0, "%s", e.msg);
@@ -470,7 +470,7 @@ Test(net_tx_limit, leaves_frames_in_the_ring_until_there_are_tokens, .fini = tea
 Test(net, pause_gives_the_buffers_back_and_resume_takes_them_again)
 {
     offer_rx_row(100, 1526);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     make_frame(guest_mac, host_mac, 100, 1);
     send_wire(100);
     tell_of_frames();
@@ -482,7 +482,7 @@ Test(net, pause_gives_the_buffers_back_and_resume_takes_them_again)
     net.frames.on_ready(&net.frames, EPOLLIN);
     cr_expect_eq(ring_used_idx(rx), 1, "nothing moves while it is paused");
     virtio_mmio_resume(&d.transport);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 2);
     cr_expect_eq(ring_used(rx, 1).id, 1);
     expect_frame_at(RX_DATA + 1526, 1, 200);
@@ -508,7 +508,7 @@ Test(net, reset_forgets_the_buffers)
     tell_of_frames();
     cr_expect_eq(ring_used_idx(rx), 0, "the new ring is empty");
     offer_rx(7, RX_DATA + 0x30000, (uint32_t[]){ NET_FRAME_MAX }, 1);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 1);
     cr_expect_eq(ring_used(rx, 0).id, 7);
     expect_frame_at(RX_DATA + 0x30000, 1, 100);
@@ -526,13 +526,13 @@ Test(net, broken_transmit_ring_needs_a_reset)
 {
     ring_desc(tx, 0, TX_DATA, 100, VRING_DESC_F_NEXT, 0);
     ring_offer(tx, 0);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect(needs_reset(&d));
     cr_expect_eq(METRIC(event_fails), 1);
     negotiate(0);
     make_frame(host_mac, guest_mac, 60, 1);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     expect_wire(60);
 }
 
@@ -548,7 +548,7 @@ Test(net, broken_receive_ring_needs_a_reset)
     cr_expect_eq(METRIC(event_fails), 1);
     negotiate(0);
     offer_rx_row(43, 1526);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_assert_eq(ring_used_idx(rx), 1);
     expect_frame_at(RX_DATA, 1, 60);
 }
@@ -561,7 +561,7 @@ static void expect_refused_buffer(unsigned before, uint32_t bytes, uint16_t flag
     ring_desc(rx, 200, RX_DATA, bytes, flags, 0);
     ring_offer(rx, 200);
     net.tap_is_ready = true;
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_expect(needs_reset(&d), "%u bytes behind %u chains", bytes, before);
     cr_expect_eq(ring_used_idx(rx), 0);
 }
@@ -617,9 +617,9 @@ Test(net, takes_udp_segmentation_of_either_family)
 
 Test(net, events_of_the_queues_are_counted_and_no_others)
 {
-    driver_kick_at(&d, TX);
-    driver_kick_at(&d, TX);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, TX);
+    driver_serve_at(&d, TX);
+    driver_serve_at(&d, RX);
     net.frames.on_ready(&net.frames, EPOLLIN);
     net.tx_limiter.on_refilled(&net.tx_limiter);
     cr_expect_eq(METRIC(tx_queue_event_count), 2);
@@ -639,7 +639,7 @@ Test(net, tap_that_goes_is_counted_and_kills_nothing)
     cr_expect_not(net.tap_is_ready);
     make_frame(host_mac, guest_mac, 60, 1);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect_eq(ring_used_idx(tx), 1);
     cr_expect_eq(METRIC(tap_write_fails), 1);
     cr_expect_not(needs_reset(&d));
@@ -652,7 +652,7 @@ Test(net, goes_on_in_the_place_of_one_that_was_saved)
     struct error e;
 
     offer_rx_row(100, 1526);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     make_frame(guest_mac, host_mac, 60, 1);
     send_wire(60);
     tell_of_frames();
@@ -671,10 +671,10 @@ Test(net, goes_on_in_the_place_of_one_that_was_saved)
     tell_of_frames();
     cr_expect_eq(ring_used_idx(&d.rings[RX]), 1, "it is paused");
     virtio_mmio_resume(&d.transport);
-    driver_kick_at(&d, RX);
+    driver_serve_at(&d, RX);
     cr_expect_eq(ring_used_idx(&d.rings[RX]), 4, "features and buffers are as they were");
     expect_frame_at(RX_DATA + 1526, 3, 4000);
     offer_tx(0, TX_DATA, 60, 1);
-    driver_kick_at(&d, TX);
+    driver_serve_at(&d, TX);
     cr_expect_eq(receive_wire(), 60);
 }

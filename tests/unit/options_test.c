@@ -31,7 +31,7 @@ static const struct option rows[] = {
     { "help", NULL, 1, .rules = OPTION_ALONE, .help = "" },
     { "version", NULL, 2, .rules = OPTION_ALONE, .help = "" },
 };
-static const struct options options = OPTIONS(rows);
+OPTIONS(options, rows);
 
 static struct sample s;
 static struct error e;

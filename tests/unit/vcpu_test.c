@@ -332,7 +332,7 @@ Test(vcpus_hold, is_counted)
         vcpus_release(v);
         cr_expect_lt(registers().rip, CODE + sizeof(out_for_ever));
         cr_expect_eq(port.writes, writes, "it ran while it was held");
-        cr_assert_eq(v->paused, 1);
+        cr_assert_eq(v->standing, 1);
         vcpus_release(v);
     }
     vcpus_hold(v);
@@ -350,7 +350,7 @@ Test(vcpus_hold, returns_when_every_vcpu_stands)
     vcpus_release(v);
     for (unsigned i = 0; i < 200; i++) {
         vcpus_hold(v);
-        cr_assert_eq(v->paused, 4);
+        cr_assert_eq(v->standing, 4);
         vcpus_release(v);
     }
 }

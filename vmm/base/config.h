@@ -1,7 +1,8 @@
 /*
  * What a client configures: plain data, as the API and the configuration file give it and as
- * `GET /vm/config` returns it. Strings and lists are heap blocks, owned by the struct. A zeroed
- * struct is empty, and the _fini functions work on one; that of a machine needs its defaults.
+ * `GET /vm/config` returns it. Strings and lists are heap blocks, owned by the struct. The _fini
+ * functions free them, and work on a zeroed struct, which is empty; but a struct machine_config
+ * starts as machine_config_default.
  */
 #pragma once
 
@@ -18,8 +19,8 @@ struct token_bucket {
 };
 
 struct rate_limits {
-    bool has_bandwidth,
-        has_ops; /* what was given, even if it limits nothing: then a PATCH removes */
+    /* What was given, also where it limits nothing: a PATCH of that removes a limit. */
+    bool has_bandwidth, has_ops;
     struct token_bucket bandwidth, ops;
 };
 
@@ -136,9 +137,9 @@ struct vm_config {
         char *properties;   /* the text of a JSON object on one line, or NULL */
         bool emit_id;
     } metrics;
-    struct serial_config {     /* where the guest's console goes instead of stdout, and how fast */
-        char *serial_out_path; /* NULL: stdin and stdout */
-        struct token_bucket limit; /* of bytes */
+    struct serial_config {         /* of the guest's console */
+        char *serial_out_path;     /* NULL: stdin and stdout */
+        struct token_bucket limit; /* of its output, in bytes */
     } serial;
 };
 
@@ -156,6 +157,7 @@ struct net_patch {
     struct rate_limits rx_limits, tx_limits;
 };
 
+/* False for a bucket that is none. */
 bool token_bucket_limits(const struct token_bucket *b);
 
 /* Whether there is a limit at all. */
@@ -164,6 +166,7 @@ bool rate_limits_any(const struct rate_limits *l);
 /* What a PATCH does: a bucket that `patch` has replaces the one in *l whole; the others stay. */
 void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch);
 
+/* Each frees what its struct owns, and zeroes it. */
 void boot_source_fini(struct boot_source *b);
 void cpu_config_fini(struct cpu_config *c);
 void drive_config_fini(struct drive_config *d);

@@ -26,6 +26,7 @@ struct log_options {
 /* Names the instance in every line from now on. Borrows id for the rest of the process. */
 void log_set_instance(const char *id);
 
+/* Those from now on. Main thread. */
 void log_set_options(struct log_options options);
 struct log_options log_get_options(void);
 
@@ -38,6 +39,7 @@ must_check int log_open(const char *path, struct error *e);
 /* Logs that a signal ends the process. Async-signal-safe, as nothing else here is. */
 void log_signal(int signal, int code);
 
+/* Writes a line, if level and place are to be logged; keeps errno. By the macros below. */
 void log_line(enum log_level level, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 

@@ -35,6 +35,7 @@ struct loop {
     int stopping; /* bool */
 };
 
+/* An empty loop; -1 where the host has no descriptor for it. */
 must_check int loop_init(struct loop *l, struct error *e);
 void loop_fini(struct loop *l);
 

@@ -17,7 +17,7 @@ typedef int option_parse(const char *name, const char *text, void *place, struct
 struct option {
     const char *name;
     const char *value;   /* what the help calls it; NULL: a flag, for which a bool becomes true */
-    size_t at;           /* the place, in the struct; if alone, what the caller knows the row by */
+    size_t at;           /* the place in the struct (0: all of it); if alone, what names the row */
     option_parse *parse; /* NULL: a const char *, which is borrowed */
     enum {
         OPTION_REQUIRED = 1 << 0,
@@ -27,14 +27,17 @@ struct option {
     const char *help;
 };
 
+#define OPTIONS_MAX 32
+
 struct options {
     const struct option *rows;
-    unsigned count; /* at most 32 */
+    unsigned count; /* at most OPTIONS_MAX */
 };
-#define OPTIONS(table)                                                                             \
-    {                                                                                              \
-        (table), sizeof(table) / sizeof(*(table))                                                  \
-    }
+
+/* A constant of that name, of the rows of a table. */
+#define OPTIONS(name, table)                                                                       \
+    _Static_assert(sizeof(table) / sizeof(*(table)) <= OPTIONS_MAX, "a bit for each");             \
+    static const struct options name = { (table), sizeof(table) / sizeof(*(table)) }
 
 /* The first row that stands alone and is asked for, `-h` meaning `--help`; NULL: none. */
 const struct option *options_alone(const struct options *o, char **argv);

@@ -29,6 +29,7 @@ void timeline_init(void);
 /* The zero is start_us on CLOCK_MONOTONIC, if that is earlier; 0: not known. */
 void timeline_begin(uint64_t start_us);
 
+/* The phase is reached. Any thread. */
 void timeline_mark(enum phase p);
 
 /* As a JSON member is called: "api_ready_us". */

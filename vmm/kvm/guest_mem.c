@@ -82,7 +82,7 @@ int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_p
     return 0;
 }
 
-static int check_source(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
+static int check_memory_file(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
 {
     uint64_t bytes = 0;
     struct stat st;
@@ -106,7 +106,7 @@ static int check_source(const struct guest_mem *m, int fd, uint64_t offset, stru
 
 static int map_source(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
 {
-    if (check_source(m, fd, offset, e) < 0)
+    if (check_memory_file(m, fd, offset, e) < 0)
         return -1;
     for (unsigned i = 0; i < m->region_count; i++) {
         const struct gmem_region *r = &m->regions[i];

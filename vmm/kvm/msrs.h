@@ -30,6 +30,7 @@ must_check int msrs_read(int vcpu_fd, struct kvm_msr_entry *entries, unsigned co
 must_check int msrs_write(int vcpu_fd, const struct kvm_msr_entry *entries, unsigned count,
                           struct error *e);
 
+/* Adds a register that is not there yet. */
 void msr_list_add(struct msr_list *l, uint32_t index);
 
 /* Adds what a vCPU with that CPUID keeps in registers, but for the TSC and its deadline. */

@@ -27,8 +27,8 @@ struct vcpu_state {
     struct kvm_mp_state mp_state;
     struct kvm_regs regs;
     struct kvm_sregs sregs;
-    uint32_t
-        xsave[STATE_XSAVE_BYTES / sizeof(uint32_t)]; /* struct kvm_xsave, which may be longer */
+    /* As struct kvm_xsave, which may be longer than its declaration. */
+    uint32_t xsave[STATE_XSAVE_BYTES / sizeof(uint32_t)];
     struct kvm_xcrs xcrs;
     struct kvm_debugregs debugregs;
     struct kvm_lapic_state lapic;
@@ -55,4 +55,7 @@ struct kvm_state {
 };
 
 must_check int kvm_get_state(const struct kvm *k, struct kvm_state *s, struct error *e);
+
+/* For a VM that has its interrupt controllers and vCPUs, none of which has run. On failure it can
+ * only be dropped. */
 must_check int kvm_set_state(const struct kvm *k, const struct kvm_state *s, struct error *e);

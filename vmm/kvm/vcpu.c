@@ -187,11 +187,11 @@ static void stand(struct vcpu *c)
         /* Tells the guest's watchdogs that it stood still; a guest without kvmclock has none. */
         if (ioctl(c->fd, KVM_KVMCLOCK_CTRL, 0) < 0 && errno != EINVAL)
             metric_inc(&c->metrics.kvmclock_ctrl_fails);
-        v->paused++;
+        v->standing++;
         pthread_cond_broadcast(&v->changed);
         while (must_stand(v))
             pthread_cond_wait(&v->changed, &v->lock);
-        v->paused--;
+        v->standing--;
     }
     __atomic_store_n(&c->run->immediate_exit, 0, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&v->lock);
@@ -269,14 +269,14 @@ static void on_exit_reason(struct vcpu *c)
     }
 }
 
-/* The process is about to end: the guest's next instruction must not run. A pause that the end
+/* The process is about to end: the guest's next instruction must not run. A hold that the end
  * brings about finds this thread standing still as well. */
 static void stand_for_good(struct vcpu *c)
 {
     struct vcpus *v = c->all;
 
     pthread_mutex_lock(&v->lock);
-    v->paused++;
+    v->standing++;
     pthread_cond_broadcast(&v->changed);
     for (;;)
         pthread_cond_wait(&v->changed, &v->lock);
@@ -373,7 +373,7 @@ void vcpus_hold(struct vcpus *v)
             __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
             pthread_kill(v->each[i].thread, KICK_SIGNAL);
         }
-    while (v->paused < v->started)
+    while (v->standing < v->started)
         pthread_cond_wait(&v->changed, &v->lock);
     pthread_mutex_unlock(&v->lock);
 }

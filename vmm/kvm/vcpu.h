@@ -1,10 +1,10 @@
 /*
  * A virtual CPU and the thread that runs it.
  *
- * All functions are for the main thread: vcpus_create(), a state (vcpus_reset() and the registers
- * of a boot, or a saved one: state.h), vcpus_start(). The thread ("fc_vcpu N") runs the guest,
- * answers its port and memory-mapped I/O on the buses, and touches nothing else. It stands still
- * for vcpus_hold() and at the guest's end.
+ * All functions are for the main thread, in this order: vcpus_create(), a state (vcpus_reset() and
+ * the registers of a boot, or a saved one: state.h), vcpus_start(). The thread ("fc_vcpu N") runs
+ * the guest, answers its port and memory-mapped I/O on the buses, and touches nothing else. It
+ * stands still for vcpus_hold() and at the guest's end.
  */
 #pragma once
 
@@ -42,9 +42,9 @@ struct vcpus {
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
-    unsigned holds;  /* while there are any, threads stand */
-    unsigned paused; /* threads that do */
-    unsigned ready;  /* threads that are confined */
+    unsigned holds;    /* while there are any, threads stand */
+    unsigned standing; /* threads that do */
+    unsigned ready;    /* threads that are confined */
 };
 
 /* Creates the vCPUs, without running them, as KVM makes them. Borrows all. On failure the caller

@@ -142,7 +142,8 @@ static int put_interfaces(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
-/* The guest stands still while its disk changes. It reads the configuration in several loads, which
+/* The guest stands still while its disk changes; the vCPUs are enough of it: to hold all of the
+ * machine would wait for the other disks, too. It reads the configuration in several loads, which
  * are plain ones (virtio/mmio.h): between two of them both the configuration and its generation
  * change, or neither (virtio 1.2, section 2.5.1). */
 static int update_block(struct vm *vm, unsigned at, const struct block_file *file,

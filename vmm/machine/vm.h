@@ -2,9 +2,9 @@
  * The microVM as its client sees it: its configuration, its state, and what each state allows.
  *
  * The API and the configuration file change it through vm_apply() alone, which checks the state,
- * validates everything and only then commits: a refused action changes nothing. Files are opened
- * when they are configured, so that an error comes back on the call that caused it and the start
- * does no path look-ups. All functions are for the main thread.
+ * validates everything and only then commits: a refused action changes nothing. What a guest boots
+ * from and its devices work on is opened when it is configured, so that an error comes back on the
+ * call that caused it. All functions are for the main thread.
  */
 #pragma once
 
@@ -26,7 +26,7 @@ enum action_kind {
     ACT_PUT_MACHINE,
     ACT_PUT_CPU_CONFIG,
     ACT_PUT_BOOT_SOURCE,
-    ACT_PUT_DRIVE, /* each in the action's list; -1 where one is refused */
+    ACT_PUT_DRIVE, /* each in the action's list; those before one that is refused stay */
     ACT_PUT_NET,   /* likewise */
     ACT_PUT_VSOCK,
     ACT_PUT_SERIAL,
@@ -65,6 +65,8 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options);
 /* An action whose configuration holds what members that a client leaves out mean: their default, or
  * what the VM has now. */
 void action_init(struct action *a, enum action_kind kind, const struct vm *vm);
+
+/* Frees what the VM has not taken over. */
 void action_fini(struct action *a);
 
 /* Carries out an action. 0, or -1 with nothing changed and a text for the client, which may put the
@@ -82,9 +84,10 @@ void vm_stop(struct vm *vm);
  * waits for the kernel. */
 void vm_close(struct vm *vm);
 
+/* What the options say, and the state. */
 const char *vm_id(const struct vm *vm);
 enum vm_state vm_state(const struct vm *vm);
 
-/* Pointers in it are valid until the next vm_apply(). What is told to the log and the metrics is
- * not kept. */
+/* Pointers in it are valid until the next vm_apply(). Of what log and metrics were told there is
+ * only the log's module, which the log borrows. */
 const struct vm_config *vm_config(const struct vm *vm);

@@ -17,7 +17,7 @@ struct seccomp_threads {
     const struct sock_fprog *main, *vcpu;
 };
 extern const struct seccomp_threads seccomp_threads;
-extern const struct sock_fprog seccomp_main, seccomp_vcpu;
+extern const struct sock_fprog seccomp_main, seccomp_vcpu; /* its two */
 
 /* Installs a filter. 0 or -errno. Sets no_new_privs, which the kernel asks for. */
 __attribute__((warn_unused_result)) int seccomp_install(const struct sock_fprog *program);

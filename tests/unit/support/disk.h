@@ -104,7 +104,7 @@ TestSuite(async, .init = start_async, .fini = tear_down);
 /* Lets the device work until it has answered all it took; true where it asked for another turn. */
 static inline bool kick(void)
 {
-    bool more = driver_kick(&d);
+    bool more = driver_serve(&d);
 
     while (block.host.async && block.idle_count < block.request_count) {
         struct pollfd results = { .fd = block.results.fd, .events = POLLIN };

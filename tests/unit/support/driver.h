@@ -62,7 +62,7 @@ static inline void driver_start(struct driver *d)
 }
 
 /* One turn of the device, as the event loop gives it. True: it asked for another. */
-static inline bool driver_kick_at(struct driver *d, unsigned queue)
+static inline bool driver_serve_at(struct driver *d, unsigned queue)
 {
     struct loop_source *src = &d->transport.notifiers[queue].source;
 
@@ -70,9 +70,9 @@ static inline bool driver_kick_at(struct driver *d, unsigned queue)
     return loop_drain(src->fd) > 0;
 }
 
-static inline bool driver_kick(struct driver *d)
+static inline bool driver_serve(struct driver *d)
 {
-    return driver_kick_at(d, 0);
+    return driver_serve_at(d, 0);
 }
 
 /* How often the interrupt line was raised since the last call. */

@@ -204,7 +204,7 @@ static inline void tell_of_frames(void)
     cr_assert_eq(poll(&p, 1, DEADLINE_MS), 1, "no frame on the tap");
     net.frames.on_ready(&net.frames, EPOLLIN);
     while (loop_drain(d.transport.notifiers[RX].source.fd))
-        driver_kick_at(&d, RX);
+        driver_serve_at(&d, RX);
 }
 
 /* A chain of writable buffers of these sizes at `at`. */

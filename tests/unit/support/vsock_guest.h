@@ -46,7 +46,7 @@ static inline uint64_t guest_rx_slot(unsigned i)
 /* One kick, and the turns that the device asks for after it. */
 static inline void guest_kick(unsigned queue)
 {
-    while (driver_kick_at(&g.d, queue))
+    while (driver_serve_at(&g.d, queue))
         ;
 }
 
