@@ -144,12 +144,12 @@ static const struct option option_rows[] = {
     { "no-seccomp", NULL, AT(no_seccomp),
       .help = "do not limit the system calls of the whole process; needed for other VMMs than "
               "mayfly" },
-    { "help", NULL, REQUEST_HELP, .rules = OPTION_ALONE,
-      .help = "print this text and exit (also -h)" },
-    { "version", NULL, REQUEST_VERSION, .rules = OPTION_ALONE,
-      .help = "print the version and exit" },
     { "check", NULL, REQUEST_CHECK, .rules = OPTION_ALONE,
       .help = "say what this host lacks for running microVMs, and exit" },
+    { "version", NULL, REQUEST_VERSION, .rules = OPTION_ALONE,
+      .help = "print the version and exit" },
+    { "help", NULL, REQUEST_HELP, .rules = OPTION_ALONE,
+      .help = "print this text and exit (also -h)" },
 };
 OPTIONS(options, option_rows);
 

@@ -43,7 +43,8 @@ struct virtio_device {
     const void *config; /* configuration space, as the guest sees it; NULL: it has none */
     size_t config_bytes;
     /* The device's metrics that the transport counts; NULL: not counted. Of notifications, those of
-     * the guest, by queue. One that comes while a turn is due anyway may go uncounted. */
+     * the guest to an active device, by queue. One that comes while a turn is due anyway may go
+     * uncounted. */
     metric *activate_fails, *cfg_fails, *notifications[VIRTIO_QUEUES_MAX];
     struct virtq queues[VIRTIO_QUEUES_MAX];
     struct virtio_mmio *transport; /* set by virtio_mmio_init */

@@ -329,17 +329,25 @@ static void notify_oneself(struct virtio_notifier *n)
     loop_signal(n->source.fd);
 }
 
-void virtio_serve(struct virtio_device *d, unsigned queue)
+/* A turn for what `reason` counts; NULL: nothing does. */
+static void give_turn(struct virtio_device *d, unsigned queue, metric *reason)
 {
     struct virtio_mmio *t = d->transport;
     bool more = false;
 
     pthread_mutex_lock(&t->lock);
-    if (is_active(t) && !t->is_paused && d->queues[queue].mem)
-        more = d->ops->serve(d, queue);
+    if (is_active(t) && d->queues[queue].mem) {
+        count_if(reason);
+        more = !t->is_paused && d->ops->serve(d, queue);
+    }
     pthread_mutex_unlock(&t->lock);
     if (more)
         notify_oneself(&t->notifiers[queue]);
+}
+
+void virtio_serve(struct virtio_device *d, unsigned queue)
+{
+    give_turn(d, queue, NULL);
 }
 
 /* The source is edge-triggered: each write of the eventfd wakes the loop once, and nobody has to
@@ -348,12 +356,11 @@ static void on_notifier(struct loop_source *src, uint32_t ready)
 {
     struct virtio_notifier *n = owner_of(src, struct virtio_notifier, source);
     struct virtio_device *d = n->transport->device;
+    metric *reason = n->is_own ? NULL : d->notifications[n->queue];
 
     (void)ready;
-    if (!n->is_own)
-        count_if(d->notifications[n->queue]);
     n->is_own = false;
-    virtio_serve(d, n->queue);
+    give_turn(d, n->queue, reason);
 }
 
 int virtio_mmio_init(struct virtio_mmio *t, struct virtio_device *d, gpa_t base, void *page,

@@ -354,14 +354,12 @@ void net_fini(struct net *n)
 int net_update(struct net *n, const struct rate_limits *rx, const struct rate_limits *tx,
                struct error *e)
 {
-    if ((rx && rate_limiter_prepare(&n->rx_limiter, rx, e) < 0) ||
-        (tx && rate_limiter_prepare(&n->tx_limiter, tx, e) < 0))
+    if (rate_limiter_prepare(&n->rx_limiter, rx, e) < 0 ||
+        rate_limiter_prepare(&n->tx_limiter, tx, e) < 0)
         return -1;
     virtio_lock(&n->dev);
-    if (rx)
-        rate_limiter_update(&n->rx_limiter, rx);
-    if (tx)
-        rate_limiter_update(&n->tx_limiter, tx);
+    rate_limiter_update(&n->rx_limiter, rx);
+    rate_limiter_update(&n->tx_limiter, tx);
     virtio_unlock(&n->dev);
     return 0;
 }

@@ -52,7 +52,7 @@ must_check int net_init(struct net *n, const struct net_host *host, struct error
 /* Lets go of what it borrowed; only for a device whose VM never ran. Works on a zeroed object. */
 void net_fini(struct net *n);
 
-/* Changes limits as rate_limiter_update() does, with the guest running or not; NULL leaves a
- * direction as it is. All or, on failure (-1), nothing. Loop thread. */
+/* Changes limits as rate_limiter_update() does, with the guest running or not. All or, on failure
+ * (-1), nothing. Loop thread. */
 must_check int net_update(struct net *n, const struct rate_limits *rx, const struct rate_limits *tx,
                           struct error *e);

@@ -51,6 +51,8 @@ static void refill(struct rate_limiter *l)
 
 void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limits)
 {
+    if (!limits->has_bandwidth && !limits->has_ops)
+        return;
     refill(l);
     if (limits->has_bandwidth)
         bucket_init(&l->state.bandwidth, &limits->bandwidth);

@@ -45,7 +45,7 @@ must_check int rate_limiter_prepare(struct rate_limiter *l, const struct rate_li
                                     struct error *e);
 
 /* Replaces the buckets that `limits` has by new, full ones, and removes those of them that limit
- * nothing; the others stay as they are. Whoever waits may ask again. After
+ * nothing; the others stay as they are. If there are any, whoever waits may ask again. After
  * rate_limiter_prepare(). */
 void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limits);
 

@@ -100,9 +100,9 @@ static const struct option option_rows[] = {
       .help = "refused: there are no snapshots yet" },
     { "describe-snapshot", "PATH", AT(describe_snapshot),
       .help = "refused: there are no snapshots yet" },
+    { "version", NULL, ALONE_VERSION, .rules = OPTION_ALONE, .help = "print the version and exit" },
     { "help", NULL, ALONE_HELP, .rules = OPTION_ALONE,
       .help = "print this text and exit (also -h)" },
-    { "version", NULL, ALONE_VERSION, .rules = OPTION_ALONE, .help = "print the version and exit" },
 };
 OPTIONS(options, option_rows);
 

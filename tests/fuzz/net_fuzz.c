@@ -110,11 +110,12 @@ static void give(struct hostile *h)
 /* A PATCH of the interface. */
 static void update(struct hostile *h)
 {
+    static const struct rate_limits unchanged;
     struct rate_limits rx = take_limits(h->in), tx = take_limits(h->in);
     uint8_t how = take8(h->in);
     struct error e;
 
-    MUST(net_update(&net, how & 1 ? &rx : NULL, how & 2 ? &tx : NULL, &e) == 0);
+    MUST(net_update(&net, how & 1 ? &rx : &unchanged, how & 2 ? &tx : &unchanged, &e) == 0);
 }
 
 /* The list of receive buffers is what its chains say. */

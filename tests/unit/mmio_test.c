@@ -384,6 +384,10 @@ Test(turn, is_counted_where_the_guest_asked_for_it_and_nowhere_else)
     virtio_mmio_resume(&d.transport);
     run_loop();
     cr_expect_eq(notified, 3, "one that came in a pause, which is served after it");
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    notify();
+    run_loop();
+    cr_expect_eq(notified, 3, "one to a device that has no driver");
 }
 
 Test(config_space, reads_in_every_width_and_ends_in_zeroes)

@@ -416,6 +416,7 @@ Test(net_small, receives_while_its_lists_wrap)
 static const struct rate_limits one_then_wait = {
     .has_ops = true, .ops = { .size = 1, .refill_time_ms = 3600 * 1000 }
 };
+static const struct rate_limits unchanged;
 static const struct rate_limits no_limits = { .has_ops = true, .has_bandwidth = true };
 
 /* The host sends `frames`, of which the limit lets one pass. */
@@ -437,7 +438,7 @@ Test(net_rx_limit, holds_a_frame_and_delivers_it_when_there_are_tokens, .fini = 
 
     hold_all_but_one(3);
     cr_expect_eq(METRIC(rx_rate_limiter_throttled), 1);
-    cr_assert_eq(net_update(&net, &no_limits, NULL, &e), 0, "%s", e.msg);
+    cr_assert_eq(net_update(&net, &no_limits, &unchanged, &e), 0, "%s", e.msg);
     net.rx_limiter.timer.on_ready(&net.rx_limiter.timer, EPOLLIN);
     cr_assert_eq(ring_used_idx(rx), 3);
     expect_frame_at(RX_DATA + 2 * 1526, 1, 100);
@@ -456,7 +457,7 @@ Test(net_tx_limit, leaves_frames_in_the_ring_until_there_are_tokens, .fini = tea
     driver_serve_at(&d, TX);
     cr_expect_eq(ring_used_idx(tx), 1);
     cr_expect_eq(METRIC(tx_rate_limiter_throttled), 1);
-    cr_assert_eq(net_update(&net, NULL, &no_limits, &e), 0, "%s", e.msg);
+    cr_assert_eq(net_update(&net, &unchanged, &no_limits, &e), 0, "%s", e.msg);
     net.tx_limiter.timer.on_ready(&net.tx_limiter.timer, EPOLLIN);
     cr_expect_eq(ring_used_idx(tx), 3);
     cr_expect_eq(METRIC(tx_rate_limiter_event_count), 1);

@@ -28,8 +28,8 @@ static const struct option rows[] = {
     { "flag", NULL, offsetof(struct sample, flag), .help = "" },
     { "more", "X", offsetof(struct sample, count), count_up, OPTION_REPEATABLE, "" },
     { "byte", "N", offsetof(struct sample, number), parse_byte, .help = "" },
-    { "help", NULL, 1, .rules = OPTION_ALONE, .help = "" },
-    { "version", NULL, 2, .rules = OPTION_ALONE, .help = "" },
+    { "version", NULL, 1, .rules = OPTION_ALONE, .help = "" },
+    { "help", NULL, 2, .rules = OPTION_ALONE, .help = "" },
 };
 OPTIONS(options, rows);
 
@@ -95,10 +95,10 @@ Test(options_take, says_why_a_value_is_none)
     cr_expect_eq(option_number("n", "1", 0, &s.number, &e), -1);
 }
 
-Test(options_alone, finds_the_first_in_the_table_before_two_dashes)
+Test(options_alone, finds_the_last_in_the_table_before_two_dashes)
 {
-    cr_expect_eq(options_alone(&options, (char **)ARGV("x", "--version", "--help")), &rows[4]);
-    cr_expect_eq(options_alone(&options, (char **)ARGV("-h")), &rows[4]);
-    cr_expect_eq(options_alone(&options, (char **)ARGV("--version", "--", "-h")), &rows[5]);
+    cr_expect_eq(options_alone(&options, (char **)ARGV("x", "--version", "--help")), &rows[5]);
+    cr_expect_eq(options_alone(&options, (char **)ARGV("-h")), &rows[5]);
+    cr_expect_eq(options_alone(&options, (char **)ARGV("--version", "--", "-h")), &rows[4]);
     cr_expect_null(options_alone(&options, (char **)ARGV("--flag", "--", "--help")));
 }

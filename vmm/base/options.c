@@ -25,7 +25,7 @@ static bool is_end(const char *argument)
 
 const struct option *options_alone(const struct options *o, char **argv)
 {
-    for (const struct option *row = o->rows; row < o->rows + o->count; row++)
+    for (const struct option *row = o->rows + o->count; row-- > o->rows;)
         for (char **at = argv; row->rules & OPTION_ALONE && !is_end(*at); at++)
             if (find_option(o, *at) == row ||
                 (strcmp(*at, "-h") == 0 && strcmp(row->name, "help") == 0))

@@ -39,7 +39,7 @@ struct options {
     _Static_assert(sizeof(table) / sizeof(*(table)) <= OPTIONS_MAX, "a bit for each");             \
     static const struct options name = { (table), sizeof(table) / sizeof(*(table)) }
 
-/* The first row that stands alone and is asked for, `-h` meaning `--help`; NULL: none. */
+/* The last row that stands alone and is asked for, `-h` meaning `--help`; NULL: none. */
 const struct option *options_alone(const struct options *o, char **argv);
 
 /* Whether all of argv is known, has the value that it needs, and is there once. */
