@@ -8,5 +8,6 @@
         if (__builtin_expect(!!(cond), 0))                                                         \
             bug(__FILE__, __LINE__, #cond);                                                        \
     } while (0)
+
 /* Logs, counts and writes the metrics before it aborts; see signals.h. Any thread. */
 __attribute__((noreturn, cold)) void bug(const char *file, int line, const char *what);
