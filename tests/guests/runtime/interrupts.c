@@ -37,9 +37,10 @@ static void lapic_write(unsigned reg, uint32_t value)
     mmio_write32(LAPIC + reg, value);
 }
 
-static bool in_service(unsigned vector)
+/* A vector's bit in the registers that begin at `reg`. */
+static bool lapic_has(unsigned reg, unsigned vector)
 {
-    return (lapic_read(0x100 + vector / 32 * 0x10) >> vector % 32 & 1) != 0;
+    return (lapic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1) != 0;
 }
 
 /* The PICs deliver without the local APIC taking the vector in service, and want their own word. */
@@ -47,7 +48,7 @@ static void acknowledge(unsigned vector)
 {
     if (vector == VECTOR_SPURIOUS)
         return;
-    if (!pic_in_use || in_service(vector)) {
+    if (!pic_in_use || lapic_has(LAPIC_ISR, vector)) {
         lapic_write(LAPIC_EOI, 0);
         return;
     }
@@ -118,8 +119,11 @@ void ioapic_route(unsigned gsi)
 void ioapic_mask(unsigned gsi)
 {
     ioapic_write(0x10 + gsi * 2, 0x10000);
-    /* One that is on its way is taken here, and not later by whoever expects none. */
-    __asm__ volatile("sti; nop; cli" ::: "memory");
+    /* One that is on its way is taken here, and not later by whoever expects none. A processor that
+     * KVM emulates may let an open window pass without taking it. */
+    do
+        __asm__ volatile("sti; nop; cli" ::: "memory");
+    while (lapic_has(LAPIC_IRR, VECTOR_GSI0 + gsi));
 }
 
 void pic_enable(uint16_t mask)

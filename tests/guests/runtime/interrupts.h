@@ -18,6 +18,8 @@
 #define LAPIC_VERSION 0x30
 #define LAPIC_EOI     0xb0
 #define LAPIC_SVR     0xf0
+#define LAPIC_ISR     0x100 /* in service */
+#define LAPIC_IRR     0x200 /* requested */
 #define LAPIC_ICR     0x300
 #define LAPIC_ICR_TO  0x310
 #define LAPIC_TIMER   0x320
