@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "vmm/base/clock.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
 
@@ -136,15 +135,12 @@ void virtio_config_changed(struct virtio_device *d)
 void virtio_needs_reset(struct virtio_device *d, const char *why)
 {
     struct virtio_mmio *t = d->transport;
-    uint64_t now_s = monotonic_ns() / NS_PER_S;
 
     t->registers.status |= STATUS_NEEDS_RESET;
     show_registers(t);
     raise_interrupt(t, VIRTIO_MMIO_INT_CONFIG);
-    if (now_s != t->last_complaint_s)
-        log_warn("virtio %s at 0x%llx stops until the guest resets it: %s", d->ops->name,
-                 (unsigned long long)t->bus.base, why);
-    t->last_complaint_s = now_s;
+    log_limited(&t->complaints, LOG_WARN, "virtio %s at 0x%llx stops until the guest resets it: %s",
+                d->ops->name, (unsigned long long)t->bus.base, why);
 }
 
 static bool is_active(const struct virtio_mmio *t)

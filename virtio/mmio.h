@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "virtio/device.h"
+#include "vmm/base/log.h"
 #include "vmm/base/loop.h"
 #include "vmm/kvm/bus.h"
 #include "vmm/kvm/kvm.h"
@@ -53,7 +54,7 @@ struct virtio_mmio {
         unsigned queue;
         bool is_own; /* we have written it since it was last ready; loop thread only */
     } notifiers[VIRTIO_QUEUES_MAX];
-    uint64_t last_complaint_s; /* of the monotonic clock */
+    struct log_limit complaints;
 };
 
 /* Makes registers at `base` for a device, with a loop source for each queue. `page` is zeroed, of

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "tests/unit/support/files.h"
+#include "vmm/base/clock.h"
 #include "vmm/base/metrics.h"
 
 static char path[] = NEW_FILE;
@@ -28,6 +29,7 @@ static void tear_down(void)
 }
 
 TestSuite(log, .init = set_up, .fini = tear_down);
+TestSuite(log_limited, .init = set_up, .fini = tear_down);
 
 static const char *logged(void)
 {
@@ -163,4 +165,84 @@ Test(log_signal, has_the_form_of_the_other_lines, .init = set_up, .fini = tear_d
                            "signal 11, code -6\\.\n$"),
               "%s", text);
     cr_expect_eq(memcmp(strchr(text, '\n') + 1, first, 13), 0, "%s", text);
+}
+
+static unsigned lines_with(const char *what)
+{
+    unsigned n = 0;
+
+    for (const char *at = logged(); (at = strstr(at, what)); at++)
+        n++;
+    return n;
+}
+
+Test(log_limited, writes_the_first_at_once_and_tells_how_many_it_left_out)
+{
+    struct log_limit limit = { 0 };
+
+    log_limited(&limit, LOG_WARN, "trouble %d", 1);
+    cr_expect(matches(logged(), "\\] trouble 1\n$"), "%s", text);
+    limit.next_ns = UINT64_MAX; /* the second is not over */
+    for (int i = 2; i <= 42; i++)
+        log_limited(&limit, LOG_WARN, "trouble %d", i);
+    cr_expect_eq(lines_with("trouble"), 1, "%s", text);
+    limit.next_ns = 0; /* it is */
+    log_limited(&limit, LOG_WARN, "trouble %d", 43);
+    cr_expect(matches(logged(), "\\] trouble 43 \\(41 more were left out\\)\n$"), "%s", text);
+    limit.next_ns = 0;
+    log_limited(&limit, LOG_WARN, "trouble %d", 44);
+    cr_expect(matches(logged(), "\\] trouble 44\n$"), "%s", text);
+}
+
+Test(log_limited, waits_for_a_second_after_each_line)
+{
+    struct log_limit limit = { 0 };
+    uint64_t before = monotonic_ns(), after;
+
+    log_limited(&limit, LOG_WARN, "trouble");
+    after = monotonic_ns();
+    cr_expect_geq(limit.next_ns, before + NS_PER_S);
+    cr_expect_leq(limit.next_ns, after + NS_PER_S);
+}
+
+Test(log_limited, counts_nothing_for_a_level_that_is_not_shown)
+{
+    struct log_limit limit = { 0 };
+
+    log_set_options((struct log_options){ .level = LOG_ERROR });
+    log_limited(&limit, LOG_WARN, "quiet");
+    cr_expect_eq(limit.next_ns, 0);
+    log_limited(&limit, LOG_ERROR, "loud");
+    cr_expect(matches(logged(), "\\] loud\n$"), "%s", text);
+}
+
+static struct log_limit shared_limit;
+
+static void *log_trouble(void *arg)
+{
+    for (unsigned i = 0; i < 10000; i++)
+        log_limited(&shared_limit, LOG_WARN, "trouble");
+    return arg;
+}
+
+/* However long the host takes: each line is there, or counted, once. */
+Test(log_limited, loses_no_count_between_threads)
+{
+    pthread_t threads[4];
+    uint64_t total = 0;
+    const char *at;
+
+    for (unsigned i = 0; i < 4; i++)
+        pthread_create(&threads[i], NULL, log_trouble, NULL);
+    for (unsigned i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    for (at = logged(); (at = strstr(at, "] trouble")); at += strlen("] trouble")) {
+        const char *count = strchr(at, '(');
+
+        total++;
+        if (count && count < strchr(at, '\n'))
+            total += strtoull(count + 1, NULL, 10);
+    }
+    cr_expect_eq(total + shared_limit.left_out, 40000);
+    cr_expect_lt(total, 40000, "nothing was left out");
 }

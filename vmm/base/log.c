@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
+#include "vmm/base/clock.h"
 #include "vmm/base/console.h"
 #include "vmm/base/metrics.h"
 
@@ -101,23 +102,67 @@ static bool is_of_module(const char *file)
     return !module || strncmp(file, module, strlen(module)) == 0;
 }
 
-void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
+static bool is_shown(enum log_level level, const char *file)
+{
+    return level <= sink.options.level && is_of_module(file);
+}
+
+static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
+                         const char *fmt, va_list ap)
 {
     char line[2048];
-    int saved = errno;
-    size_t used;
-    va_list ap;
+    size_t used = prefix(line, sizeof(line), level, file, at);
 
-    if (level > sink.options.level || !is_of_module(file))
-        return;
-    used = prefix(line, sizeof(line), level, file, at);
-    va_start(ap, fmt);
     used += (size_t)vsnprintf(line + used, sizeof(line) - used, fmt, ap);
-    va_end(ap);
+    if (left_out && used < sizeof(line))
+        used += (size_t)snprintf(line + used, sizeof(line) - used, " (%llu more were left out)",
+                                 (unsigned long long)left_out);
     if (used > sizeof(line) - 2)
         used = sizeof(line) - 2;
     line[used++] = '\n';
     emit(line, used);
+}
+
+void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
+{
+    int saved = errno;
+    va_list ap;
+
+    if (!is_shown(level, file))
+        return;
+    va_start(ap, fmt);
+    emit_message(level, file, at, 0, fmt, ap);
+    va_end(ap);
+    errno = saved;
+}
+
+/* Of several threads that find a second over, one writes. */
+static bool log_limit_pass(struct log_limit *l, uint64_t *left_out)
+{
+    uint64_t next = __atomic_load_n(&l->next_ns, __ATOMIC_RELAXED);
+    uint64_t now = monotonic_ns();
+
+    if (now < next || !__atomic_compare_exchange_n(&l->next_ns, &next, now + NS_PER_S, false,
+                                                   __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        __atomic_fetch_add(&l->left_out, 1, __ATOMIC_RELAXED);
+        return false;
+    }
+    *left_out = __atomic_exchange_n(&l->left_out, 0, __ATOMIC_RELAXED);
+    return true;
+}
+
+void log_line_limited(struct log_limit *limit, enum log_level level, const char *file, int at,
+                      const char *fmt, ...)
+{
+    int saved = errno;
+    uint64_t left_out;
+    va_list ap;
+
+    if (!is_shown(level, file) || !log_limit_pass(limit, &left_out))
+        return;
+    va_start(ap, fmt);
+    emit_message(level, file, at, left_out, fmt, ap);
+    va_end(ap);
     errno = saved;
 }
 

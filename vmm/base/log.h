@@ -43,7 +43,21 @@ void log_signal(int signal, int code);
 void log_line(enum log_level level, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* A brake for lines that a guest, a client or a failing host could cause without end. Zeroed, and
+ * kept where what it brakes is kept: one for each thing whose trouble must not hide another's. */
+struct log_limit {
+    uint64_t next_ns;  /* of the monotonic clock: no line before that */
+    uint64_t left_out; /* since the last line */
+};
+
+/* The same for at most one line a second; the first at once. A line tells how many were left out
+ * before it. Any thread, also several on one limit. By log_limited(). */
+void log_line_limited(struct log_limit *limit, enum log_level level, const char *file, int line,
+                      const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
 #define log_error(...) log_line(LOG_ERROR, __FILE__, __LINE__, __VA_ARGS__)
 #define log_warn(...)  log_line(LOG_WARN, __FILE__, __LINE__, __VA_ARGS__)
 #define log_info(...)  log_line(LOG_INFO, __FILE__, __LINE__, __VA_ARGS__)
 #define log_debug(...) log_line(LOG_DEBUG, __FILE__, __LINE__, __VA_ARGS__)
+#define log_limited(limit, level, ...)                                                             \
+    log_line_limited((limit), (level), __FILE__, __LINE__, __VA_ARGS__)
