@@ -1,165 +1,49 @@
 #include "virtio/block.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "vmm/base/clock.h"
 
 /* Of a queue of 256 descriptors, header and status need two. */
 #define SEG_MAX (VIRTQ_SIZE_MAX - 2)
 
-/* What one turn may do before others get theirs: about a millisecond of copying. */
-#define TURN_BYTES    (4u << 20)
 #define TURN_REQUESTS VIRTQ_SIZE_MAX
 
-/* What one discard or write-zeroes may ask for: some milliseconds of a file system's work. */
-#define ZERO_BYTES_MAX (64u << 20)
-
 #define QUEUE 0u
-
-static bool has_feature(const struct block *b, unsigned feature)
-{
-    return virtio_acked(&b->dev) & UINT64_C(1) << feature;
-}
-
-/* Whether so many bytes at a sector are whole sectors within the disk. */
-static bool is_in_range(const struct block *b, uint64_t sector, uint64_t bytes)
-{
-    uint64_t capacity = b->host.file->sectors;
-    uint64_t sectors = bytes / BLOCK_SECTOR_BYTES;
-
-    return bytes % BLOCK_SECTOR_BYTES == 0 && sector <= capacity && sectors <= capacity - sector;
-}
-
-static uint8_t give_id(struct block *b, struct chain *c)
-{
-    if (c->writable < BLOCK_ID_BYTES + 1)
-        return VIRTIO_BLK_S_IOERR;
-    return chain_put(c, &b->host.file->id) < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK;
-}
-
-/* Sections 5.2.6.1 and 5.2.6.2. One range a request, as the configuration says. A disk that is not
- * thin keeps its space: discarding is advice, and not taken. */
-static uint8_t begin_zeroing(struct block *b, struct block_request *r)
-{
-    bool is_discard = r->type == VIRTIO_BLK_T_DISCARD;
-    struct virtio_blk_discard_write_zeroes range;
-    bool may_unmap;
-    uint64_t bytes;
-
-    if (!has_feature(b, is_discard ? VIRTIO_BLK_F_DISCARD : VIRTIO_BLK_F_WRITE_ZEROES))
-        return VIRTIO_BLK_S_UNSUPP;
-    if (r->chain.readable != sizeof(range) || chain_get(&r->chain, &range) < 0)
-        return VIRTIO_BLK_S_IOERR;
-    may_unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
-    if (range.flags & ~VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP || (is_discard && may_unmap))
-        return VIRTIO_BLK_S_UNSUPP;
-    bytes = (uint64_t)range.num_sectors * BLOCK_SECTOR_BYTES;
-    if (bytes > ZERO_BYTES_MAX || !is_in_range(b, range.sector, bytes))
-        return VIRTIO_BLK_S_IOERR;
-    if (is_discard && !b->host.file->is_thin)
-        return VIRTIO_BLK_S_OK;
-    r->mode = block_file_zero_mode(b->host.file, is_discard || may_unmap);
-    r->offset = range.sector * BLOCK_SECTOR_BYTES;
-    r->left = (uint32_t)bytes;
-    return VIRTIO_BLK_S_OK;
-}
-
-static uint8_t begin_transfer(struct block *b, struct block_request *r, uint64_t sector)
-{
-    bool is_write = r->type == VIRTIO_BLK_T_OUT;
-    uint32_t bytes = is_write ? r->chain.readable : r->chain.writable - 1;
-
-    if (!is_in_range(b, sector, bytes) || (is_write && b->host.file->is_read_only))
-        return VIRTIO_BLK_S_IOERR;
-    r->offset = sector * BLOCK_SECTOR_BYTES; /* in range, so it can't wrap */
-    r->left = r->bytes = bytes;
-    return VIRTIO_BLK_S_OK;
-}
-
-/* Reads the header and finds out what is to be done: a status that is not OK, or nothing left to
- * do, ends the request. The chain has at least a status byte. */
-static void block_begin(struct block *b, struct block_request *r)
-{
-    struct virtio_blk_outhdr header;
-
-    r->left = 0;
-    r->begun_us = monotonic_us();
-    r->type = UINT32_MAX; /* of no request */
-    r->status = VIRTIO_BLK_S_IOERR;
-    if (chain_get(&r->chain, &header) < 0)
-        return;
-    r->type = header.type;
-    switch (header.type) {
-    case VIRTIO_BLK_T_IN:
-    case VIRTIO_BLK_T_OUT: r->status = begin_transfer(b, r, header.sector); break;
-    case VIRTIO_BLK_T_DISCARD:
-    case VIRTIO_BLK_T_WRITE_ZEROES: r->status = begin_zeroing(b, r); break;
-    case VIRTIO_BLK_T_GET_ID: r->status = give_id(b, &r->chain); break;
-    case VIRTIO_BLK_T_FLUSH:
-        r->status = has_feature(b, VIRTIO_BLK_F_FLUSH) ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_UNSUPP;
-        break;
-    default: r->status = VIRTIO_BLK_S_UNSUPP;
-    }
-}
-
-static bool is_transfer(const struct block_request *r)
-{
-    return r->type == VIRTIO_BLK_T_IN || r->type == VIRTIO_BLK_T_OUT;
-}
-
-/* Whether the file has to do something for the request. */
-static bool needs_file(const struct block_request *r)
-{
-    return r->left > 0 || (r->type == VIRTIO_BLK_T_FLUSH && r->status == VIRTIO_BLK_S_OK);
-}
-
-/* Accounts for what the file did: bytes moved, or 0 where nothing was to be moved; or -errno. A
- * transfer of nothing means a file that has become shorter than the disk. True: the request is
- * complete. */
-static bool settle(struct block_request *r, ssize_t result)
-{
-    if (is_transfer(r) && result > 0) {
-        r->offset += (uint64_t)result;
-        r->left -= (uint32_t)result;
-        return r->left == 0;
-    }
-    if (result == -EOPNOTSUPP && !is_transfer(r))
-        r->status = VIRTIO_BLK_S_UNSUPP;
-    else if (result < 0 || is_transfer(r))
-        r->status = VIRTIO_BLK_S_IOERR;
-    return true;
-}
-
-static uint32_t piece(const struct block_request *r, uint32_t budget)
-{
-    return r->left < budget ? r->left : budget;
-}
 
 /* Carries out at most `budget` bytes of a request. */
 static ssize_t block_carry_out(struct block *b, struct block_request *r, uint32_t budget)
 {
     const struct block_file *f = b->host.file;
+    uint32_t n = block_request_piece(r, budget);
 
     switch (r->type) {
-    case VIRTIO_BLK_T_IN: return chain_pread(&r->chain, f->fd, r->offset, piece(r, budget));
-    case VIRTIO_BLK_T_OUT: return chain_pwrite(&r->chain, f->fd, r->offset, piece(r, budget));
+    case VIRTIO_BLK_T_IN: return chain_pread(&r->chain, f->fd, r->offset, n);
+    case VIRTIO_BLK_T_OUT: return chain_pwrite(&r->chain, f->fd, r->offset, n);
     case VIRTIO_BLK_T_FLUSH: return block_file_sync(f);
-    default: return block_file_fallocate(f, r->mode, r->offset, r->left);
+    default: return block_file_fallocate(f, r->mode, r->offset, n);
     }
 }
 
-/* The same for the kernel to do, a turn's bytes at a time. */
+/* Whether what is left of a request, or a whole piece of it, may be under way beside what is. */
+static bool has_room(const struct block *b, const struct block_request *r)
+{
+    return b->bytes_under_way == 0 || r->left <= BLOCK_PIECE_BYTES - b->bytes_under_way;
+}
+
+/* Async: for the kernel to do. There is room. */
 static void queue_up(struct block *b, struct block_request *r)
 {
     struct block_async *a = b->host.async;
-    uint32_t n = piece(r, TURN_BYTES);
+    uint32_t n = block_request_piece(r, BLOCK_PIECE_BYTES);
 
+    b->operations++;
+    b->bytes_under_way += n;
     switch (r->type) {
     case VIRTIO_BLK_T_IN: block_async_read(a, &r->chain, r->offset, n, r); break;
     case VIRTIO_BLK_T_OUT: block_async_write(a, &r->chain, r->offset, n, r); break;
     case VIRTIO_BLK_T_FLUSH: block_async_sync(a, r); break;
-    default: block_async_fallocate(a, r->mode, r->offset, r->left, r);
+    default: block_async_fallocate(a, r->mode, r->offset, n, r);
     }
 }
 
@@ -173,7 +57,7 @@ static void block_count(struct block *b, const struct block_request *r)
     struct block_metrics *m = &b->metrics;
 
     /* NOLINTNEXTLINE(*NullDereference): block_next() sets the request where it says NEXT_OK */
-    if (r->type == UINT32_MAX || r->status == VIRTIO_BLK_S_UNSUPP) {
+    if (r->type == BLOCK_TYPE_NONE || r->status == VIRTIO_BLK_S_UNSUPP) {
         metric_inc(&m->invalid_reqs_count);
     } else if (r->status != VIRTIO_BLK_S_OK) {
         metric_inc(&m->execute_fails);
@@ -205,10 +89,10 @@ static void finish(struct block *b, struct block_request *r)
     give_back(b, r);
 }
 
-enum next { NEXT_OK, NEXT_NONE, NEXT_BROKEN };
+enum next { NEXT_OK, NEXT_NONE, NEXT_FULL, NEXT_BROKEN };
 
 /* Takes up the next request. NEXT_NONE: there is none, or it has to wait; a notification, a
- * result or the limiter's timer comes when that is over. */
+ * result or the limiter's timer comes when that is over. NEXT_FULL: it waits for results. */
 static enum next block_next(struct block *b, struct block_request **out)
 {
     struct virtq *q = &b->dev.queues[QUEUE];
@@ -223,18 +107,17 @@ static enum next block_next(struct block *b, struct block_request **out)
     while (popped == POP_EMPTY && virtq_rearm(q));
     if (popped != POP_OK)
         return popped == POP_EMPTY ? NEXT_NONE : NEXT_BROKEN;
-    metric_add(&b->metrics.remaining_reqs_count, virtq_waiting(q));
-    if (r->chain.writable > 0) {
-        block_begin(b, r);
-    } else {
-        r->left = 0;
-        r->type = UINT32_MAX;
+    block_request_begin(r, b->host.file, virtio_acked(&b->dev));
+    if (!has_room(b, r)) {
+        virtq_unpop(q);
+        return NEXT_FULL;
     }
-    if (!rate_limiter_take(&b->limiter, is_transfer(r) ? r->left : 0)) {
+    if (!rate_limiter_take(&b->limiter, r->left)) {
         virtq_unpop(q);
         metric_inc(&b->metrics.rate_limiter_throttled_events);
         return NEXT_NONE;
     }
+    metric_add(&b->metrics.remaining_reqs_count, virtq_waiting(q));
     b->idle_count--;
     *out = r;
     return NEXT_OK;
@@ -267,15 +150,16 @@ static void block_push(struct block *b, struct block_request *r, struct turn *t)
 /* Sync: goes on with a request; true when it is complete. */
 static bool block_advance(struct block *b, struct block_request *r, struct turn *t)
 {
-    while (needs_file(r)) {
+    while (block_request_needs_file(r)) {
         ssize_t result;
 
         if (block_turn_is_over(t))
             return false;
         result = block_carry_out(b, r, t->bytes);
         /* A flush or the like ends the turn: the file system took its time. */
-        block_spend(t, is_transfer(r) ? (result > 0 ? (uint32_t)result : 0) : TURN_BYTES);
-        if (settle(r, result))
+        block_spend(t, block_request_is_transfer(r) ? (result > 0 ? (uint32_t)result : 0)
+                                                    : BLOCK_PIECE_BYTES);
+        if (block_request_settle(r, b->host.file, result))
             break;
     }
     return true;
@@ -304,23 +188,44 @@ static struct block_request *take_result(struct block *b, int *result)
     if (!block_async_take(b->host.async, &tag, result))
         return NULL;
     r = tag;
-    if (is_transfer(r))
+    b->operations--;
+    b->bytes_under_way -= r->piece;
+    if (block_request_is_transfer(r))
         chain_return(&r->chain, r->type == VIRTIO_BLK_T_IN, *result > 0 ? (uint32_t)*result : 0);
     return r;
 }
 
-/* Async: takes in the results there are. A transfer that was cut short goes on. */
+/* Async: takes in the results there are. What was cut short or put off goes on at once; the request
+ * that has more pieces does so in its turn. */
 static void take_results(struct block *b, struct turn *t)
 {
     struct block_request *r;
     int result;
 
     while ((r = take_result(b, &result))) {
-        if (settle(r, result))
+        bool is_current = r == b->current;
+
+        if (block_request_settle(r, b->host.file, result)) {
+            if (is_current) /* it failed */
+                b->current = NULL;
             block_push(b, r, t);
-        else
+        } else if (is_current) {
+            r->piece = 0;
+        } else {
             queue_up(b, r);
+        }
     }
+}
+
+/* Async: the request that is to be queued up next, or a piece of it. */
+static enum next next_to_queue(struct block *b, struct block_request **out)
+{
+    struct block_request *r = b->current;
+
+    if (!r)
+        return block_next(b, out);
+    *out = r;
+    return r->piece == 0 && has_room(b, r) ? NEXT_OK : NEXT_FULL;
 }
 
 static void take_requests(struct block *b, struct turn *t)
@@ -328,16 +233,17 @@ static void take_requests(struct block *b, struct turn *t)
     while (!block_turn_is_over(t)) {
         struct block_request *r;
 
-        t->next = block_next(b, &r);
+        t->next = next_to_queue(b, &r);
         if (t->next != NEXT_OK)
             return;
         t->requests--;
-        if (!needs_file(r)) {
+        if (!block_request_needs_file(r)) {
             block_push(b, r, t);
             continue;
         }
         queue_up(b, r);
-        block_spend(t, is_transfer(r) ? r->left : 0);
+        block_spend(t, r->piece);
+        b->current = r->left > r->piece ? r : NULL;
     }
 }
 
@@ -359,7 +265,7 @@ static bool serve_async(struct block *b, struct turn *t)
 static bool block_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
-    struct turn t = { .bytes = TURN_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
+    struct turn t = { .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     bool more = false;
 
     if (b->host.async)
@@ -374,7 +280,8 @@ static bool block_serve(struct virtio_device *dev, unsigned queue)
         metric_inc(&b->metrics.event_fails);
         virtio_needs_reset(dev, "the ring is malformed");
     }
-    return more || t.next == NEXT_OK;
+    /* Where nothing fills the device any more, no result will say so. */
+    return more || t.next == NEXT_OK || (t.next == NEXT_FULL && b->bytes_under_way == 0);
 }
 
 static void on_results(struct loop_source *src, uint32_t ready)
@@ -393,28 +300,38 @@ static void on_refilled(struct rate_limiter *l)
     virtio_serve(&b->dev, QUEUE);
 }
 
-static bool is_idle(const struct block *b)
+/* Puts back into the ring what is not done; true where there was something. It has paid for what
+ * was moved, and pays anew when it is taken again. */
+static bool take_back(struct block *b)
 {
-    return b->idle_count == b->request_count;
+    struct block_request *r = b->current;
+
+    if (!r)
+        return false;
+    virtq_unpop(&b->dev.queues[QUEUE]);
+    rate_limiter_refund(&b->limiter, r->left);
+    give_back(b, r);
+    b->current = NULL;
+    return true;
 }
 
-static void block_drain(struct virtio_device *dev)
+/* Waits for what is under way, and pushes it. True: there is something in the ring again. */
+static bool finish_operations(struct block *b)
 {
-    struct block *b = owner_of(dev, struct block, dev);
-    struct turn t = { .bytes = UINT32_MAX, .requests = 1 };
+    struct turn t = { .has_pushed = false };
 
-    if (b->current) {
-        while (!block_advance(b, b->current, &t))
-            t.bytes = UINT32_MAX;
-        block_push(b, b->current, &t);
-        b->current = NULL;
-    }
-    while (!is_idle(b)) {
+    while (b->operations) {
         block_async_wait(b->host.async);
         take_results(b, &t);
     }
     if (t.has_pushed)
-        virtio_signal_used(dev, QUEUE);
+        virtio_signal_used(&b->dev, QUEUE);
+    return take_back(b);
+}
+
+static void block_drain(struct virtio_device *dev)
+{
+    (void)finish_operations(owner_of(dev, struct block, dev));
 }
 
 static void forget_requests(struct block *b)
@@ -428,13 +345,12 @@ static void forget_requests(struct block *b)
 static void block_reset(struct virtio_device *dev)
 {
     struct block *b = owner_of(dev, struct block, dev);
-    struct block_request *r;
     int result;
 
-    while (b->host.async && !is_idle(b)) {
+    while (b->operations) {
         block_async_wait(b->host.async);
-        while ((r = take_result(b, &result)))
-            give_back(b, r);
+        while (take_result(b, &result))
+            ;
     }
     forget_requests(b);
 }
@@ -486,10 +402,10 @@ static void block_describe(struct block *b)
         return;
     offer(b, VIRTIO_BLK_F_DISCARD);
     offer(b, VIRTIO_BLK_F_WRITE_ZEROES);
-    b->config.max_discard_sectors = ZERO_BYTES_MAX / BLOCK_SECTOR_BYTES;
+    b->config.max_discard_sectors = BLOCK_ZERO_BYTES_MAX / BLOCK_SECTOR_BYTES;
     b->config.max_discard_seg = 1;
     b->config.discard_sector_alignment = sectors_a_unit;
-    b->config.max_write_zeroes_sectors = ZERO_BYTES_MAX / BLOCK_SECTOR_BYTES;
+    b->config.max_write_zeroes_sectors = BLOCK_ZERO_BYTES_MAX / BLOCK_SECTOR_BYTES;
     b->config.max_write_zeroes_seg = 1;
     b->config.write_zeroes_may_unmap = 1;
 }
@@ -534,7 +450,8 @@ static int swap_file(struct block *b, const struct block_file *file)
 {
     int ret;
 
-    block_drain(&b->dev);
+    if (finish_operations(b))
+        virtio_ask_turn(&b->dev, QUEUE);
     if (b->host.async) {
         ret = block_async_set_file(b->host.async, file);
         if (ret < 0)

@@ -3,24 +3,35 @@
  * on a block_file.
  *
  * A turn takes requests from the ring as the rate limiter allows and carries them out straight
- * between guest pages and the file. With the Sync engine one after another on the event loop; a
- * turn moves a bounded number of bytes, and a request larger than that is continued on the next.
- * With the Async engine they are all handed to the kernel in one system call, and the guest is
+ * between guest pages and the file. With the Sync engine one after another on the event loop; with
+ * the Async engine they are all handed to the kernel in one system call, and the guest is
  * interrupted once for as many as were complete.
+ *
+ * A guest can ask for 4 GiB with one request, and for 256 of them. So a turn moves a bounded number
+ * of bytes, and no more are ever under way: a request that is larger is carried out in pieces, one
+ * after another, and nothing behind it is taken from the ring until its last one is under way.
+ *
+ * Who drains the device waits for what is under way and for nothing else. A request that is not
+ * done then goes back to the ring whole: it was the last that was taken, so that the place where
+ * the device goes on reading the ring says all, also to one that is restored from there. It is
+ * begun anew, on the file that there is then: to move the same bytes twice does no harm. A reset
+ * waits as long, and forgets it.
  *
  * Beside the transport's and the limiter's state, a guest can observe what follows from the file
  * and the features. A drained device has no request.
  */
 #pragma once
 
-#include <linux/virtio_blk.h>
-#include <stdbool.h>
-
 #include "virtio/block_async.h"
 #include "virtio/block_file.h"
+#include "virtio/block_request.h"
 #include "virtio/device.h"
 #include "virtio/rate_limiter.h"
 #include "vmm/base/metrics.h"
+
+/* Bytes that may be under way, and that a turn may move before others get theirs: about a
+ * millisecond of copying. */
+#define BLOCK_PIECE_BYTES (4u << 20)
 
 /* What a device works on; all borrowed. */
 struct block_host {
@@ -29,17 +40,6 @@ struct block_host {
     bool offer_flush;          /* whether the guest may ask for durability (Writeback) */
     struct rate_limits limits;
     struct loop *loop;
-};
-
-struct block_request {
-    uint32_t type;
-    uint8_t status;
-    int mode;        /* of fallocate, for discard and write-zeroes */
-    uint64_t offset; /* of the next byte in the file */
-    uint32_t left;   /* bytes still to move or to zero */
-    uint32_t bytes;  /* of a transfer, in all */
-    uint64_t begun_us;
-    struct chain chain;
 };
 
 struct block {
@@ -51,7 +51,9 @@ struct block {
     struct block_request *requests; /* one for Sync; untouched memory costs nothing */
     uint16_t idle[VIRTQ_SIZE_MAX];  /* those not in use: the last one given back first */
     unsigned idle_count, request_count;
-    struct block_request *current; /* Sync: begun in an earlier turn */
+    struct block_request *current; /* the last that was taken, if not all of it is under way */
+    unsigned operations;           /* Async: under way */
+    uint32_t bytes_under_way;      /* by these */
     struct block_metrics metrics;
 };
 
@@ -66,9 +68,9 @@ void block_fini(struct block *b);
  * limits, as rate_limiter_update() does, or NULL. All or, on failure (-1), nothing.
  *
  * The file must have been opened as the old one was, which is closed; on failure it is still the
- * caller's. What was begun is finished on the old one. The guest is told of a new configuration,
- * even where the capacity is what it was: what is on the disk is not. Loop thread; with a file, the
- * vCPUs stand still.
+ * caller's. What is under way is finished on the old one. The guest is told of a new
+ * configuration, even where the capacity is what it was: what is on the disk is not. Loop thread;
+ * with a file, the vCPUs stand still.
  */
 must_check int block_update(struct block *b, const struct block_file *file,
                             const struct rate_limits *limits, struct error *e);

@@ -36,7 +36,7 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
     struct stat st;
     off_t bytes;
 
-    f->fd = -1;
+    *f = (struct block_file){ .fd = -1 };
     if (fd < 0)
         return block_file_refuse(e, errno, path);
     bytes = lseek(fd, 0, SEEK_END);
@@ -60,6 +60,8 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
     snprintf(id, sizeof(id), "%llu%llu%llu", (unsigned long long)st.st_dev,
              (unsigned long long)st.st_rdev, (unsigned long long)st.st_ino);
     memcpy(f->id, id, strnlen(id, sizeof(f->id)));
+    f->path = strdup(path);
+    BUG_ON(!f->path);
     f->fd = take_fd(&fd);
     return 0;
 }
@@ -68,6 +70,8 @@ void block_file_close(struct block_file *f)
 {
     close_fdp(&f->fd);
     f->fd = -1;
+    free(f->path);
+    f->path = NULL;
 }
 
 int block_file_sync(const struct block_file *f)
@@ -83,10 +87,5 @@ int block_file_zero_mode(const struct block_file *f, bool may_deallocate)
 
 int block_file_fallocate(const struct block_file *f, int mode, uint64_t offset, uint64_t bytes)
 {
-    int ret;
-
-    do
-        ret = fallocate(f->fd, mode, (off_t)offset, (off_t)bytes);
-    while (ret < 0 && errno == EINTR);
-    return ret < 0 ? -errno : 0;
+    return fallocate(f->fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno : 0;
 }

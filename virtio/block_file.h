@@ -7,17 +7,20 @@
 #include <stdint.h>
 
 #include "vmm/base/error.h"
+#include "vmm/base/log.h"
 
 #define BLOCK_SECTOR_BYTES 512u
 #define BLOCK_ID_BYTES     20u /* virtio 1.2, section 5.2.6.1 */
 
 struct block_file {
-    int fd; /* -1: none */
+    int fd;     /* -1: none */
+    char *path; /* owned; NULL with fd -1 */
     bool is_read_only;
-    bool is_thin;            /* a file with holes: space that is given back was never promised */
-    uint32_t unit_bytes;     /* what the file system reads and writes at once; a power of two */
-    uint64_t sectors;        /* a trailing partial sector is out of reach */
-    char id[BLOCK_ID_BYTES]; /* device and inode numbers: tells two disks apart; zero-padded */
+    bool is_thin;              /* a file with holes: space that is given back was never promised */
+    uint32_t unit_bytes;       /* what the file system reads and writes at once; a power of two */
+    uint64_t sectors;          /* a trailing partial sector is out of reach */
+    char id[BLOCK_ID_BYTES];   /* device and inode numbers: tells two disks apart; zero-padded */
+    struct log_limit failures; /* of the host's */
 };
 
 /* Opens path for reading, and for writing unless is_read_only. An empty file is a legal, empty

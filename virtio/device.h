@@ -28,9 +28,10 @@ struct virtio_ops { /* const, static, one per device type */
     /* A turn: works on a queue, whatever the reason. Does a bounded amount of work; true: there is
      * more, call again after others had their turn. Event-loop thread. */
     bool (*serve)(struct virtio_device *d, unsigned queue);
-    /* Carries out what was begun, and pushes it: when it returns, no request is in flight and none
-     * of them was lost. At a pause and at the end; no turn comes until the VM goes on. NULL: a
-     * device that has nothing in flight between its turns. */
+    /* Waits for what is under way, which is bounded whatever the guest asked for, and pushes it:
+     * when it returns, no request is in flight and none was lost. What is not done is in the ring
+     * again. At a pause and at the end; no turn comes until the VM goes on. NULL: a device that has
+     * nothing in flight between its turns. */
     void (*drain)(struct virtio_device *d);
     /* The guest resets the device: when it returns, no request is in flight, and what was begun is
      * forgotten. On any thread. */
@@ -63,6 +64,9 @@ void virtio_signal_queues(struct virtio_device *d, unsigned queues);
 /* Gives the device a turn for a queue, if it is active: for what it waits for beside the guest's
  * notifications, such as a completion or a timer. Without the lock; event-loop thread. */
 void virtio_serve(struct virtio_device *d, unsigned queue);
+
+/* The same, later: another turn is due. Event-loop thread. */
+void virtio_ask_turn(struct virtio_device *d, unsigned queue);
 
 /* The mutex under which the transport calls the device, for what comes from elsewhere (the API). */
 void virtio_lock(struct virtio_device *d);

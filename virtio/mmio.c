@@ -325,6 +325,11 @@ static void notify_oneself(struct virtio_notifier *n)
     loop_signal(n->source.fd);
 }
 
+void virtio_ask_turn(struct virtio_device *d, unsigned queue)
+{
+    notify_oneself(&d->transport->notifiers[queue]);
+}
+
 /* A turn for what `reason` counts; NULL: nothing does. */
 static void give_turn(struct virtio_device *d, unsigned queue, metric *reason)
 {

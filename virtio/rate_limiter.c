@@ -96,6 +96,12 @@ bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes)
     return true;
 }
 
+void rate_limiter_refund(struct rate_limiter *l, uint64_t bytes)
+{
+    bucket_refund(&l->state.bandwidth, bytes);
+    bucket_refund(&l->state.ops, 1);
+}
+
 void rate_limiter_get_state(struct rate_limiter *l, struct rate_limiter_state *s)
 {
     refill(l);

@@ -52,6 +52,9 @@ void rate_limiter_update(struct rate_limiter *l, const struct rate_limits *limit
 /* Takes one operation of so many bytes. False: not now, and on_refilled follows. */
 must_check bool rate_limiter_take(struct rate_limiter *l, uint64_t bytes);
 
+/* Gives back what was taken for an operation, or for the bytes of it that did not come about. */
+void rate_limiter_refund(struct rate_limiter *l, uint64_t bytes);
+
 /* The buckets as they are now; and makes a limiter go on from there, by whatever clock it has.
  * After rate_limiter_prepare() with limits of that kind; -EINVAL for a bucket that cannot be. */
 void rate_limiter_get_state(struct rate_limiter *l, struct rate_limiter_state *s);

@@ -62,6 +62,7 @@ static void check_drained(struct hostile *h)
 {
     (void)h;
     MUST(block.idle_count == block.request_count && !block.current);
+    MUST(block.operations == 0 && block.bytes_under_way == 0);
     for (unsigned i = 0; i < block.idle_count; i++)
         MUST(block.idle[i] < block.request_count);
 }

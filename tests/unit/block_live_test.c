@@ -1,6 +1,7 @@
 #include "virtio/block.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include "tests/unit/support/disk.h"
 
@@ -20,21 +21,9 @@ BOTH(pause_finishes_what_was_begun_and_takes_up_nothing)
     cr_expect_eq(ring_used_idx(ring), 81);
 }
 
-Test(sync, pause_finishes_a_huge_request)
-{
-    cr_assert_eq(truncate(path, INT64_C(1) << 30), 0);
-    file.sectors = (UINT64_C(1) << 30) / SECTOR;
-    offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
-    for (uint16_t i = 1; i <= 254; i++)
-        ring_buffer(ring, i, 0x40000, 0x80000, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE);
-    cr_assert(driver_serve(&d));
-    virtio_mmio_pause(&d.transport);
-    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
-    cr_expect_eq(ring_used(ring, 0).len, 254 * 0x80000u + 1);
-}
-
 /* What the thread below does while the device drains: the host's disk answers late. */
 static int slow_disk[2];
+static unsigned slow_sectors;
 
 static void *answer_late(void *lock)
 {
@@ -43,30 +32,38 @@ static void *answer_late(void *lock)
     while (pthread_mutex_trylock(lock) == 0) /* the pause holds it */
         pthread_mutex_unlock(lock);
     memset(sector, 0x5c, sizeof(sector));
-    for (unsigned i = 0; i < 80; i++)
+    for (unsigned i = 0; i < slow_sectors; i++)
         cr_assert_eq(write(slow_disk[1], sector, sizeof(sector)), sizeof(sector));
     return NULL;
 }
 
 /* Reads of a pipe that is empty stay under way for as long as the test likes. */
-static void read_from_a_slow_disk(void)
+static void read_from_a_slow_disk(unsigned sectors)
 {
     struct block_file pipe_end = file;
 
+    slow_sectors = sectors;
     cr_assert_eq(pipe(slow_disk), 0);
     pipe_end.fd = slow_disk[0];
     cr_assert_eq(block_async_set_file(block.host.async, &pipe_end), 0);
-    fill_ring(VIRTIO_BLK_T_IN);
-    driver_serve(&d);
-    cr_assert_eq(ring_used_idx(ring), 0);
-    cr_assert_eq(block.request_count - block.idle_count, 80);
+}
+
+static void close_slow_disk(void)
+{
+    cr_assert_eq(block_async_set_file(block.host.async, &file), 0);
+    close(slow_disk[0]);
+    close(slow_disk[1]);
 }
 
 Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
 {
     pthread_t thread;
 
-    read_from_a_slow_disk();
+    read_from_a_slow_disk(80);
+    fill_ring(VIRTIO_BLK_T_IN);
+    driver_serve(&d);
+    cr_assert_eq(ring_used_idx(ring), 0);
+    cr_assert_eq(block.operations, 80);
     driver_interrupts(&d);
     cr_assert_eq(pthread_create(&thread, NULL, answer_late, &d.transport.lock), 0);
     virtio_mmio_pause(&d.transport);
@@ -79,8 +76,139 @@ Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
     }
     cr_expect_eq(get16(ring, DATA), 0x5c5c);
     pthread_join(thread, NULL);
-    close(slow_disk[0]);
-    close(slow_disk[1]);
+    close_slow_disk();
+}
+
+/* Bounds of a drain. */
+
+#define BIG_BYTES    (128u << 10)
+#define BIG_REQUESTS 80u
+#define BIG_FITTING  (BLOCK_PIECE_BYTES / BIG_BYTES)
+
+static void fill_ring_with_big_reads(void)
+{
+    make_huge(BIG_REQUESTS * (uint64_t)BIG_BYTES);
+    for (uint16_t i = 0; i < BIG_REQUESTS; i++)
+        offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i * (BIG_BYTES / SECTOR), BIG_BYTES, 1);
+}
+
+Test(async, as_many_bytes_are_under_way_as_a_drain_may_wait_for)
+{
+    pthread_t thread;
+
+    fill_ring_with_big_reads();
+    read_from_a_slow_disk(BLOCK_PIECE_BYTES / SECTOR);
+    for (unsigned turn = 0; turn < 4; turn++)
+        driver_serve(&d);
+    cr_assert_eq(block.operations, BIG_FITTING);
+    cr_assert_eq(block.bytes_under_way, BLOCK_PIECE_BYTES);
+    cr_expect_not(driver_serve(&d), "a full device does not ask for turns");
+    cr_assert_eq(pthread_create(&thread, NULL, answer_late, &d.transport.lock), 0);
+    virtio_mmio_pause(&d.transport);
+    pthread_join(thread, NULL);
+    cr_expect_eq(ring_used_idx(ring), BIG_FITTING);
+    cr_expect_eq(d.transport.device->queues[0].state.next_avail, BIG_FITTING);
+    close_slow_disk();
+    virtio_mmio_resume(&d.transport);
+    while (kick())
+        ;
+    cr_expect_eq(ring_used_idx(ring), BIG_REQUESTS);
+    for (uint16_t i = 0; i < BIG_REQUESTS; i++)
+        cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
+}
+
+/* Lets the loop run until so many are answered. */
+static void run_until_answered(unsigned n)
+{
+    virtio_ask_turn(&block.dev, 0);
+    while (ring_used_idx(ring) < n)
+        cr_assert(loop_turn(&d.loop, 120000), "%u are answered", ring_used_idx(ring));
+}
+
+/* A turn that could not take all results in asks for another: nothing else would. */
+BOTH(a_device_that_is_full_goes_on_when_it_is_not)
+{
+    fill_ring_with_big_reads();
+    run_until_answered(BIG_REQUESTS);
+}
+
+#define HUGE_REQUESTS 12u
+
+static void fill_ring_with_huge_requests(uint32_t type)
+{
+    make_huge(HUGE_REQUESTS * (uint64_t)HUGE_BYTES);
+    for (uint16_t i = 0; i < HUGE_REQUESTS; i++)
+        offer_huge(i, type, i * (uint64_t)HUGE_BYTES / SECTOR);
+}
+
+/* Those that were answered, in any order, once each; the ring goes on behind them. */
+static unsigned huge_answers(void)
+{
+    unsigned seen = 0;
+
+    for (uint16_t i = 0; i < ring_used_idx(ring); i++) {
+        uint32_t head = ring_used(ring, i).id;
+
+        cr_assert_lt(head, HUGE_REQUESTS);
+        cr_expect_not(seen & 1u << head, "request %u is answered twice", head);
+        cr_expect_eq(status_of((uint16_t)(2 * head)), VIRTIO_BLK_S_OK, "request %u", head);
+        seen |= 1u << head;
+    }
+    for (uint16_t i = 0; i < HUGE_REQUESTS; i++)
+        if (!(seen & 1u << i))
+            cr_expect_eq(status_of((uint16_t)(2 * i)), UNTOUCHED, "request %u", i);
+    return ring_used_idx(ring);
+}
+
+static uint64_t bytes_of_the_file(void)
+{
+    struct stat st;
+
+    cr_assert_eq(fstat(file.fd, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+/* What is written shows in the file's size on the host: a hole has none. */
+BOTH(pause_moves_what_is_under_way_and_no_more)
+{
+    const uint64_t slack = 1 << 20; /* of the file system */
+    uint64_t before = bytes_of_the_file();
+
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_OUT);
+    cr_assert(driver_serve(&d));
+    virtio_mmio_pause(&d.transport);
+    cr_expect_leq(bytes_of_the_file(), before + BLOCK_PIECE_BYTES + slack);
+    cr_expect_null(block.current);
+    cr_expect_eq(block.idle_count, block.request_count);
+    cr_expect_eq(huge_answers(), 0);
+    cr_expect_eq(block.dev.queues[0].state.next_avail, 0, "it is in the ring again");
+}
+
+BOTH(what_a_pause_put_back_is_answered_once)
+{
+    unsigned put_back = 0;
+
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_OUT);
+    for (unsigned n = 1; n <= HUGE_REQUESTS; n++) {
+        run_until_answered(n);
+        put_back += block.current != NULL;
+        virtio_mmio_pause(&d.transport);
+        cr_expect_eq(block.dev.queues[0].state.next_avail, huge_answers());
+        virtio_mmio_resume(&d.transport);
+    }
+    cr_expect_eq(huge_answers(), HUGE_REQUESTS);
+    cr_expect_gt(put_back, HUGE_REQUESTS / 2);
+}
+
+BOTH(a_reset_forgets_what_is_not_done)
+{
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_OUT);
+    cr_assert(driver_serve(&d));
+    cr_assert_not_null(block.current);
+    driver_start(&d);
+    cr_expect_eq(block.idle_count, block.request_count);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 1, SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(ring_used_idx(ring), 1);
 }
 
 BOTH(reset_with_requests_under_way_waits_for_them_and_tells_nobody)
@@ -117,6 +245,23 @@ BOTH(swap_gives_the_guest_another_disk_and_tells_it)
     cr_expect_eq(request(VIRTIO_BLK_T_GET_ID, 0, BLOCK_ID_BYTES, 1), VIRTIO_BLK_S_OK);
     cr_assert_eq(gmem_get(&d.mem, gpa(DATA), &id), 0);
     cr_expect_arr_eq(id, other.id, BLOCK_ID_BYTES);
+    cr_expect_eq(unlink(other_path), 0);
+}
+
+BOTH(swap_puts_back_what_is_not_done_and_the_other_disk_answers_it)
+{
+    struct block_file other = other_file(7);
+    struct error e;
+
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_IN);
+    cr_assert(driver_serve(&d));
+    cr_assert_not_null(block.current);
+    cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
+    cr_expect_eq(ring_used_idx(ring), 0);
+    while (ring_used_idx(ring) < HUGE_REQUESTS)
+        cr_assert(loop_turn(&d.loop, 120000), "it has asked for no turn");
+    for (uint16_t i = 0; i < HUGE_REQUESTS; i++)
+        cr_expect_eq(status_of((uint16_t)(2 * i)), VIRTIO_BLK_S_IOERR, "beyond its end");
     cr_expect_eq(unlink(other_path), 0);
 }
 
@@ -195,7 +340,7 @@ BOTH(a_notification_counts_once_however_often_its_requests_wait)
     for (unsigned i = 0; i < 3; i++) {
         now += 10000000;
         block.limiter.timer.on_ready(&block.limiter.timer, EPOLLIN);
-        while (block.idle_count < block.request_count) {
+        while (block.operations) {
             struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
 
             cr_assert_eq(poll(&results, 1, 120000), 1);
@@ -221,6 +366,52 @@ BOTH(the_bandwidth_limit_counts_data)
     limit((struct rate_limits){ .has_bandwidth = true });
     kick();
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK, "a limit that goes lets it pass");
+}
+
+/* The limiter's bucket, and how full it is now. */
+static uint64_t tokens_left(void)
+{
+    const struct bucket *bw = &block.limiter.state.bandwidth;
+
+    return bw->size - (uint64_t)(bw->missing / bw->refill_ns);
+}
+
+BOTH(what_goes_back_to_the_ring_pays_for_what_was_moved)
+{
+    const uint64_t size = 10 * (uint64_t)HUGE_BYTES;
+
+    limit((struct rate_limits){ .has_bandwidth = true,
+                                .bandwidth = { .size = size, .refill_time_ms = 10 },
+                                .has_ops = true,
+                                .ops = { .size = 10, .refill_time_ms = 10 } });
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_OUT);
+    cr_assert(driver_serve(&d));
+    cr_expect_eq(tokens_left(), size - HUGE_BYTES);
+    virtio_mmio_pause(&d.transport);
+    cr_expect_eq(tokens_left(), size - BLOCK_PIECE_BYTES);
+    cr_expect_eq(block.limiter.state.ops.missing, 0);
+}
+
+/* What a host has to give to a limit. */
+BOTH(a_limit_without_a_timer_is_refused_and_changes_nothing)
+{
+    const struct rate_limits limits = { .has_ops = true,
+                                        .ops = { .size = 1, .refill_time_ms = 1000 } };
+    struct block_file other = other_file(7);
+    struct rlimit before;
+    struct error e;
+
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 0, before.rlim_max }), 0);
+    cr_expect_eq(block_update(&block, &other, &limits, &e), -1);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    cr_expect(strstr(e.msg, "Rate limiter: timer: Too many open files"), "%s", e.msg);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), DISK_SECTORS);
+    cr_expect_eq(block.limiter.state.ops.size, 0);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 5, SECTOR, 1), VIRTIO_BLK_S_OK);
+    cr_expect_eq(get16(ring, DATA), 0x0505);
+    block_file_close(&other);
+    cr_expect_eq(unlink(other_path), 0);
 }
 
 BOTH(a_request_that_waits_dies_with_a_reset)
@@ -305,4 +496,24 @@ BOTH(a_device_goes_on_in_the_place_of_one_that_was_saved)
     cr_expect_eq(ring_used_idx(&d.rings[0]), 80);
     for (uint16_t i = 0; i < 80; i++)
         cr_expect_eq(status_of((uint16_t)(3 * i)), VIRTIO_BLK_S_OK, "request %u", i);
+}
+
+BOTH(a_device_that_is_restored_answers_what_was_put_back)
+{
+    struct virtio_mmio_state saved;
+    struct block_host host;
+    struct error e;
+
+    fill_ring_with_huge_requests(VIRTIO_BLK_T_OUT);
+    run_until_answered(3);
+    cr_assert_not_null(block.current);
+    virtio_mmio_pause(&d.transport);
+    virtio_mmio_get_state(&d.transport, &saved);
+    host = block.host;
+    block_fini(&block);
+    cr_assert_eq(block_init(&block, &host, &e), 0, "%s", e.msg);
+    driver_restore(&d, &block.dev, &saved);
+    virtio_mmio_resume(&d.transport);
+    run_until_answered(HUGE_REQUESTS);
+    cr_expect_eq(huge_answers(), HUGE_REQUESTS);
 }

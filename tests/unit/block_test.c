@@ -269,6 +269,81 @@ BOTH(a_failing_host_disk_is_an_error_the_guest_sees)
     cr_expect_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_IOERR);
 }
 
+static char log_path[] = NEW_FILE;
+static char log_text[65536];
+
+static void log_to_a_file(void)
+{
+    struct error e;
+
+    close(new_file(log_path));
+    cr_assert_eq(log_open(log_path, &e), 0, "%s", e.msg);
+}
+
+static const char *logged(void)
+{
+    return read_text(log_path, log_text, sizeof(log_text));
+}
+
+static unsigned logged_lines(void)
+{
+    unsigned n = 0;
+
+    for (const char *at = logged(); (at = strchr(at, '\n')); at++)
+        n++;
+    return n;
+}
+
+BOTH(a_failing_host_disk_is_told_once_a_second)
+{
+    char want[128];
+
+    log_to_a_file();
+    work_on("/proc/self/mem", O_RDONLY);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    snprintf(want, sizeof(want), "] Disk %s: a read failed: Input/output error (os error 5)\n",
+             path);
+    cr_expect(strstr(logged(), want), "%s", log_text);
+    file.failures.next_ns = UINT64_MAX; /* the second is not over */
+    for (unsigned i = 0; i < 100; i++)
+        cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    cr_expect_eq(logged_lines(), 1, "%s", log_text);
+    file.failures.next_ns = 0; /* it is */
+    cr_expect_eq(request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), VIRTIO_BLK_S_IOERR);
+    cr_expect(strstr(logged(), ": a flush failed: "), "%s", log_text);
+    cr_expect(strstr(log_text, " (100 more were left out)\n"), "%s", log_text);
+    cr_expect_eq(logged_lines(), 2, "%s", log_text);
+    unlink(log_path);
+}
+
+BOTH(the_first_failure_of_another_file_is_told_at_once)
+{
+    struct block_file other;
+    char want[128];
+    struct error e;
+
+    log_to_a_file();
+    file.failures.next_ns = UINT64_MAX;
+    other = other_file(7);
+    cr_assert_eq(truncate(other_path, SECTOR), 0);
+    cr_assert_eq(block_update(&block, &other, NULL, &e), 0, "%s", e.msg);
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 3, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    snprintf(want, sizeof(want), "] Disk %s: a read failed: the file is too short\n", other_path);
+    cr_expect(strstr(logged(), want), "%s", log_text);
+    unlink(log_path);
+    unlink(other_path);
+}
+
+/* What the guest asks for and may not have is not the host's failure. */
+BOTH(a_request_that_is_refused_is_not_told)
+{
+    log_to_a_file();
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, DISK_SECTORS, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    cr_expect_eq(request(99, 0, SECTOR, 1), VIRTIO_BLK_S_UNSUPP);
+    cr_expect_str_eq(logged(), "");
+    unlink(log_path);
+}
+
 BOTH(a_read_across_the_end_of_a_shorter_file_is_no_success)
 {
     cr_assert_eq(truncate(path, 3 * SECTOR), 0);
@@ -284,7 +359,8 @@ Test(async, continues_a_huge_request_piece_by_piece)
     offer(0, VIRTIO_BLK_T_IN, 0, 0, 254);
     for (uint16_t i = 1; i <= 254; i++)
         ring_buffer(ring, i, 0x40000, 0x7fe00, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE);
-    kick();
+    while (kick())
+        ;
     cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
     cr_expect_eq(ring_used(ring, 0).len, 254 * 0x7fe00u + 1);
 }
@@ -324,6 +400,34 @@ Test(async, stops_taking_requests_when_all_of_its_own_are_under_way)
         ;
     cr_expect_eq(ring_used_idx(ring), 256);
     cr_expect_eq(block.idle_count, VIRTQ_SIZE_MAX);
+}
+
+#define ALWAYS                                                                                     \
+    (FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_RING_F_EVENT_IDX) |                              \
+     FEATURE(VIRTIO_RING_F_INDIRECT_DESC) | FEATURE(VIRTIO_BLK_F_SEG_MAX) |                        \
+     FEATURE(VIRTIO_BLK_F_TOPOLOGY))
+#define THIN_ONES (FEATURE(VIRTIO_BLK_F_DISCARD) | FEATURE(VIRTIO_BLK_F_WRITE_ZEROES))
+
+Test(features, are_those_of_the_file_and_no_others)
+{
+    static const struct {
+        struct options options;
+        uint64_t features;
+    } cases[] = {
+        { { 0 }, ALWAYS },
+        { { .is_async = true }, ALWAYS },
+        { { .has_flush = true }, ALWAYS | FEATURE(VIRTIO_BLK_F_FLUSH) },
+        { { .is_read_only = true }, ALWAYS | FEATURE(VIRTIO_BLK_F_RO) },
+        { { .is_thin = true }, ALWAYS | THIN_ONES },
+        { { .is_thin = true, .is_read_only = true }, ALWAYS | FEATURE(VIRTIO_BLK_F_RO) },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        start(cases[i].options);
+        cr_expect_eq(offered_features(&d), cases[i].features, "case %u", i);
+        tear_down();
+        memset(&d, 0, sizeof(d));
+    }
 }
 
 Test(features, tell_the_topology_of_the_host, .init = start_sync, .fini = tear_down)

@@ -19,7 +19,7 @@ TestSuite(thin_async, .init = start_thin_async, .fini = tear_down);
 
 #define THIN(name) ENGINES(thin_sync, thin_async, name)
 
-static uint8_t zero(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
+static void offer_zero(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
 {
     struct virtio_blk_outhdr header = { .type = type };
     struct virtio_blk_discard_write_zeroes range = { sector, sectors, flags };
@@ -31,7 +31,13 @@ static uint8_t zero(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t f
     ring_desc(ring, 1, DATA, sizeof(range), VRING_DESC_F_NEXT, 2);
     ring_desc(ring, 2, STATUS, 1, VRING_DESC_F_WRITE, 0);
     ring_offer(ring, 0);
-    kick();
+}
+
+static uint8_t zero(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
+{
+    offer_zero(type, sector, sectors, flags);
+    while (kick())
+        ;
     return status_of(0);
 }
 
@@ -136,4 +142,92 @@ THIN(a_thin_disk_that_became_another_keeps_the_other_s_space)
     cr_expect_eq(word_of(8), 0xcccc);
     cr_expect_eq(allocated(), before);
     cr_expect_eq(unlink(other_path), 0);
+}
+
+#define LONG_BYTES (16u << 20)
+
+/* A long one, of which a turn has done a piece. The rest of the file is a hole, so that what was
+ * zeroed shows in what is allocated. */
+static void begin_long_zeroing(void)
+{
+    make_huge(LONG_BYTES);
+    offer_zero(VIRTIO_BLK_T_WRITE_ZEROES, 0, LONG_BYTES / SECTOR, 0);
+    driver_serve(&d);
+    while (block.operations)
+        cr_assert(loop_turn(&d.loop, 120000));
+    if (status_of(0) == VIRTIO_BLK_S_UNSUPP)
+        cr_skip_test("the file system can't zero a range");
+}
+
+static uint64_t allocated_bytes(void)
+{
+    return (uint64_t)allocated() * 512;
+}
+
+Test(thin_sync, a_turn_zeroes_no_more_than_it_moves)
+{
+    const uint64_t slack = 1 << 20; /* of the file system */
+
+    begin_long_zeroing();
+    cr_expect_eq(status_of(0), UNTOUCHED);
+    cr_expect_leq(allocated_bytes(), BLOCK_PIECE_BYTES + slack);
+    virtio_mmio_pause(&d.transport);
+    cr_expect_leq(allocated_bytes(), BLOCK_PIECE_BYTES + slack);
+    cr_expect_eq(status_of(0), UNTOUCHED);
+    virtio_mmio_resume(&d.transport);
+    while (kick())
+        ;
+    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
+    cr_expect_geq(allocated_bytes(), LONG_BYTES);
+}
+
+Test(thin_async, an_operation_zeroes_no_more_than_a_transfer_moves)
+{
+    make_huge(LONG_BYTES);
+    offer_zero(VIRTIO_BLK_T_DISCARD, 0, LONG_BYTES / SECTOR, 0);
+    driver_serve(&d);
+    cr_expect_leq(block.bytes_under_way, BLOCK_PIECE_BYTES);
+    cr_assert_not_null(block.current);
+    cr_expect_geq(block.current->left, LONG_BYTES - BLOCK_PIECE_BYTES);
+    virtio_mmio_pause(&d.transport);
+    cr_expect_eq(status_of(0), UNTOUCHED);
+    virtio_mmio_resume(&d.transport);
+    while (kick())
+        ;
+    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
+}
+
+/* What a guest lets go of is not allocated, though it is to read as zeroes. */
+THIN(write_zeroes_with_unmap_takes_no_space)
+{
+    blkcnt_t before = allocated();
+
+    cr_assert_eq(zero(VIRTIO_BLK_T_WRITE_ZEROES, 0, THIN_SECTORS, 1), VIRTIO_BLK_S_OK);
+    cr_expect_leq(allocated(), before);
+    cr_expect_eq(word_of(9), 0);
+}
+
+static void limit_bandwidth(uint64_t bytes)
+{
+    const struct rate_limits limits = {
+        .has_bandwidth = true, .bandwidth = { .size = bytes, .refill_time_ms = 1u << 30 }
+    };
+    struct error e;
+
+    cr_assert_eq(block_update(&block, NULL, &limits, &e), 0, "%s", e.msg);
+}
+
+/* A bucket that isn't filled again while this runs holds one of them. */
+THIN(zeroing_is_charged_as_a_transfer_is)
+{
+    static const uint32_t types[] = { VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES };
+
+    for (unsigned i = 0; i < 2; i++) {
+        limit_bandwidth(64 * SECTOR);
+        cr_expect_eq(zero(types[i], 0, 64, 0), VIRTIO_BLK_S_OK);
+        cr_expect_eq(zero(types[i], 0, 64, 0), UNTOUCHED, "the bucket is empty");
+        limit_bandwidth(64 * SECTOR);
+        kick();
+        cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
+    }
 }

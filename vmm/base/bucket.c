@@ -18,11 +18,19 @@ bool bucket_is_possible(const struct bucket *b)
     return b->size > 0 || b->refill_ns == 0;
 }
 
+static void gain(struct bucket *b, unsigned __int128 gained)
+{
+    b->missing -= gained < b->missing ? gained : b->missing;
+}
+
 void bucket_refill(struct bucket *b, uint64_t ns)
 {
-    unsigned __int128 gained = (unsigned __int128)ns * b->size;
+    gain(b, (unsigned __int128)ns * b->size);
+}
 
-    b->missing -= gained < b->missing ? gained : b->missing;
+void bucket_refund(struct bucket *b, uint64_t n)
+{
+    gain(b, (unsigned __int128)n * b->refill_ns);
 }
 
 /* Tokens to be taken from the bucket itself for n. */

@@ -35,3 +35,6 @@ uint64_t bucket_wait(const struct bucket *b, uint64_t n);
 
 /* Takes n tokens, for which bucket_wait() was 0. */
 void bucket_spend(struct bucket *b, uint64_t n);
+
+/* Gives n tokens back that were taken; what a full bucket can't hold is lost. */
+void bucket_refund(struct bucket *b, uint64_t n);

@@ -101,12 +101,12 @@ TestSuite(async, .init = start_async, .fini = tear_down);
     static void name(void)
 #define BOTH(name) ENGINES(sync, async, name)
 
-/* Lets the device work until it has answered all it took; true where it asked for another turn. */
+/* Lets the device work until nothing is under way; true where it asked for another turn. */
 static inline bool kick(void)
 {
     bool more = driver_serve(&d);
 
-    while (block.host.async && block.idle_count < block.request_count) {
+    while (block.operations) {
         struct pollfd results = { .fd = block.results.fd, .events = POLLIN };
 
         cr_assert_eq(poll(&results, 1, 120000), 1);
@@ -153,6 +153,38 @@ static inline uint8_t request(uint32_t type, uint64_t sector, uint32_t bytes, un
     kick();
     cr_assert_eq((uint16_t)(ring_used_idx(ring) - before), 1);
     return status_of(0);
+}
+
+/* A disk of so many bytes, most of which is a hole. */
+static inline void make_huge(uint64_t bytes)
+{
+    cr_assert_eq(truncate(path, (off_t)bytes), 0);
+    file.sectors = bytes / SECTOR;
+}
+
+/* What an indirect table makes possible: a request of 254 buffers over the same guest memory, in
+ * one place of the ring. More than a turn moves. */
+#define HUGE_TABLES  0x80000u
+#define HUGE_AT      0x40000u
+#define HUGE_EACH    0x8000u
+#define HUGE_BUFFERS 254u
+#define HUGE_BYTES   (HUGE_BUFFERS * HUGE_EACH)
+
+static inline void offer_huge(uint16_t i, uint32_t type, uint64_t sector)
+{
+    const struct virtio_blk_outhdr header = { .type = type, .sector = sector };
+    const struct ring table = { .mem = &d.mem, .desc = HUGE_TABLES + 0x1000u * i };
+    const unsigned flags = type == VIRTIO_BLK_T_OUT ? 0 : VRING_DESC_F_WRITE;
+
+    cr_assert_eq(gmem_put(&d.mem, gpa(HEADER + 16u * i), &header), 0);
+    ring_buffer(&table, 0, HEADER + 16u * i, sizeof(header), VRING_DESC_F_NEXT);
+    for (uint16_t k = 1; k <= HUGE_BUFFERS; k++)
+        ring_buffer(&table, k, HUGE_AT, HUGE_EACH, flags | VRING_DESC_F_NEXT);
+    put16(ring, STATUS + 2 * i, UNTOUCHED);
+    ring_buffer(&table, HUGE_BUFFERS + 1, STATUS + 2u * i, 1, VRING_DESC_F_WRITE);
+    ring_desc(ring, i, table.desc, (HUGE_BUFFERS + 2) * sizeof(struct vring_desc),
+              VRING_DESC_F_INDIRECT, 0);
+    ring_offer(ring, i);
 }
 
 /* 80 requests of a sector, or flushes, in the ring. */
