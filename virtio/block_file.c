@@ -2,8 +2,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include "vmm/base/log.h"
@@ -28,6 +30,15 @@ static uint32_t unit_of(const struct stat *st)
     return (uint32_t)unit;
 }
 
+/* The host opens a device that it keeps from being written for writing all the same, and fails each
+ * write. */
+static bool is_writable_device(int fd)
+{
+    int is_read_only = 0;
+
+    return ioctl(fd, BLKROGET, &is_read_only) < 0 || !is_read_only;
+}
+
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
     /* Non-blocking, so that a FIFO does not wait for a peer; it means nothing for files. */
@@ -44,6 +55,8 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
         return block_file_refuse(e, errno, path);
     if (S_ISDIR(st.st_mode))
         return block_file_refuse(e, EISDIR, path);
+    if (S_ISBLK(st.st_mode) && !is_read_only && !is_writable_device(fd))
+        return block_file_refuse(e, EROFS, path);
     /* io_uring would fail what it can't do at once. */
     if (fcntl(fd, F_SETFL, 0) < 0)
         return block_file_refuse(e, errno, path);

@@ -24,7 +24,8 @@ struct block_file {
 };
 
 /* Opens path for reading, and for writing unless is_read_only. An empty file is a legal, empty
- * disk; what has no size (a FIFO, a terminal, a directory) is refused. */
+ * disk; what has no size (a FIFO, a terminal, a directory) is refused, and so is a device that the
+ * host keeps from being written. */
 must_check int block_file_open(struct block_file *f, const char *path, bool is_read_only,
                                struct error *e);
 
