@@ -143,6 +143,8 @@ static const struct schema_field drive_fields[] = {
     SCHEMA_FIELD("is_root_device", BOOL, SCHEMA_REQUIRED, DRIVE(is_root_device)),
     SCHEMA_FIELD("cache_type", ENUM, SCHEMA_DEFAULT, DRIVE(cache_type), .variants = cache_types),
     SCHEMA_FIELD("is_read_only", BOOL, SCHEMA_NULLABLE, DRIVE(is_read_only)),
+    SCHEMA_FIELD("discard", BOOL, SCHEMA_NULLABLE | SCHEMA_HIDDEN | SCHEMA_NEW, DRIVE(may_discard),
+                 .has_at = SCHEMA_HAS(struct drive_config, has_discard)),
     SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE(path_on_host)),
     SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE(rate_limits),
                  .object = &rate_limits_schema),

@@ -8,13 +8,13 @@
 #include "api/wire/quote.h"
 
 #define NAME_SHOWN_MAX 256
+#define NAMES_MAX      32 /* of a struct's members, or an enum's variants */
 
 static int decode_object(struct json_reader *r, const struct schema *s, void *object,
                          uint32_t *given, struct error *e);
 
-/* "`a`", "`a` or `b`", "one of `a`, `b`, `c`": the n-th name comes from name_of(). */
-static void list_names(char *out, size_t size, unsigned n,
-                       const char *(*name_of)(const void *, unsigned), const void *table)
+/* "`a`", "`a` or `b`", "one of `a`, `b`, `c`". */
+static void list_names(char *out, size_t size, unsigned n, const char *const names[])
 {
     size_t used = n > 2 ? (size_t)snprintf(out, size, "one of ") : 0;
 
@@ -23,28 +23,19 @@ static void list_names(char *out, size_t size, unsigned n,
                                  i == 0   ? ""
                                  : n == 2 ? " or "
                                           : ", ",
-                                 name_of(table, i));
-}
-
-static const char *field_name(const void *table, unsigned i)
-{
-    return ((const struct schema_field *)table)[i].name;
-}
-
-static const char *variant_name(const void *table, unsigned i)
-{
-    return ((const struct schema_variant *)table)[i].name;
+                                 names[i]);
 }
 
 static int fail_unknown_variant(const struct json_reader *r, const struct schema_variant *variants,
                                 struct json_object *given, struct error *e)
 {
     char expected[256], shown[NAME_SHOWN_MAX];
+    const char *names[NAMES_MAX];
     unsigned n = 0;
 
-    while (variants[n].name)
-        n++;
-    list_names(expected, sizeof(expected), n, variant_name, variants);
+    for (; n < NAMES_MAX && variants[n].name; n++)
+        names[n] = variants[n].name;
+    list_names(expected, sizeof(expected), n, names);
     plain(shown, sizeof(shown), json_object_get_string(given),
           (size_t)json_object_get_string_len(given));
     return json_fail(r, e, r->at, "unknown variant `%s`, expected %s", shown, expected);
@@ -290,8 +281,13 @@ static int fail_unknown_field(struct json_reader *r, const struct schema *s,
                               struct json_object *key, struct error *e)
 {
     char expected[512], shown[NAME_SHOWN_MAX];
+    const char *names[NAMES_MAX];
+    unsigned n = 0;
 
-    list_names(expected, sizeof(expected), s->count, field_name, s->fields);
+    for (unsigned i = 0; i < s->count; i++)
+        if (!(s->fields[i].flags & SCHEMA_NEW))
+            names[n++] = s->fields[i].name;
+    list_names(expected, sizeof(expected), n, names);
     plain(shown, sizeof(shown), json_object_get_string(key),
           (size_t)json_object_get_string_len(key));
     json_close(r, '}');
@@ -343,14 +339,32 @@ static int decode_map(struct json_reader *r, const struct schema *s, void *objec
     return 0;
 }
 
+/* The first field from `i` on that has a place in an array. */
+static unsigned next_element(const struct schema *s, unsigned i)
+{
+    while (i < s->count && s->fields[i].flags & SCHEMA_NEW)
+        i++;
+    return i;
+}
+
+/* How many of the fields before `end` have one. */
+static unsigned count_elements(const struct schema *s, unsigned end)
+{
+    unsigned n = 0;
+
+    for (unsigned i = next_element(s, 0); i < end; i = next_element(s, i + 1))
+        n++;
+    return n;
+}
+
 static int decode_sequence(struct json_reader *r, const struct schema *s, void *object,
                            uint32_t *given, struct error *e)
 {
+    unsigned i = next_element(s, 0), n = count_elements(s, s->count);
     bool first = true;
-    unsigned i = 0;
     int step = 1;
 
-    for (; i < s->count; i++) {
+    for (; i < s->count; i = next_element(s, i + 1)) {
         step = json_next_element(r, &first, e);
         if (step <= 0)
             break;
@@ -359,11 +373,11 @@ static int decode_sequence(struct json_reader *r, const struct schema *s, void *
     }
     if (step < 0)
         return -1;
-    for (; i < s->count; i++)
+    for (; i < s->count; i = next_element(s, i + 1))
         if (!(s->fields[i].flags & SCHEMA_DEFAULT)) {
             json_close(r, ']');
             return json_fail(r, e, r->at, "invalid length %u, expected struct %s with %u element%s",
-                             i, s->name, s->count, s->count == 1 ? "" : "s");
+                             count_elements(s, i), s->name, n, n == 1 ? "" : "s");
         }
     return json_end_array(r, e);
 }
@@ -471,10 +485,19 @@ static void encode_value(const struct schema_field *f, const void *member, struc
     BUG_ON(true);
 }
 
-static bool is_hidden(const struct schema_field *f, const void *member)
+static bool was_given(const struct schema_field *f, const char *base)
 {
+    return !f->has_at || *(const bool *)(const void *)(base + f->has_at - 1);
+}
+
+static bool is_hidden(const struct schema_field *f, const char *base)
+{
+    const void *member = base + f->at;
+
     if (!(f->flags & SCHEMA_HIDDEN))
         return false;
+    if (f->type == SCHEMA_BOOL)
+        return !was_given(f, base);
     if (f->type != SCHEMA_ENUM)
         return !*(char *const *)member;
     return *(const unsigned *)member == 0 ||
@@ -489,18 +512,16 @@ void schema_encode(const struct schema *s, const void *object, struct json_write
     json_put(w, "{");
     for (unsigned i = 0; i < s->count; i++) {
         const struct schema_field *f = &s->fields[i];
-        const void *member = base + f->at;
 
-        if (is_hidden(f, member))
+        if (is_hidden(f, base))
             continue;
         json_put(w, separator);
         json_put_string(w, f->name);
         json_put(w, ":");
-        if (f->flags & SCHEMA_UNSHOWN ||
-            (f->has_at && !*(const bool *)(const void *)(base + f->has_at - 1)))
+        if (f->flags & SCHEMA_UNSHOWN || !was_given(f, base))
             json_put(w, "null");
         else
-            encode_value(f, member, w);
+            encode_value(f, base + f->at, w);
         separator = ",";
     }
     json_put(w, "}");

@@ -314,8 +314,72 @@ def test_a_patch_that_can_not_be_done_changes_nothing(tmp_path):
             f"{refusal}Block: Virtio backend error: {NOT_FOUND} /nowhere{end}")
         assert vm.refused("other", path_on_host="/dev/null") == (
             f"{refusal}Failed perform action on device: Device not found{end}")
-        for member in ("is_read_only", "io_engine", "is_root_device"):
+        for member in ("is_read_only", "io_engine", "is_root_device", "discard"):
             assert f"unknown field `{member}`" in vm.refused(**{member: None})
+
+
+def test_a_block_device_that_the_host_keeps_from_being_written_is_refused(tmp_path):
+    """When it is configured, and in place of another file, under the filters."""
+    reason = ("Virtio backend error: Error manipulating the backing file: Read-only file system "
+              "(os error 30) ")
+    with loop_device(empty_disk(tmp_path / "backing"), "--read-only") as device:
+        with Halted(tmp_path) as vm:
+            status, _, answer = vm.request("PUT", "/drives/loop", drive(device, "loop"))
+            assert status == 400 and reason + device in answer["fault_message"], answer
+            assert vm.ok("GET", "/vm/config")["drives"] == []
+            vm.boot()
+            assert reason + device in vm.refused(path_on_host=device)
+
+
+# Whether a guest may discard.
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make, member, is_offered", [
+    (empty_disk, {}, False), (empty_disk, {"discard": None}, False),
+    (empty_disk, {"discard": False}, False), (empty_disk, {"discard": True}, True),
+    (sparse_disk, {}, True), (sparse_disk, {"discard": False}, False),
+    (sparse_disk, {"discard": True}, True),
+])
+def test_a_drive_is_offered_discard_as_its_owner_says(tmp_path, engine, make, member, is_offered):
+    with Machine("trim", drives=[drive(make(tmp_path / "disk"), io_engine=engine,
+                                       **member)]) as machine:
+        machine.configure()
+        shown = machine.ok("GET", "/vm/config")["drives"][0]
+        assert shown.get("discard") == member.get("discard")
+        assert ("discard" in shown) == (member.get("discard") is not None)
+        machine.instance_start()
+        machine.wait()
+        lines = machine.output().splitlines()
+    for name in ("a_discard_succeeds", "a_write_zeroes_succeeds"):
+        assert (f"ok {name}" if is_offered else f"not ok {name}: got 0x2, wanted 0x0") in lines
+
+
+@pytest.mark.parametrize("member, is_zeroed", [({}, False), ({"discard": True}, True)])
+def test_what_the_owner_says_of_discard_holds_for_another_file(tmp_path, member, is_zeroed):
+    """A thin disk that becomes one without holes."""
+    other = make_disk(tmp_path / "other", SECTORS)
+    with Machine("requests", drives=[drive(sparse_disk(tmp_path / "disk"), **member)],
+                 stdin=subprocess.PIPE) as machine:
+        machine.boot().wait_for_output("ready\n")
+        machine.ok("PATCH", "/drives/disk", {"drive_id": "disk", "path_on_host": str(other)})
+        machine.send(b"dq")
+        assert "d 0" in machine.finish()
+    assert (struct.unpack("<Q", other.read_bytes()[5 * 512:5 * 512 + 8])[0] == 0) == is_zeroed
+
+
+def test_discard_is_refused_where_there_is_none(tmp_path):
+    disk = sparse_disk(tmp_path / "disk")
+    with mayfly.Mayfly() as vm:
+        for member, reason in [
+            ({"discard": True, "is_read_only": True},
+             "Unable to create the virtio block device: Virtio backend error: Discard is not "
+             "supported with read-only drives."),
+            ({"discard": 1}, "invalid type: integer `1`, expected a boolean"),
+        ]:
+            status, _, answer = vm.request("PUT", "/drives/disk", drive(disk, **member))
+            assert status == 400 and reason in answer["fault_message"], answer
+        assert vm.ok("GET", "/vm/config")["drives"] == []
+        vm.ok("PUT", "/drives/disk", drive(disk, discard=False, is_read_only=True))
 
 
 def without_io_uring():

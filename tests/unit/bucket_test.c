@@ -44,3 +44,15 @@ Test(bucket, limits_nothing_without_a_size)
 
     cr_expect_eq(b.size, 0);
 }
+
+Test(bucket, takes_back_no_more_than_it_holds)
+{
+    struct bucket b = made(10, 0, 100);
+
+    bucket_spend(&b, 10);
+    bucket_refund(&b, 4);
+    cr_expect_eq(bucket_wait(&b, 4), 0);
+    cr_expect_eq(bucket_wait(&b, 5), 10 * MS);
+    bucket_refund(&b, UINT64_MAX);
+    cr_expect_eq(b.missing, 0);
+}

@@ -145,6 +145,17 @@ Test(rate_limiter, passes_a_huge_request_when_full_and_lets_it_pay_in_time)
     cr_expect(rate_limiter_take(&l, 5000));
 }
 
+Test(rate_limiter, takes_back_an_operation_and_what_it_did_not_move)
+{
+    limit_bandwidth(100, 1000, 0);
+    limit_ops(1, 1000, 0);
+    cr_expect(rate_limiter_take(&l, 100));
+    cr_expect_not(rate_limiter_take(&l, 60));
+    rate_limiter_refund(&l, 60);
+    cr_expect_not(rate_limiter_take(&l, 61));
+    cr_expect(rate_limiter_take(&l, 60));
+}
+
 Test(rate_limiter, keeps_time_without_drift)
 {
     /* 7 tokens in 3 ms: no whole number of nanoseconds a token. Asked at odd moments for 10^9 ns,

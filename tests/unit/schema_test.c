@@ -359,3 +359,68 @@ Test(json_put_string, never_writes_bytes_that_are_no_utf8)
                              "\\u0000|\ufffd\ufffd\"");
     json_writer_fini(&w);
 }
+
+/* A member that was added after the answers were recorded. */
+struct grown {
+    bool has_new, is_new;
+    uint8_t first, last;
+};
+
+#define GROWN(m) offsetof(struct grown, m)
+
+static const struct schema_field grown_fields[] = {
+    SCHEMA_FIELD("first", U8, SCHEMA_REQUIRED, GROWN(first)),
+    SCHEMA_FIELD("new", BOOL, SCHEMA_NULLABLE | SCHEMA_HIDDEN | SCHEMA_NEW, GROWN(is_new),
+                 .has_at = SCHEMA_HAS(struct grown, has_new)),
+    SCHEMA_FIELD("last", U8, SCHEMA_REQUIRED, GROWN(last)),
+};
+
+static const struct schema grown_schema = {
+    .name = "Grown",
+    .size = sizeof(struct grown),
+    .fields = grown_fields,
+    .count = sizeof(grown_fields) / sizeof(*grown_fields),
+};
+
+static struct grown grown;
+
+static int decode_grown(const char *text)
+{
+    grown = (struct grown){ 0 };
+    return schema_decode(&grown_schema, &grown, text, strlen(text), &given, &error);
+}
+
+static void expect_shown(const char *text)
+{
+    struct json_writer w = { 0 };
+
+    schema_encode(&grown_schema, &grown, &w);
+    cr_expect_str_eq(w.text, text);
+    json_writer_fini(&w);
+}
+
+Test(schema_new, is_taken_and_shown_when_it_was_given)
+{
+    cr_expect_eq(decode_grown("{\"first\":1,\"last\":2}"), 0, "%s", error.msg);
+    expect_shown("{\"first\":1,\"last\":2}");
+    cr_expect_eq(decode_grown("{\"first\":1,\"new\":null,\"last\":2}"), 0, "%s", error.msg);
+    expect_shown("{\"first\":1,\"last\":2}");
+    cr_expect_eq(decode_grown("{\"first\":1,\"last\":2,\"new\":false}"), 0, "%s", error.msg);
+    expect_shown("{\"first\":1,\"new\":false,\"last\":2}");
+    cr_expect_eq(decode_grown("{\"new\":true,\"first\":1,\"last\":2}"), 0, "%s", error.msg);
+    expect_shown("{\"first\":1,\"new\":true,\"last\":2}");
+}
+
+Test(schema_new, is_listed_nowhere_and_no_element_of_an_array)
+{
+    cr_expect_eq(decode_grown("{\"other\":1}"), -1);
+    cr_expect(strstr(error.msg, "unknown field `other`, expected `first` or `last` at"), "%s",
+              error.msg);
+    cr_expect_eq(decode_grown("[1,2]"), 0, "%s", error.msg);
+    cr_expect_eq(grown.first, 1);
+    cr_expect_eq(grown.last, 2);
+    cr_expect_not(grown.has_new);
+    cr_expect_eq(decode_grown("[1]"), -1);
+    cr_expect(strstr(error.msg, "invalid length 1, expected struct Grown with 2 elements"), "%s",
+              error.msg);
+}

@@ -94,6 +94,8 @@ struct drive_config {
     char *socket;   /* vhost-user: always refused */
     bool is_root_device;
     bool is_read_only;
+    bool has_discard; /* whether the guest may discard was said; else the file decides */
+    bool may_discard;
     enum cache_type cache_type;
     enum io_engine io_engine;
     struct rate_limits rate_limits;

@@ -24,16 +24,30 @@ static int check_drive(const struct drive_configs *list, const struct drive_conf
         return fail(e, ERR_INVALID,
                     "Unable to create the virtio block device: vhost-user sockets "
                     "are not supported.");
+    if (d->is_read_only && d->may_discard)
+        return fail(e, ERR_INVALID,
+                    "Unable to create the virtio block device: Virtio backend error: Discard is "
+                    "not supported with read-only drives.");
     if (d->is_root_device && first && first->is_root_device &&
         strcmp(first->drive_id, d->drive_id) != 0)
         return fail(e, ERR_INVALID, "A root block device already exists!");
     return 0;
 }
 
+int drives_open_file(struct block_file *f, const struct drive_config *d, const char *path,
+                     struct error *e)
+{
+    if (block_file_open(f, path, d->is_read_only, e) < 0)
+        return -1;
+    if (d->has_discard)
+        f->is_thin = d->may_discard;
+    return 0;
+}
+
 static int open_drive(struct drive *out, const struct drive_config *d, struct error *e)
 {
     *out = (struct drive){ .file = { .fd = -1 } };
-    if (block_file_open(&out->file, d->path_on_host, d->is_read_only, e) < 0)
+    if (drives_open_file(&out->file, d, d->path_on_host, e) < 0)
         return fail_within(e, "Unable to create the virtio block device");
     if (d->io_engine == IO_ENGINE_ASYNC && block_async_new(&out->async, &out->file, e) < 0) {
         block_file_close(&out->file);

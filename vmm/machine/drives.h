@@ -12,6 +12,10 @@ struct drive {
     struct block_async *async; /* NULL: the Sync engine */
 };
 
+/* Opens the file at `path` for a drive. -1, with a text for the client. */
+must_check int drives_open_file(struct block_file *f, const struct drive_config *d,
+                                const char *path, struct error *e);
+
 /* The drive of that id, or `count`. */
 unsigned drives_find(const struct drive_configs *list, const char *id);
 

@@ -173,7 +173,7 @@ static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
     config = &vm->config.drives.items[at];
     if (!p->path_on_host && !limits)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
-    if (p->path_on_host && block_file_open(&file, p->path_on_host, config->is_read_only, e) < 0)
+    if (p->path_on_host && drives_open_file(&file, config, p->path_on_host, e) < 0)
         return fail_within(e, "Block");
     if (update_block(vm, at, p->path_on_host ? &file : NULL, limits, e) < 0) {
         block_file_close(&file);
