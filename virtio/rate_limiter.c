@@ -1,7 +1,6 @@
 #include "virtio/rate_limiter.h"
 
 #include <errno.h>
-#include <sys/timerfd.h>
 
 #include "vmm/base/clock.h"
 
@@ -11,7 +10,7 @@ static void rate_limiter_set_timer(const struct rate_limiter *l, uint64_t ns)
         .it_value = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) },
     };
 
-    BUG_ON(timerfd_settime(l->timer.fd, 0, &when, NULL) < 0);
+    loop_set_timer(&l->timer, 0, &when, NULL);
 }
 
 static void rate_limiter_on_timer(struct loop_source *src, uint32_t ready)

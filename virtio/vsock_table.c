@@ -145,7 +145,7 @@ static void vsock_table_set_timer(struct vsock_table *t, uint64_t at_ms)
     const struct itimerspec when = { .it_value = { (time_t)(at_ms / 1000),
                                                    (long)(at_ms % 1000 * 1000000 + 1) } };
 
-    timerfd_settime(t->timer.fd, TFD_TIMER_ABSTIME, &when, NULL);
+    loop_set_timer(&t->timer, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
 /* Everybody has the same time, so that the last to start is the last to end. A timer that is set

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -214,6 +215,8 @@ OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
     ("w", "pwritev", "EINTR", OK), ("f", "fdatasync", "EIO", IO_ERROR),
     ("f", "fdatasync", "ENOSPC", IO_ERROR), ("d", "fallocate", "EOPNOTSUPP", UNSUPPORTED),
     ("d", "fallocate", "EINTR", OK), ("z", "fallocate", "ENOSPC", IO_ERROR),
+    ("r", "preadv", "EAGAIN", OK), ("w", "pwritev", "EAGAIN", OK), ("f", "fdatasync", "EINTR", OK),
+    ("f", "fdatasync", "EAGAIN", OK), ("d", "fallocate", "EAGAIN", OK),
     ("r", "epoll_wait", "EINTR", OK), ("r", "read", "EINTR", OK), ("r", "read", "EAGAIN", OK),
 ])
 def test_a_request_tells_the_guest_what_became_of_it(tmp_path, letter, call, error, status):
@@ -222,6 +225,30 @@ def test_a_request_tells_the_guest_what_became_of_it(tmp_path, letter, call, err
             assert answer_to(machine, letter) == f"{letter} {status}"
         assert len(injected(log)) == 1
         assert answer_to(machine, "r").startswith("r 0")
+
+
+@needs_kvm
+@pytest.mark.parametrize("letter, call, what", [
+    ("r", "preadv", "read"), ("w", "pwritev", "write"), ("f", "fdatasync", "flush"),
+    ("d", "fallocate", "discard"), ("z", "fallocate", "write-zeroes"),
+])
+def test_a_disk_that_fails_is_told_to_the_log(tmp_path, letter, call, what):
+    with at_work(tmp_path) as machine:
+        with traced(machine, tmp_path, f"{call}:error=EIO") as log:
+            assert answer_to(machine, letter) == f"{letter} {IO_ERROR}"
+        assert len(injected(log)) == 1
+        line = f"Disk {tmp_path}/disk: a {what} failed: {STRERROR['EIO']}\n"
+        assert machine.log().count(line) == 1, machine.log()
+
+
+@needs_kvm
+@pytest.mark.parametrize("letter, call", [("r", "preadv"), ("w", "pwritev")])
+def test_a_call_that_is_put_off_for_ever_fails_its_request(tmp_path, letter, call):
+    with at_work(tmp_path) as machine:
+        with traced(machine, tmp_path, f"{call}:error=EAGAIN") as log:
+            assert answer_to(machine, letter) == f"{letter} {IO_ERROR}"
+        assert 10 < len(injected(log)) < 100
+        assert answer_to(machine, "r") == "r 0"
 
 
 @needs_kvm
@@ -282,3 +309,39 @@ def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
             machine.finish()
         assert len(injected(log)) == 1
         assert "cannot sync: Input/output error" in machine.log()
+
+
+# What the kernel can't refuse, however short of things it is. If it did, a guest or a client would
+# wait for ever; so the process ends, and says why.
+
+def ends_with_a_broken_invariant(machine):
+    assert machine.wait() == -signal.SIGABRT
+    return re.search(r"broken invariant: (\w+)\(", machine.log())[1]
+
+
+@needs_kvm
+def test_a_timer_that_cannot_be_set_ends_the_process_with_the_reason(tmp_path):
+    limits = {"ops": {"size": 1, "refill_time": 1000000}} # the second request waits
+    disk = drive(make_disk(tmp_path / "disk", SECTORS), rate_limiter=limits)
+    with Machine("requests", drives=[disk], stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
+        machine.boot()
+        machine.wait_for_output("ready\n")
+        with traced(machine, tmp_path, "timerfd_settime:error=ECANCELED:when=1") as log:
+            machine.send(b"rr")
+            assert ends_with_a_broken_invariant(machine) == "timerfd_settime"
+        assert len(injected(log)) == 1
+
+
+@needs_kvm
+def test_a_descriptor_that_cannot_be_watched_otherwise_ends_the_process_with_the_reason(tmp_path):
+    """The API's listener falls asleep where it can't accept: the first change of an interest."""
+    with Machine("requests", drives=[drive(make_disk(tmp_path / "disk", SECTORS))],
+                 stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
+        machine.boot()
+        machine.wait_for_output("ready\n")
+        with traced(machine, tmp_path, "accept4:error=EMFILE:when=1",
+                    "epoll_ctl:error=ENOMEM:when=1") as log:
+            with machine.connect():
+                assert ends_with_a_broken_invariant(machine) == "epoll_ctl"
+        assert [line.partition("(")[0] for line in injected(log)] == ["accept4", "epoll_ctl"]
+        assert "EPOLL_CTL_MOD" in log.read_text()

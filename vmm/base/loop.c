@@ -67,6 +67,12 @@ void loop_remove_timer(struct loop *l, struct loop_source *src)
     *src = (struct loop_source){ .fd = -1 };
 }
 
+void loop_set_timer(const struct loop_source *src, int flags, const struct itimerspec *when,
+                    struct itimerspec *old)
+{
+    BUG_ON(timerfd_settime(src->fd, flags, when, old) < 0);
+}
+
 bool loop_turn(struct loop *l, int timeout_ms)
 {
     l->batch_next = 0;

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
+#include <time.h>
 
 #include "vmm/base/error.h"
 
@@ -55,6 +56,12 @@ void loop_remove(struct loop *l, struct loop_source *src);
  * added. */
 must_check int loop_add_timer(struct loop *l, struct loop_source *src, loop_fn *on_ready);
 void loop_remove_timer(struct loop *l, struct loop_source *src);
+
+/* timerfd_settime(2) on a timer that was added; flags 0 or TFD_TIMER_ABSTIME, `old` may be NULL.
+ * The kernel can't refuse it: whoever waited for a timer that was not set would wait for ever. Any
+ * thread. */
+void loop_set_timer(const struct loop_source *src, int flags, const struct itimerspec *when,
+                    struct itimerspec *old);
 
 /* Serves the events there are, waiting for one up to timeout_ms (-1: for ever). False: none came.
  */

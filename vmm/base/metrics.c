@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -399,7 +398,7 @@ int metrics_start(struct loop *loop, struct error *e)
     ret = loop_add_timer(loop, &state.timer, on_minute);
     if (ret < 0)
         return fail_os(e, -ret, "Metrics are written on request only: timer");
-    timerfd_settime(state.timer.fd, 0, &minute, NULL);
+    loop_set_timer(&state.timer, 0, &minute, NULL);
     return 0;
 }
 
@@ -408,13 +407,13 @@ void metrics_pause(void)
     const struct itimerspec never = { 0 };
 
     if (state.timer.fd >= 0)
-        timerfd_settime(state.timer.fd, 0, &never, &state.left);
+        loop_set_timer(&state.timer, 0, &never, &state.left);
 }
 
 void metrics_resume(void)
 {
     if (state.timer.fd >= 0)
-        timerfd_settime(state.timer.fd, 0, &state.left, NULL);
+        loop_set_timer(&state.timer, 0, &state.left, NULL);
 }
 
 /* A kind whose devices have ids is shown by device; else all of it is one. */

@@ -1,7 +1,5 @@
 #include "vmm/boot/copy_ahead.h"
 
-#include <sys/timerfd.h>
-
 #define FIRST_NS    100000 /* the answer to the start goes out before, and the vCPUs are off */
 #define PERIOD_NS   1000000
 #define PIECE_BYTES (1u << 20) /* less than a period's work; a request waits for it */
@@ -54,5 +52,5 @@ void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
         return;
     c->loop = loop;
     if (loop_add_timer(loop, &c->timer, on_piece_due) == 0)
-        timerfd_settime(c->timer.fd, 0, &times, NULL);
+        loop_set_timer(&c->timer, 0, &times, NULL);
 }
