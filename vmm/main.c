@@ -246,7 +246,7 @@ static int run(const struct arguments *o)
     code = loop_run(&loop);
     log_info("Vmm is stopping.");
     vm_stop(vm);
-    metrics_write();
+    metrics_write_unasked();
     end(code);
     vm_close(vm);
     return code;

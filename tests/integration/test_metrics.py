@@ -185,24 +185,41 @@ def test_requests_are_counted_with_their_failures(vm, files, metrics):
     assert line["deprecated_api"]["deprecated_http_api_calls"] == 1
 
 
-def test_a_fifo_needs_no_reader_and_a_full_one_harms_nobody(vm, files):
+def flush_fails(vm):
+    """The text of a flush that is refused; None of one that is not."""
+    status, _, answer = vm.request("PUT", "/actions", FLUSH)
+    return None if status == 204 else answer["fault_message"]
+
+
+def test_a_fifo_needs_no_reader_and_a_full_one_is_told_and_gets_whole_lines(vm, files):
     path = os.path.join(vm.directory, "pipe")
     os.mkfifo(path)
     vm.ok("PUT", "/metrics", {"metrics_path": path})
     start(vm, files)
-    for _ in range(50):
-        vm.ok("PUT", "/actions", FLUSH)
+    flushes, refused = 50, 0
+    for _ in range(flushes):
+        text = flush_fails(vm)
+        refused += text is not None
+        assert text in (None, "Internal VMM error: Metrics error: Resource temporarily unavailable "
+                              "(os error 11)")
+    assert text and 0 < refused < flushes
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    whole = os.read(reader, 1 << 20).split(b"\n")[:-1]
-    assert 0 < len(whole) < 51
-    vm.ok("PUT", "/actions", FLUSH)
-    fragment, last = os.read(reader, 1 << 20).split(b"\n")[:2]
-    assert fragment == b"" or last
-    final = json.loads(last or fragment)
+    data = os.read(reader, 1 << 20)
+    cut = not data.endswith(b"\n") # the pipe took a part of a line, whose rest is to come
+    assert flush_fails(vm) is None
+    written = [json.loads(line) for line in (data + os.read(reader, 1 << 20)).splitlines()]
     os.close(reader)
-    assert final["logger"]["missed_metrics_count"] == 51 - len(whole)
-    counted = sum(json.loads(line)["put_api_requests"]["actions_count"] for line in whole)
-    assert counted + final["put_api_requests"]["actions_count"] == 52
+    assert len(written) == 1 + flushes - refused + cut + 1 # the first is of the start
+    assert written[-1]["logger"]["missed_metrics_count"] == refused - cut
+    assert sum(line["put_api_requests"]["actions_count"] for line in written) == flushes + 2
+
+
+def test_a_full_disk_is_told(vm, files):
+    vm.ok("PUT", "/metrics", {"metrics_path": "/dev/full"})
+    start(vm, files)
+    text = "No space left on device (os error 28)"
+    assert flush_fails(vm) == f"Internal VMM error: Metrics error: {text}"
+    assert vm.output().count(f"Failed to write metrics: {text}") == 1 # nobody asked for the first
 
 
 def test_a_log_fifo_needs_no_reader_and_counts_what_it_loses(vm, files, metrics):

@@ -1,6 +1,7 @@
 #include "vmm/base/metrics.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
 #include <pthread.h>
@@ -202,36 +203,59 @@ Test(metrics, may_be_opened_after_a_path_that_was_refused)
     open_at(path, false, NULL);
 }
 
-/* A pipe that nobody reads fills up; what is counted meanwhile comes with the next line that
- * fits. */
-Test(metrics, lost_at_a_full_fifo_are_counted_and_not_forgotten)
+/* A pipe that nobody reads fills up, in the middle of a line. */
+Test(metrics, of_a_full_fifo_come_as_whole_lines_and_nothing_is_forgotten)
 {
-    uint64_t missed = 0, sum = 0;
+    uint64_t refused = 0, missed, sum = 0, lines = 0;
     char *state = NULL, *at;
     ssize_t got;
     int fd;
 
     unlink(path);
     cr_assert_eq(mkfifo(path, 0600), 0);
-    open_at(path, false, NULL);
+    open_at(path, false, "\"odd, so that no line ends where a page does\"");
     fd = open(path, O_RDONLY | O_NONBLOCK);
     for (unsigned i = 0; i < 100; i++) {
+        int ret;
+
         metric_inc(&metrics.uart.write_count);
-        metrics_write();
+        ret = metrics_write();
+        cr_assert(ret == 0 || ret == -EAGAIN);
+        refused += ret < 0;
     }
-    missed = metric_get(&metrics.logger.missed_metrics_count);
-    cr_expect_gt(missed, 0);
     got = read(fd, text, sizeof(text) - 1);
-    metrics_write();
+    cr_assert_neq(text[got - 1], '\n', "a line is cut");
+    missed = metric_get(&metrics.logger.missed_metrics_count);
+    cr_expect_eq(missed, refused - 1, "which is not lost");
+    cr_expect_eq(metrics_write(), 0);
     got += read(fd, text + got, sizeof(text) - 1 - (size_t)got);
     text[got] = '\0';
-    for (at = strtok_r(text, "\n", &state); at; at = strtok_r(NULL, "\n", &state)) {
+    for (at = strtok_r(text, "\n", &state); at; at = strtok_r(NULL, "\n", &state), lines++) {
         struct json_object *o = parse(at);
 
-        if (o) /* not the fragment of the line that was cut */
-            sum += number(o, "uart", "write_count");
+        cr_assert(o, "%s", at);
+        sum += number(o, "uart", "write_count");
     }
+    cr_expect_eq(lines, 101 - missed);
     cr_expect_eq(sum, 100);
+}
+
+Test(metrics, of_more_devices_than_a_line_has_room_for_are_told_later)
+{
+    static struct net_metrics nets[100];
+    static char id[1500];
+
+    open_at(path, false, NULL);
+    memset(id, 'x', sizeof(id) - 1);
+    for (unsigned i = 0; i < 100; i++)
+        metrics_add_source(METRICS_OF_NET, id, &nets[i]);
+    metric_inc(&metrics.uart.write_count);
+    cr_expect_eq(metrics_write(), -EMSGSIZE);
+    cr_expect_eq(metric_get(&metrics.logger.metrics_fails), 1);
+    metrics_forget_sources();
+    cr_expect_eq(metrics_write(), 0);
+    cr_expect_eq(number(line(0), "uart", "write_count"), 1);
+    cr_expect_eq(number(line(0), "logger", "metrics_fails"), 1);
 }
 
 /* The descriptor of the only timer in this process. */
@@ -335,6 +359,26 @@ Test(metrics, are_shown_by_device_and_since_the_beginning)
     metrics_write();
     metrics_each(check_sample, (void *)(uintptr_t) "r");
     cr_expect_eq(shown, 1);
+}
+
+/* For whom the difference between two times is of use, and for whom the last value. */
+static void check_kinds(void *context, const struct metrics_sample *s)
+{
+    bool is_value = strcmp(s->group, "latencies_us") == 0;
+
+    (void)context;
+    if (s->part)
+        is_value = strcmp(s->part, "sum_us") != 0;
+    else if (strcmp(s->group, "block") != 0 && !is_value)
+        return;
+    cr_expect_eq(s->is_counter, !is_value, "%s.%s %s", s->group, s->name, s->part ? s->part : "");
+    shown++;
+}
+
+Test(metrics, are_shown_as_counters_only_where_they_rise_for_ever)
+{
+    metrics_each(check_kinds, NULL);
+    cr_expect_gt(shown, 20);
 }
 
 Test(latency_record, keeps_the_least_the_most_and_the_sum)

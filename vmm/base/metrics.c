@@ -10,6 +10,7 @@
 
 #include "vmm/base/clock.h"
 #include "vmm/base/console.h"
+#include "vmm/base/log.h"
 
 #define PERIOD_S    60
 #define SOURCES_MAX 128
@@ -62,7 +63,8 @@ static struct {
     char *line, *instance, *properties; /* owned */
     size_t line_size;
     bool emits_id;
-    bool has_fragment; /* the last line was cut short */
+    const char *rest; /* of a line that was taken in part: in `line` */
+    size_t rest_bytes;
     atomic_flag is_writing;
     struct loop_source timer;
     struct itimerspec left; /* of the minute, while it stands still */
@@ -310,8 +312,6 @@ static void read_sources(void)
 
 static void put_line(struct text *t)
 {
-    if (state.has_fragment)
-        put_text(t, "\n");
     put_text(t, "{");
     put_member(t, "utc_timestamp_ms", clock_us(CLOCK_REALTIME) / 1000);
     if (state.emits_id) {
@@ -332,59 +332,94 @@ static void put_line(struct text *t)
     put_text(t, "}\n");
 }
 
-static void write_line(void)
+/* 0, or -errno where some of it has to wait. */
+static int send_rest(void)
+{
+    while (state.rest_bytes > 0) {
+        ssize_t n = write(state.fd, state.rest, state.rest_bytes);
+
+        if (n < 0)
+            return -errno;
+        state.rest += n;
+        state.rest_bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+/* What the line has told is not told again. */
+static void note_written(void)
+{
+    for (unsigned i = 0; i < state.count; i++)
+        memcpy(state.sources[i].written, state.sources[i].now,
+               groups[state.sources[i].kind].words * sizeof(uint64_t));
+}
+
+/* A reader gets whole lines: the rest of the one before comes first. */
+static int write_line(void)
 {
     struct text t = { .at = state.line, .size = state.line_size };
-    ssize_t n;
+    int ret = send_rest();
 
-    read_sources();
-    put_line(&t);
-    if (t.size == 0) {
-        metric_inc(&metrics.logger.metrics_fails);
-        return;
+    if (ret == 0) {
+        read_sources();
+        put_line(&t);
+        if (t.size == 0) {
+            metric_inc(&metrics.logger.metrics_fails);
+            return -EMSGSIZE;
+        }
+        state.rest = t.at;
+        state.rest_bytes = t.used;
+        ret = send_rest();
     }
-    n = write(state.fd, t.at, t.used);
-    if (n == (ssize_t)t.used) {
-        state.has_fragment = false;
-        for (unsigned i = 0; i < state.count; i++)
-            memcpy(state.sources[i].written, state.sources[i].now,
-                   groups[state.sources[i].kind].words * sizeof(uint64_t));
-        return;
+    if (state.rest_bytes < t.used) {
+        note_written();
+    } else {
+        metric_inc(&metrics.logger.missed_metrics_count);
+        if (t.used > 0)
+            state.rest_bytes = 0; /* a line of which nothing was taken is made anew */
     }
-    metric_inc(&metrics.logger.missed_metrics_count);
-    if (n > 0)
-        state.has_fragment = true;
+    return ret;
 }
 
 /* The signals that end the process wait until a line is complete, so that their handlers find the
  * place free; but a thread that dies of what it does here must not wait for itself. */
-void metrics_write(void)
+int metrics_write(void)
 {
     sigset_t all, before;
     int saved = errno;
+    int ret;
 
     if (state.fd < 0)
-        return;
+        return 0;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
     for (unsigned i = 0; atomic_flag_test_and_set(&state.is_writing); i++) {
         if (i == PATIENCE) {
             pthread_sigmask(SIG_SETMASK, &before, NULL);
-            return;
+            return -EBUSY;
         }
         sched_yield();
     }
-    write_line();
+    ret = write_line();
     atomic_flag_clear(&state.is_writing);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = saved;
+    return ret;
+}
+
+void metrics_write_unasked(void)
+{
+    int ret = metrics_write();
+
+    if (ret < 0)
+        log_error("Failed to write metrics: %s (os error %d)", strerror(-ret), -ret);
 }
 
 static void on_minute(struct loop_source *src, uint32_t ready)
 {
     (void)ready;
     loop_drain(src->fd);
-    metrics_write();
+    metrics_write_unasked();
 }
 
 int metrics_start(struct loop *loop, struct error *e)
@@ -394,7 +429,7 @@ int metrics_start(struct loop *loop, struct error *e)
 
     if (state.fd < 0)
         return 0;
-    metrics_write();
+    metrics_write_unasked();
     ret = loop_add_timer(loop, &state.timer, on_minute);
     if (ret < 0)
         return fail_os(e, -ret, "Metrics are written on request only: timer");

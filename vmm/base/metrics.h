@@ -310,9 +310,12 @@ void metrics_forget_sources(void);
 must_check int metrics_open(const struct metrics_config *config, const char *instance_id,
                             struct error *e);
 
-/* Writes a line, if there is a place for it. Async-signal-safe; a line that is not taken at once is
- * lost and counted. */
-void metrics_write(void);
+/* Writes a line, if there is a place for it: 0, or -errno where it is not there as a whole. One of
+ * which nothing was taken is counted, and what it told is in the next one; of one that was taken in
+ * part the rest comes before the next. Async-signal-safe. */
+int metrics_write(void);
+/* The same where no client hears of it: what fails is logged. Main thread. */
+void metrics_write_unasked(void);
 
 /* The guest starts: a line now, and one every minute. -1: the host has no timer for the latter. */
 must_check int metrics_start(struct loop *loop, struct error *e);

@@ -350,11 +350,11 @@ static int press_ctrl_alt_del(struct vm *vm, struct action *a, struct error *e)
 
 static int flush_metrics(struct vm *vm, struct action *a, struct error *e)
 {
+    int ret = metrics_write();
+
     (void)vm;
     (void)a;
-    (void)e;
-    metrics_write();
-    return 0;
+    return ret < 0 ? fail_os(e, -ret, "Metrics error") : 0;
 }
 
 #define IN(state)    (1u << (state))
