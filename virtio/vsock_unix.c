@@ -8,6 +8,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -35,9 +36,25 @@ static bool make_address(struct sockaddr_un *a, socklen_t *length, const char *p
     return true;
 }
 
-int vsock_unix_listen(const char *path, struct error *e)
+bool vsock_unix_is_at(const struct vsock_listener *l, const char *path)
+{
+    struct stat st;
+
+    return l->fd >= 0 && lstat(path, &st) == 0 && st.st_dev == l->device && st.st_ino == l->inode;
+}
+
+void vsock_unix_close(struct vsock_listener *l, const char *path)
+{
+    if (vsock_unix_is_at(l, path))
+        unlink(path);
+    close_fdp(&l->fd);
+    l->fd = -1;
+}
+
+int vsock_unix_listen(struct vsock_listener *l, const char *path, struct error *e)
 {
     struct sockaddr_un address;
+    struct stat st = { .st_ino = 0 };
     socklen_t length;
     autofd int fd = -1;
 
@@ -46,12 +63,13 @@ int vsock_unix_listen(const char *path, struct error *e)
     fd = socket(AF_UNIX, SOCKET_TYPE, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) < 0)
         return fail_os(e, errno, BIND_ERROR);
-    if (listen(fd, BACKLOG) < 0) {
-        fail_os(e, errno, BIND_ERROR);
-        unlink(path); /* it is ours, and would be in the way of another try */
-        return -1;
-    }
-    return take_fd(&fd);
+    lstat(path, &st);
+    *l = (struct vsock_listener){ take_fd(&fd), st.st_dev, st.st_ino };
+    if (listen(l->fd, BACKLOG) == 0)
+        return 0;
+    fail_os(e, errno, BIND_ERROR);
+    vsock_unix_close(l, path); /* the file would be in the way of another try */
+    return -1;
 }
 
 int vsock_unix_accept(int listener)

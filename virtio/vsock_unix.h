@@ -5,12 +5,27 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "vmm/base/error.h"
 
-/* Binds a stream socket to a new file and listens. The descriptor, or -1 with a text. */
-must_check int vsock_unix_listen(const char *path, struct error *e);
+struct vsock_listener {
+    int fd; /* -1: none */
+    dev_t device;
+    ino_t inode; /* of the file that was bound: not given to another as long as fd is open */
+};
+
+/* Binds a stream socket to a new file and listens. 0, or -1 with a text and nothing made. */
+must_check int vsock_unix_listen(struct vsock_listener *l, const char *path, struct error *e);
+
+/* Whether the file at the path is the one that was bound: it may have been removed, and another may
+ * lie there. */
+bool vsock_unix_is_at(const struct vsock_listener *l, const char *path);
+
+/* Stops listening; removes the file, if it is still that one. Harmless where there is none. */
+void vsock_unix_close(struct vsock_listener *l, const char *path);
 
 /* Accepts the next connection: a descriptor, or -errno. */
 must_check int vsock_unix_accept(int listener);

@@ -23,7 +23,7 @@
 static struct vsock vsock;
 static char directory[] = "/tmp/mayfly-fuzz-XXXXXX";
 static char path[64], served_path[64];
-static int listener = -1, served = -1;
+static struct vsock_listener listener = { .fd = -1 }, served;
 static int peers[PEERS]; /* host programs' ends; -1: none */
 
 static void remove_directory(void)
@@ -38,15 +38,14 @@ static void make_sockets(void)
 {
     struct error e;
 
-    if (listener >= 0)
+    if (listener.fd >= 0)
         return;
     MUST(mkdtemp(directory) && atexit(remove_directory) == 0);
     signal(SIGPIPE, SIG_IGN);
     snprintf(path, sizeof(path), "%s/v", directory);
     snprintf(served_path, sizeof(served_path), "%s_%u", path, PORT);
-    listener = vsock_unix_listen(path, &e);
-    served = vsock_unix_listen(served_path, &e);
-    MUST(listener >= 0 && served >= 0);
+    MUST(vsock_unix_listen(&listener, path, &e) == 0);
+    MUST(vsock_unix_listen(&served, served_path, &e) == 0);
 }
 
 static uint32_t take_port(struct input *in)
@@ -117,7 +116,7 @@ static void peer_act(struct hostile *h)
         if (how & 0x80)
             peer_connect(i, h->in);
         else
-            peers[i] = accept4(served, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+            peers[i] = accept4(served.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         return;
     }
     switch (how >> 3 & 7) {
@@ -214,7 +213,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct error e;
 
     make_sockets();
-    host.listener = listener;
+    host.listener = listener.fd;
     for (unsigned i = 0; i < PEERS; i++)
         peers[i] = -1;
     hostile_init(&h, &in);
@@ -224,8 +223,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (unsigned i = 0; i < PEERS; i++)
         peer_leave(i);
     vsock_fini(&vsock);
-    empty_backlog(listener);
-    empty_backlog(served);
+    empty_backlog(listener.fd);
+    empty_backlog(served.fd);
     loop_fini(&h.d.loop);
     return 0;
 }

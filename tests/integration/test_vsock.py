@@ -377,6 +377,35 @@ def test_the_configuration_shows_it_and_a_second_one_replaces_it(tmp_path):
         assert vm.ok("GET", "/vm/config")["vsock"] == {"guest_cid": 5, "uds_path": str(second)}
 
 
+def test_a_socket_file_that_was_removed_is_made_again(tmp_path):
+    path, config = tmp_path / "v", {"guest_cid": 3, "uds_path": str(tmp_path / "v")}
+    with mayfly.Mayfly() as vm:
+        vm.ok("PUT", "/vsock", config)
+        path.unlink()
+        vm.ok("PUT", "/vsock", config)
+        assert path.is_socket()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        vm.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": f"{tmp_path}/./v"}) # it is the same
+        assert path.is_socket()
+
+
+def test_a_file_that_took_the_place_of_the_socket_is_nobody_s_business(tmp_path):
+    path, config = tmp_path / "v", {"guest_cid": 3, "uds_path": str(tmp_path / "v")}
+    with mayfly.Mayfly() as vm:
+        vm.ok("PUT", "/vsock", config)
+        path.unlink()
+        path.write_text("precious")
+        status, _, body = vm.request("PUT", "/vsock", config)
+        assert status == 400 and "Address already in use" in body["fault_message"]
+        vm.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": str(tmp_path / "w")})
+        assert path.read_text() == "precious"
+        path.rename(tmp_path / "kept")
+        (tmp_path / "w").rename(path) # and ours is somewhere else
+        vm.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": str(tmp_path / "w")})
+        assert path.is_socket() and (tmp_path / "w").is_socket()
+
+
 def test_an_id_is_taken_and_deprecated(tmp_path):
     with mayfly.Mayfly() as vm:
         status, headers, _ = vm.request("PUT", "/vsock", {

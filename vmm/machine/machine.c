@@ -192,7 +192,7 @@ static int add_vsock(struct machine *m, const struct vsock_config *config, struc
     const struct vsock_host host = {
         .loop = m->loop,
         .path = config->uds_path,
-        .listener = m->opened->vsock_listener,
+        .listener = m->opened->vsock.fd,
         .guest_cid = config->guest_cid,
     };
 

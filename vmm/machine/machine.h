@@ -5,6 +5,7 @@
 
 #include "virtio/mmio.h"
 #include "virtio/vsock.h"
+#include "virtio/vsock_unix.h"
 #include "vmm/base/config.h"
 #include "vmm/boot/copy_ahead.h"
 #include "vmm/kvm/vcpu.h"
@@ -20,7 +21,7 @@ struct opened {
     int kernel_fd, initrd_fd; /* -1: none */
     struct drive *drives;     /* whose files PATCH may replace */
     struct interface *interfaces;
-    int vsock_listener; /* -1: none */
+    struct vsock_listener vsock;
 };
 
 struct machine {

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <string.h>
 
-#include "virtio/vsock_unix.h"
 #include "vmm/base/clock.h"
 #include "vmm/base/console.h"
 #include "vmm/base/log.h"
@@ -31,7 +30,7 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
     vm->loop = loop;
     vm->options = *options;
     vm->config.machine = machine_config_default;
-    vm->opened = (struct opened){ .kernel_fd = -1, .initrd_fd = -1, .vsock_listener = -1 };
+    vm->opened = (struct opened){ .kernel_fd = -1, .initrd_fd = -1, .vsock.fd = -1 };
     return vm;
 }
 
@@ -218,20 +217,19 @@ static int patch_net(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
-/* A socket that was configured before gives way with its file; one at the same path goes on. */
+/* A socket that was configured before gives way with its file; one whose file is still at the path
+ * goes on. */
 static int put_vsock(struct vm *vm, struct action *a, struct error *e)
 {
     struct vsock_config *new = &a->config.vsock, *old = &vm->config.vsock;
+    struct vsock_listener *l = &vm->opened.vsock, made;
 
-    if (!old->uds_path || strcmp(old->uds_path, new->uds_path) != 0) {
-        int fd = vsock_unix_listen(new->uds_path, e);
-
-        if (fd < 0)
+    if (!vsock_unix_is_at(l, new->uds_path)) {
+        if (vsock_unix_listen(&made, new->uds_path, e) < 0)
             return fail_within(e, "Cannot create backend for vsock device");
         if (old->uds_path)
-            unlink(old->uds_path);
-        close_fdp(&vm->opened.vsock_listener);
-        vm->opened.vsock_listener = fd;
+            vsock_unix_close(l, old->uds_path);
+        *l = made;
     }
     vsock_config_fini(old);
     *old = (struct vsock_config){ .guest_cid = new->guest_cid, .uds_path = new->uds_path };
@@ -453,7 +451,7 @@ void vm_free(struct vm *vm)
     interfaces_close(vm->opened.interfaces, vm->config.interfaces.count);
     close_fdp(&vm->opened.kernel_fd);
     close_fdp(&vm->opened.initrd_fd);
-    close_fdp(&vm->opened.vsock_listener);
+    close_fdp(&vm->opened.vsock.fd);
     vm_config_fini(&vm->config);
     free(vm);
 }

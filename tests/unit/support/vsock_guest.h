@@ -32,7 +32,7 @@ struct guest {
     struct driver d;
     struct vsock v;
     char directory[32], path[48];
-    int listener;
+    struct vsock_listener listener;
 };
 
 static struct guest g;
@@ -77,8 +77,8 @@ static inline void guest_init(void)
     g = (struct guest){ .directory = "/tmp/vsock-test-XXXXXX" };
     cr_assert(mkdtemp(g.directory));
     snprintf(g.path, sizeof(g.path), "%s/v", g.directory);
-    host.listener = g.listener = vsock_unix_listen(g.path, &e);
-    cr_assert_geq(g.listener, 0, "%s", e.msg);
+    cr_assert_eq(vsock_unix_listen(&g.listener, g.path, &e), 0, "%s", e.msg);
+    host.listener = g.listener.fd;
     cr_assert_eq(loop_init(&g.d.loop, &e), 0, "%s", e.msg);
     cr_assert_eq(vsock_init(&g.v, &host, &e), 0, "%s", e.msg);
     driver_init(&g.d, &g.v.dev, 64);
@@ -91,8 +91,7 @@ static inline void guest_fini(void)
 
     vsock_fini(&g.v);
     driver_fini(&g.d);
-    close(g.listener);
-    unlink(g.path);
+    vsock_unix_close(&g.listener, g.path);
     for (unsigned port = 1; port < 4; port++) {
         snprintf(name, sizeof(name), "%s_%u", g.path, port);
         unlink(name);
