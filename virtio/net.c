@@ -39,15 +39,23 @@ static struct net *net_of(struct virtio_device *d)
     return owner_of(d, struct net, dev);
 }
 
+/* To look for a chain in vain counts, too. */
+static enum pop net_pop(struct net *n, unsigned queue)
+{
+    const enum pop popped = virtq_pop(&n->dev.queues[queue], &n->chain);
+    const unsigned cost = popped == POP_OK ? n->chain.descriptors : 1;
+
+    n->descriptors -= cost < n->descriptors ? cost : n->descriptors;
+    return popped;
+}
+
 /* Takes what the guest has offered until the longest frame fits. False: the ring is broken. */
 static bool net_gather(struct net *n)
 {
-    struct virtq *q = &n->dev.queues[RX];
-
-    for (unsigned i = 0; i < VIRTQ_SIZE_MAX; i++) {
+    while (n->descriptors > 0) {
         if (n->rx.bytes >= NET_FRAME_MAX || !rx_buffers_has_room(&n->rx))
             return true;
-        switch (virtq_pop(q, &n->chain)) {
+        switch (net_pop(n, RX)) {
         case POP_EMPTY: return true;
         case POP_BROKEN:
             metric_inc(&n->metrics.event_fails);
@@ -67,8 +75,8 @@ static bool net_gather(struct net *n)
     return true;
 }
 
-/* False: a frame has to wait for the guest, which is asked to notify when it offers more. Buffers
- * too small for the longest frame, and as many as can be kept, must do. */
+/* False: a frame has to wait for the next turn, or for the guest, which is asked to notify when it
+ * offers more. Buffers too small for the longest frame, and as many as can be kept, must do. */
 static bool has_buffers(struct net *n)
 {
     do {
@@ -76,8 +84,9 @@ static bool has_buffers(struct net *n)
             return false;
         if (n->rx.bytes >= n->rx_min || !rx_buffers_has_room(&n->rx))
             return true;
-    } while (virtq_rearm(&n->dev.queues[RX]));
-    metric_inc(&n->metrics.no_rx_avail_buffer);
+    } while (n->descriptors > 0 && virtq_rearm(&n->dev.queues[RX]));
+    if (n->descriptors > 0)
+        metric_inc(&n->metrics.no_rx_avail_buffer);
     return false;
 }
 
@@ -124,7 +133,7 @@ static bool net_receive(struct net *n)
 {
     for (unsigned i = 0; i < TURN_FRAMES; i++) {
         if (n->held == 0 && (!n->tap_is_ready || !read_frame(n)))
-            return false;
+            return n->descriptors == 0;
         if (n->held == 0)
             continue;
         if (!rate_limiter_take(&n->rx_limiter, n->held)) {
@@ -195,8 +204,8 @@ static bool net_transmit(struct net *n)
 {
     struct virtq *q = &n->dev.queues[TX];
 
-    for (unsigned i = 0; i < TURN_FRAMES; i++) {
-        switch (virtq_pop(q, &n->chain)) {
+    for (unsigned i = 0; i < TURN_FRAMES && n->descriptors > 0; i++) {
+        switch (net_pop(n, TX)) {
         case POP_EMPTY:
             if (!virtq_rearm(q))
                 return false;
@@ -216,8 +225,10 @@ static bool net_transmit(struct net *n)
 static bool net_serve(struct virtio_device *d, unsigned queue)
 {
     struct net *n = net_of(d);
-    bool is_more = queue == RX ? net_receive(n) : net_transmit(n);
+    bool is_more;
 
+    n->descriptors = VIRTQ_TURN_DESCRIPTORS;
+    is_more = queue == RX ? net_receive(n) : net_transmit(n);
     virtio_signal_used(d, queue);
     return is_more;
 }

@@ -42,7 +42,8 @@ struct net {
     uint32_t rx_min;           /* bytes that must be offered before a frame is read */
     uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
     struct rx_buffers rx;
-    struct chain chain; /* under way */
+    struct chain chain;   /* under way */
+    unsigned descriptors; /* that this turn may still look at */
     struct net_metrics metrics;
 };
 

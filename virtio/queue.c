@@ -135,8 +135,10 @@ static bool chain_gather(struct virtq *q, struct chain *c)
         }
         if (!chain_add_buffer(q, c, &d))
             return false;
-        if (!(d.flags & VRING_DESC_F_NEXT))
+        if (!(d.flags & VRING_DESC_F_NEXT)) {
+            c->descriptors = hops + 1;
             return true;
+        }
         index = d.next;
     }
     return false;

@@ -26,6 +26,10 @@
 
 #define VIRTQ_SIZE_MAX 256u
 
+/* What a device looks at in one turn, so that others get theirs however the guest lays its chains
+ * out. The chain that passes the bound is still taken, and is the turn's last. */
+#define VIRTQ_TURN_DESCRIPTORS 4096u
+
 struct virtq_state { /* what the guest set, and how far the device came */
     uint16_t size;
     bool ready;
@@ -45,6 +49,7 @@ struct virtq {
 
 struct chain {
     uint16_t head;                     /* names the chain to virtq_push */
+    unsigned descriptors;              /* it has, those of empty buffers and of a table counted */
     uint32_t readable, writable;       /* bytes left */
     uint32_t written;                  /* bytes the guest is told of */
     unsigned read_at, write_at, count; /* iov[read_at..) readable, iov[write_at..count) writable */

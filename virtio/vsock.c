@@ -9,8 +9,9 @@
 
 enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 
-/* What a turn of the event loop moves each way. The packet or the read that passes one of the
- * bounds is still carried out, and is the turn's last. */
+/* What a turn of the event loop moves each way, beside what it looks at
+ * (VIRTQ_TURN_DESCRIPTORS). The packet or the read that passes one of the bounds is still carried
+ * out, and is the turn's last. A buffer that is of no use counts as a packet. */
 #define TURN_BYTES   (1u << 20)
 #define TURN_PACKETS 128u
 
@@ -20,13 +21,14 @@ enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 struct turn {
     uint32_t bytes;
     unsigned packets;
+    unsigned descriptors;
     unsigned pushed; /* a bit for each queue */
     bool is_broken;
 };
 
 static bool vsock_turn_is_over(const struct turn *t)
 {
-    return t->bytes == 0 || t->packets == 0;
+    return t->bytes == 0 || t->packets == 0 || t->descriptors == 0;
 }
 
 static void vsock_spend(struct turn *t, uint32_t bytes)
@@ -42,18 +44,29 @@ static void vsock_push(struct vsock *v, unsigned queue, struct turn *t)
     t->pushed |= 1u << queue;
 }
 
-/* Takes the next chain of a queue. False: there is none, and the guest notifies when there is. */
+static enum pop pop_chain(struct vsock *v, unsigned queue, struct turn *t)
+{
+    const enum pop popped = virtq_pop(&v->dev.queues[queue], &v->chain);
+
+    if (popped == POP_OK)
+        t->descriptors -=
+            v->chain.descriptors < t->descriptors ? v->chain.descriptors : t->descriptors;
+    t->is_broken |= popped == POP_BROKEN;
+    return popped;
+}
+
+/* Takes the next chain of a queue. False: the turn is over, or there is none, and the guest
+ * notifies when there is. */
 static bool next_chain(struct vsock *v, unsigned queue, struct turn *t)
 {
     struct virtq *q = &v->dev.queues[queue];
     enum pop popped;
 
-    if (!q->mem || t->is_broken)
+    if (!q->mem || t->is_broken || vsock_turn_is_over(t))
         return false;
-    do
-        popped = virtq_pop(q, &v->chain);
-    while (popped == POP_EMPTY && virtq_rearm(q));
-    t->is_broken = popped == POP_BROKEN;
+    popped = pop_chain(v, queue, t);
+    if (popped == POP_EMPTY && virtq_rearm(q)) /* a guest that takes it back notifies, too */
+        popped = pop_chain(v, queue, t);
     return popped == POP_OK;
 }
 
@@ -66,6 +79,7 @@ static bool next_buffer(struct vsock *v, struct turn *t)
             return true;
         metric_inc(&metrics.vsock.rx_queue_event_fails);
         vsock_push(v, QUEUE_RX, t);
+        vsock_spend(t, 0);
     }
     return false;
 }
@@ -134,10 +148,8 @@ static bool send_control(struct vsock *v, struct vsock_conn *c, uint16_t op, str
 static bool vsock_add_buffer(struct vsock *v, uint32_t limit, struct turn *t)
 {
     struct virtq *q = &v->dev.queues[QUEUE_RX];
-    const enum pop popped = virtq_pop(q, &v->chain);
 
-    t->is_broken |= popped == POP_BROKEN;
-    if (popped != POP_OK)
+    if (vsock_turn_is_over(t) || pop_chain(v, QUEUE_RX, t) != POP_OK)
         return false;
     if (v->chain.writable > sizeof(struct virtio_vsock_hdr)) {
         rx_buffers_add(&v->rx, &v->chain, limit);
@@ -224,22 +236,21 @@ static bool serve_conn(struct vsock *v, struct vsock_conn *c, struct turn *t)
     return true;
 }
 
-/* Gives the guest what there is for it. True: more than a turn's worth. */
-static bool serve_guest(struct vsock *v, struct turn *t)
+/* Gives the guest what there is for it, as far as buffers and turn go. */
+static void serve_guest(struct vsock *v, struct turn *t)
 {
     struct vsock_conn *c;
 
     while (!vsock_turn_is_over(t)) {
         if (v->reset_count > 0) {
             if (!send_reset(v, t))
-                return false;
+                return;
             continue;
         }
         c = TAILQ_FIRST(&v->table.turns);
         if (!c || !serve_conn(v, c, t))
-            return false;
+            return;
     }
-    return true;
 }
 
 /* Ends a connection for the guest, telling it. */
@@ -337,23 +348,22 @@ static void take_packet(struct vsock *v)
         owe_reset(v, h.dst_port, h.src_port);
 }
 
-/* Takes what the guest sends. True: more than a turn's worth. Each packet leads to one answer to a
+/* Takes what the guest sends, as far as the turn goes. Each packet leads to one answer to a
  * stranger at most, for which there must be room. */
-static bool take_packets(struct vsock *v, struct turn *t)
+static void take_packets(struct vsock *v, struct turn *t)
 {
     v->is_stalled = false;
     while (!vsock_turn_is_over(t)) {
         if (v->reset_count == VSOCK_RESETS_MAX) {
             v->is_stalled = true;
-            return false;
+            return;
         }
         if (!next_chain(v, QUEUE_TX, t))
-            return false;
+            return;
         vsock_spend(t, v->chain.readable);
         take_packet(v);
         vsock_push(v, QUEUE_TX, t);
     }
-    return true;
 }
 
 /* Level-triggered: who connects before the driver is there waits in the backlog. */
@@ -391,9 +401,11 @@ static void end_expired(struct vsock *v)
 static bool vsock_serve(struct virtio_device *dev, unsigned queue)
 {
     struct vsock *v = owner_of(dev, struct vsock, dev);
-    struct turn in = { .bytes = TURN_BYTES, .packets = TURN_PACKETS };
+    struct turn in = { .bytes = TURN_BYTES,
+                       .packets = TURN_PACKETS,
+                       .descriptors = VIRTQ_TURN_DESCRIPTORS };
     struct turn out = in;
-    bool more = false;
+    bool may_take_more;
 
     if (v->was_reset)
         forget_all(v);
@@ -402,14 +414,14 @@ static bool vsock_serve(struct virtio_device *dev, unsigned queue)
     if (queue == QUEUE_RX)
         listen_to_host(v, true);
     if (queue == QUEUE_TX || v->is_stalled)
-        more = take_packets(v, &out);
-    more |= serve_guest(v, &in);
-    more |= v->is_stalled && v->reset_count < VSOCK_RESETS_MAX;
+        take_packets(v, &out);
+    serve_guest(v, &in);
+    may_take_more = v->is_stalled && v->reset_count < VSOCK_RESETS_MAX;
     if (in.pushed | out.pushed)
         virtio_signal_queues(dev, in.pushed | out.pushed);
     if (in.is_broken || out.is_broken)
         virtio_needs_reset(dev, "a ring is malformed");
-    return more;
+    return may_take_more || vsock_turn_is_over(&in) || vsock_turn_is_over(&out);
 }
 
 /* A host's command. It is answered when the guest has answered. */

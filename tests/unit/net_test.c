@@ -379,6 +379,54 @@ Test(net, receives_a_bounded_number_of_frames_a_turn_with_one_interrupt)
     cr_expect_eq(ring_used_idx(rx), 150);
 }
 
+/* A queue's worth of one chain, which has 250 empty buffers before the one that is of use. */
+static void offer_long_chains(struct ring *r, uint64_t at, uint32_t bytes, uint16_t flags)
+{
+    for (uint16_t i = 0; i < 250; i++)
+        ring_buffer(r, i, 0, 0, flags | VRING_DESC_F_NEXT);
+    ring_buffer(r, 250, at, bytes, flags);
+    for (unsigned i = 0; i < 256; i++)
+        ring_offer(r, 0);
+}
+
+#define LONG_CHAINS_A_TURN (VIRTQ_TURN_DESCRIPTORS / 251 + 1)
+
+Test(net, looks_at_a_bounded_number_of_descriptors_a_turn_to_transmit)
+{
+    const struct virtio_net_hdr_mrg_rxbuf none = { 0 };
+
+    make_frame(host_mac, guest_mac, 60, 1);
+    put_tx(TX_DATA, &none, 60);
+    offer_long_chains(tx, TX_DATA, HEADER + 60, 0);
+    cr_expect(driver_serve_at(&d, TX), "there is more");
+    cr_expect_eq(ring_used_idx(tx), LONG_CHAINS_A_TURN);
+    while (driver_serve_at(&d, TX))
+        ;
+    cr_expect_eq(ring_used_idx(tx), 256);
+}
+
+/* A frame is not read before the longest fits, and these chains are too short for that. */
+Test(net, looks_at_a_bounded_number_of_descriptors_a_turn_to_receive)
+{
+    unsigned turns = 0;
+    bool is_more;
+
+    offer_long_chains(rx, RX_DATA, 512, VRING_DESC_F_WRITE);
+    make_frame(guest_mac, host_mac, 400, 1);
+    send_wire(400);
+    net.tap_is_ready = true;
+    do {
+        const unsigned before = net.rx.last;
+
+        is_more = driver_serve_at(&d, RX);
+        cr_expect_leq(net.rx.last - before, LONG_CHAINS_A_TURN);
+        turns++;
+    } while (is_more);
+    cr_expect_geq(turns, 128 / LONG_CHAINS_A_TURN, "128 of them take the longest frame");
+    cr_expect_eq(ring_used_idx(rx), 1);
+    cr_expect_eq(METRIC(rx_packets_count), 1);
+}
+
 Test(net, receives_while_the_indices_wrap)
 {
     const uint32_t room = NET_FRAME_MAX;

@@ -165,6 +165,55 @@ Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
     cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "y", 1);
 }
 
+/* A queue of 256, of which each entry is the same chain: `empty` empty buffers, and one that is too
+ * small for a packet. */
+static void offer_useless_buffers(unsigned empty)
+{
+    reg_write(&g.d, VIRTIO_MMIO_STATUS, 0);
+    turn();
+    rx->size = 256;
+    guest_ready();
+    for (unsigned i = 0; i < empty; i++)
+        ring_buffer(rx, (uint16_t)i, 0, 0, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    ring_buffer(rx, (uint16_t)empty, RX_AT, 1, VRING_DESC_F_WRITE);
+    for (unsigned i = 0; i < 256; i++)
+        ring_offer(rx, 0);
+}
+
+/* The guest is owed a reset, for which the device looks for a buffer. */
+static void expect_buffers_in_turns(unsigned most)
+{
+    struct virtio_vsock_hdr h = guest_header(5, 6, VIRTIO_VSOCK_OP_RW, 0);
+    bool is_more;
+
+    cr_assert_eq(gmem_put(&g.d.mem, gpa(TX_AT), &h), 0);
+    ring_buffer(tx, 0, TX_AT, sizeof(h), 0);
+    ring_offer(tx, 0);
+    do {
+        const unsigned before = ring_used_idx(rx);
+
+        is_more = driver_serve_at(&g.d, 1);
+        cr_expect_gt(ring_used_idx(rx), before);
+        cr_expect_leq(ring_used_idx(rx) - before, most, "in a turn");
+    } while (is_more && ring_used_idx(rx) < 256);
+    cr_expect_eq(ring_used_idx(rx), 256);
+    rx->taken = 256;
+    guest_give(1);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+}
+
+Test(hostile_guest, whose_buffers_are_of_no_use_has_its_turn_and_no_more)
+{
+    offer_useless_buffers(0);
+    expect_buffers_in_turns(128);
+}
+
+Test(hostile_guest, whose_chains_are_long_and_empty_has_its_turn_and_no_more)
+{
+    offer_useless_buffers(250);
+    expect_buffers_in_turns(VIRTQ_TURN_DESCRIPTORS / 251 + 1);
+}
+
 /* A read that could fill several buffers finds such a one among them. */
 Test(hostile_guest, that_mixes_small_buffers_with_others_loses_no_byte)
 {
