@@ -407,6 +407,7 @@ static bool vsock_serve(struct virtio_device *dev, unsigned queue)
     struct turn out = in;
     bool may_take_more;
 
+    vsock_table_go_on(&v->table);
     if (v->was_reset)
         forget_all(v);
     if (v->is_time_up)
@@ -428,8 +429,11 @@ static bool vsock_serve(struct virtio_device *dev, unsigned queue)
 static void take_command(struct vsock *v, struct vsock_conn *c)
 {
     uint32_t port;
+    int ret = vsock_unix_read_command(c->stream.fd, &c->command, &port);
 
-    if (vsock_unix_read_command(c->stream.fd, &port) < 0) {
+    if (ret == -EAGAIN)
+        return;
+    if (ret < 0) {
         vsock_table_remove(&v->table, c);
         return;
     }
@@ -506,6 +510,12 @@ static void on_time(struct loop_source *src, uint32_t ready)
     virtio_serve(&v->dev, QUEUE_RX);
 }
 
+/* Nothing is in flight between two turns; but the guest can't do what it has so much time for. */
+static void vsock_drain(struct virtio_device *dev)
+{
+    vsock_table_stand(&owner_of(dev, struct vsock, dev)->table);
+}
+
 /* Connections belong to the loop's thread: it ends them, before it does anything else for the
  * device. */
 static void vsock_reset(struct virtio_device *dev)
@@ -521,6 +531,7 @@ static const struct virtio_ops vsock_ops = {
     .id = VIRTIO_ID_VSOCK,
     .queue_count = QUEUES,
     .serve = vsock_serve,
+    .drain = vsock_drain,
     .reset = vsock_reset,
 };
 

@@ -16,6 +16,7 @@
 #include <sys/queue.h>
 
 #include "virtio/rx_buffers.h"
+#include "virtio/vsock_unix.h"
 #include "vmm/base/loop.h"
 
 /* What the guest may send before the host has taken it: four of the largest packets of Linux. */
@@ -30,7 +31,7 @@
 #define VSOCK_SHUTDOWN_BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
 enum vsock_conn_state {
-    VSOCK_COMMAND,   /* of the host's making: its CONNECT is awaited */
+    VSOCK_COMMAND,   /* of the host's making: its CONNECT, or the rest of that, is awaited */
     VSOCK_REQUESTED, /* of the host's making: the guest's answer is awaited */
     VSOCK_OPEN,
     VSOCK_OVER, /* for the guest; what it sent last may still have to go to the host */
@@ -48,6 +49,7 @@ struct vsock_conn {
     struct loop *loop;
     struct loop_source stream; /* fd -1: closed, and not in the loop */
     enum vsock_conn_state state;
+    struct vsock_command command; /* while it is awaited */
     uint32_t host_port, guest_port;
     unsigned owed; /* of enum vsock_owed */
 

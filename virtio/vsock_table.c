@@ -135,13 +135,34 @@ void vsock_table_end_turn(struct vsock_table *t, struct vsock_conn *c)
     c->has_turn = false;
 }
 
-static uint64_t now_ms(void)
+static uint64_t monotonic_ms(void)
 {
     return monotonic_us() / 1000;
 }
 
-static void vsock_table_set_timer(struct vsock_table *t, uint64_t at_ms)
+void vsock_table_stand(struct vsock_table *t)
 {
+    if (t->stands_since_ms == 0)
+        t->stands_since_ms = monotonic_ms();
+}
+
+void vsock_table_go_on(struct vsock_table *t)
+{
+    if (t->stands_since_ms > 0)
+        t->stood_ms += monotonic_ms() - t->stands_since_ms;
+    t->stands_since_ms = 0;
+}
+
+/* The guest's time, in which deadlines are. */
+static uint64_t now_ms(const struct vsock_table *t)
+{
+    return (t->stands_since_ms > 0 ? t->stands_since_ms : monotonic_ms()) - t->stood_ms;
+}
+
+/* One that fires while the guest stands, or too early for that it stood, is set anew. */
+static void vsock_table_set_timer(struct vsock_table *t, uint64_t deadline_ms)
+{
+    const uint64_t at_ms = deadline_ms + t->stood_ms;
     const struct itimerspec when = { .it_value = { (time_t)(at_ms / 1000),
                                                    (long)(at_ms % 1000 * 1000000 + 1) } };
 
@@ -155,7 +176,7 @@ void vsock_table_start_clock(struct vsock_table *t, struct vsock_conn *c)
     if (c->is_timed)
         return;
     c->is_timed = true;
-    c->deadline_ms = now_ms() + PATIENCE_MS;
+    c->deadline_ms = now_ms(t) + PATIENCE_MS;
     TAILQ_INSERT_TAIL(&t->timed, c, wait);
     if (!t->is_timer_set)
         vsock_table_set_timer(t, c->deadline_ms);
@@ -176,7 +197,7 @@ struct vsock_conn *vsock_table_next_expired(struct vsock_table *t)
     t->is_timer_set = c;
     if (!c)
         return NULL;
-    if (c->deadline_ms > now_ms()) {
+    if (c->deadline_ms > now_ms(t)) {
         vsock_table_set_timer(t, c->deadline_ms);
         return NULL;
     }
@@ -186,7 +207,7 @@ struct vsock_conn *vsock_table_next_expired(struct vsock_table *t)
 
 void vsock_table_ring(struct vsock_table *t, uint64_t ms)
 {
-    vsock_table_set_timer(t, now_ms() + ms);
+    vsock_table_set_timer(t, now_ms(t) + ms);
 }
 
 void vsock_table_set_idle(struct vsock_table *t, struct vsock_conn *c, bool is_idle)

@@ -31,6 +31,8 @@ struct vsock_table {
     uint64_t held_total;        /* bytes held back for the host */
     struct loop_source timer;   /* a timerfd: a deadline may be over */
     bool is_timer_set;
+    uint64_t stands_since_ms; /* of the monotonic clock; 0: time goes on */
+    uint64_t stood_ms;        /* before that, altogether */
 };
 
 /* Makes it empty; the timer is in the loop and calls `on_time`. On failure, and at the end, the
@@ -61,6 +63,11 @@ uint32_t vsock_table_new_port(struct vsock_table *t, uint32_t guest_port);
 /* Puts it last in the line of those that may have something for the guest. */
 void vsock_table_give_turn(struct vsock_table *t, struct vsock_conn *c);
 void vsock_table_end_turn(struct vsock_table *t, struct vsock_conn *c);
+
+/* The guest stands still, and with it the time that it has for something; both go on. Harmless to
+ * repeat. */
+void vsock_table_stand(struct vsock_table *t);
+void vsock_table_go_on(struct vsock_table *t);
 
 /* It ends in two seconds, or no more. */
 void vsock_table_start_clock(struct vsock_table *t, struct vsock_conn *c);

@@ -17,10 +17,6 @@
 /* Of hosts that connect before the guest's driver is there; the system's limit may be lower. */
 #define BACKLOG 1024
 
-/* The shortest command is a digit of a port and the line feed longer than its word and blank. */
-#define COMMAND_BYTES_MIN 10
-#define COMMAND_BYTES_MAX 32
-
 #define BIND_ERROR "Error binding to the host-side Unix socket"
 
 /* False: the path is too long. An empty one makes the system choose an abstract name (unix(7)). */
@@ -94,29 +90,35 @@ static bool parse_port(const char *s, uint32_t *port)
     return value <= UINT32_MAX && (*s == '\0' || isspace((unsigned char)*s));
 }
 
-int vsock_unix_read_command(int fd, uint32_t *port)
+static int parse_command(const char *line, uint32_t *port)
 {
     static const char word[] = "connect";
-    char line[COMMAND_BYTES_MAX + 1] = "";
-    ssize_t there = recv(fd, line, COMMAND_BYTES_MAX, MSG_PEEK);
-    const char *at = line;
+    const char *at = line + strspn(line, " \t\r\v\f");
+
+    if (strncasecmp(at, word, sizeof(word) - 1) != 0 ||
+        !isspace((unsigned char)at[sizeof(word) - 1]))
+        return -EINVAL;
+    return parse_port(at + sizeof(word) - 1, port) ? 0 : -EINVAL;
+}
+
+int vsock_unix_read_command(int fd, struct vsock_command *c, uint32_t *port)
+{
+    char *at = c->text + c->bytes;
+    ssize_t there = recv(fd, at, VSOCK_COMMAND_BYTES_MAX - c->bytes, MSG_PEEK);
     char *end;
     size_t n;
 
-    if (there < COMMAND_BYTES_MIN)
-        return -1;
-    end = memchr(line, '\n', (size_t)there);
+    if (there <= 0)
+        return there < 0 && errno == EAGAIN ? -EAGAIN : -EINVAL;
+    end = memchr(at, '\n', (size_t)there);
+    n = end ? (size_t)(end - at) + 1 : (size_t)there;
+    if (recv(fd, at, n, 0) != (ssize_t)n)
+        return -EINVAL;
+    c->bytes += (unsigned)n;
     if (!end)
-        return -1;
-    n = (size_t)(end - line) + 1;
-    if (recv(fd, line, n, 0) != (ssize_t)n)
-        return -1;
+        return c->bytes < VSOCK_COMMAND_BYTES_MAX ? -EAGAIN : -EINVAL;
     *end = '\0';
-    at += strspn(at, " \t\r\v\f");
-    if (strncasecmp(at, word, sizeof(word) - 1) != 0 ||
-        !isspace((unsigned char)at[sizeof(word) - 1]))
-        return -1;
-    return parse_port(at + sizeof(word) - 1, port) ? 0 : -1;
+    return strlen(c->text) + 1 == c->bytes ? parse_command(c->text, port) : -EINVAL;
 }
 
 int vsock_unix_connect(const char *path, uint32_t port)

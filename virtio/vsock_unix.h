@@ -30,9 +30,17 @@ void vsock_unix_close(struct vsock_listener *l, const char *path);
 /* Accepts the next connection: a descriptor, or -errno. */
 must_check int vsock_unix_accept(int listener);
 
-/* Reads `CONNECT <port>` and a line feed, and nothing behind that. It must be there as a whole, and
- * no longer than 32 bytes. 0, or -1 for anything else. */
-must_check int vsock_unix_read_command(int fd, uint32_t *port);
+#define VSOCK_COMMAND_BYTES_MAX 32u
+
+struct vsock_command { /* as far as it has come; zeroed at first */
+    unsigned bytes;
+    char text[VSOCK_COMMAND_BYTES_MAX + 1];
+};
+
+/* Reads `CONNECT <port>` and a line feed, and nothing behind that. 0; -EAGAIN where the line has
+ * not ended yet; -EINVAL for any other line, one that is longer than VSOCK_COMMAND_BYTES_MAX, and
+ * none at all. */
+must_check int vsock_unix_read_command(int fd, struct vsock_command *c, uint32_t *port);
 
 /* Connects to the socket that serves a port of the host, `<path>_<port>`: a descriptor, or -errno.
  * One whose backlog is full refuses. */

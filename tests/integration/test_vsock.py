@@ -3,10 +3,13 @@
 MAYFLY_VSOCK_MIB sets how much the random streams move altogether (8), MAYFLY_SEED which.
 """
 
+import array
+import fcntl
 import os
 import random
 import selectors
 import socket
+import termios
 import threading
 
 import pytest
@@ -37,6 +40,11 @@ def test_bytes_go_both_ways(boot_args):
             client.sendall(b"hello")
             assert client.recv(64) == b"hello"
         guest.end()
+
+
+def unread(client):
+    """Whether the other side has bytes to read that this one has sent."""
+    return array.array("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0] > 0
 
 
 class Stream:
@@ -119,9 +127,9 @@ def test_a_command_is_understood(guest, command):
 
 
 @pytest.mark.parametrize("command", [
-    b"CONNECT\n", b"CONNECT 5", b"CONNECT x\n", b"CONNECT -1\n", b"CONNECT 4294967296\n",
-    b"CONNECT 52x\n", b"CONNECT52\n\n\n\n", b"GET / HTTP/1.1\r\n", b"\n" * 20, b"CONNECT 52",
-    b"CONNECT 00000000000000000000000052\n", b"x" * 5000, b"\0" * 64, b"CONN", b"C",
+    b"CONNECT\n", b"CONNECT x\n", b"CONNECT -1\n", b"CONNECT 4294967296\n",
+    b"CONNECT 52x\n", b"CONNECT52\n\n\n\n", b"GET / HTTP/1.1\r\n", b"\n" * 20,
+    b"CONNECT 00000000000000000000000052\n", b"x" * 5000, b"\0" * 64,
 ])
 def test_another_command_is_answered_by_the_end_and_silence(guest, command):
     with guest.dial(command) as client:
@@ -129,6 +137,16 @@ def test_another_command_is_answered_by_the_end_and_silence(guest, command):
     with guest.stream(ECHO) as client:
         client.sendall(b"on")
         assert client.recv(2) == b"on"
+
+
+def test_a_command_in_pieces_is_waited_for(guest):
+    with guest.dial() as client:
+        for piece in (b"C", b"ONNECT 5", b"2"):
+            client.sendall(piece)
+            while unread(client):
+                assert not guest.has_ended()
+        client.sendall(b"\n")
+        assert read_line(client).startswith(b"OK ")
 
 
 @pytest.mark.parametrize("port", [REFUSED, 0, 4294967295])

@@ -314,8 +314,7 @@ Test(hostile_guest, that_starts_the_same_connection_twice_loses_it)
 }
 
 static const char *const bad_commands[] = { "CONNECT\n",
-                                            "CONN",
-                                            "CONNECT 5",
+                                            "CONNECT 000000000000000000000000",
                                             "CONNECT -1\n",
                                             "CONNECT 52x\n",
                                             "CONNECT 4294967296\n",
@@ -338,15 +337,42 @@ Test(hostile_host, with_a_bad_command_is_closed_without_a_word)
     expect_works();
 }
 
+Test(hostile_host, with_a_nul_in_its_command_is_closed_without_a_word)
+{
+    static const char command[] = "CONNECT 52\0x\n";
+    int fd = host_socket(g.path, false);
+    char byte;
+
+    cr_assert_eq(write(fd, command, sizeof(command) - 1), (ssize_t)sizeof(command) - 1);
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+    cr_expect_eq(g.v.table.count, 0);
+}
+
+/* Also byte by byte; the loop rests in between. */
+Test(hostile_host, that_does_not_end_its_command_is_waited_for_as_far_as_a_command_goes)
+{
+    int fd = host_socket(g.path, false);
+    char byte;
+
+    for (unsigned i = 0; i < VSOCK_COMMAND_BYTES_MAX; i++) {
+        cr_expect_eq(host_read(fd, &byte, 1), -1, "after %u bytes", i);
+        cr_assert_eq(write(fd, "C", 1), 1);
+    }
+    cr_expect_eq(host_read(fd, &byte, 1), 0);
+    fd = host_command("CONN");
+    cr_assert_eq(g.v.table.count, 1);
+    close(fd);
+    turn();
+    cr_expect_eq(g.v.table.count, 0, "one that goes is forgotten");
+}
+
 Test(hostile_host, that_never_sends_a_command_makes_room_for_one_that_does)
 {
     int fds[VSOCK_CONNECTIONS_MAX + 20];
     char byte;
 
-    for (unsigned i = 0; i < sizeof(fds) / sizeof(*fds); i++) {
-        fds[i] = host_socket(g.path, false);
-        turn();
-    }
+    for (unsigned i = 0; i < sizeof(fds) / sizeof(*fds); i++)
+        fds[i] = host_command(i % 2 ? "" : "CONNECT 5"); /* or half of one */
     cr_expect_eq(g.v.table.count, VSOCK_CONNECTIONS_MAX);
     cr_expect_eq(host_read(fds[0], &byte, 1), 0, "the oldest goes first");
     cr_expect_eq(host_read(fds[21], &byte, 1), -1);

@@ -61,6 +61,22 @@ Test(vsock, carries_bytes_both_ways_on_a_connection_of_the_host)
     cr_expect_arr_eq(got, "pong!", 5);
 }
 
+Test(vsock, understands_a_command_that_comes_in_pieces)
+{
+    static const char *const pieces[] = { "CONNECT", " 5", "2", "\nmore" };
+    int fd = host_socket(g.path, false);
+    uint32_t host_port;
+
+    for (unsigned i = 0; i < 4; i++) {
+        guest_expect_nothing();
+        cr_assert_eq(write(fd, pieces[i], strlen(pieces[i])), (ssize_t)strlen(pieces[i]));
+    }
+    host_port = guest_expect(VIRTIO_VSOCK_OP_REQUEST).h.src_port;
+    guest_say(52, host_port, VIRTIO_VSOCK_OP_RESPONSE, 0);
+    cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "more", 4);
+    close(fd);
+}
+
 Test(vsock, carries_bytes_both_ways_on_a_connection_of_the_guest)
 {
     struct stream s = open_from_guest(1000);
@@ -439,10 +455,33 @@ Test(vsock, a_guest_that_does_not_confirm_is_reset)
     cr_expect_eq(g.v.table.count, 0);
 }
 
+/* Two seconds pass, and the timer fires; but not for the guest. */
+Test(vsock, a_guest_that_stands_still_has_all_the_time_for_its_answer)
+{
+    struct pollfd p = { .fd = g.v.table.timer.fd, .events = POLLIN };
+    struct virtio_vsock_hdr asked;
+    int fd;
+
+    virtio_mmio_pause(&g.d.transport);
+    fd = host_command("CONNECT 52\n");
+    cr_assert_eq(poll(&p, 1, 120000), 1);
+    turn();
+    guest_expect_nothing();
+    virtio_mmio_resume(&g.d.transport);
+    asked = guest_expect(VIRTIO_VSOCK_OP_REQUEST).h;
+    guest_expect_nothing();
+    guest_say(52, asked.src_port, VIRTIO_VSOCK_OP_RESPONSE, 0);
+    cr_expect_eq(host_read(fd, buffer, 2), 2);
+    cr_expect_arr_eq(buffer, "OK", 2);
+}
+
 Test(vsock, a_guest_that_does_not_answer_a_request_is_reset)
 {
-    int fd = host_command("CONNECT 52\n");
+    int fd;
 
+    virtio_mmio_pause(&g.d.transport);
+    virtio_mmio_resume(&g.d.transport); /* from here on its time goes on */
+    fd = host_command("CONNECT 52\n");
     guest_expect(VIRTIO_VSOCK_OP_REQUEST);
     let_time_pass();
     guest_expect(VIRTIO_VSOCK_OP_RST);
