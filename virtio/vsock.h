@@ -22,6 +22,11 @@
 
 #define VSOCK_RESETS_MAX 128u
 
+/* What the kernel holds at most of what hosts have not read, of connections that there are: two
+ * packets for each, and what Linux gives a socket for those that are wide. With VSOCK_HELD_MAX, and
+ * what a connection is beside its bytes, it is the memory that a guest can make the host spend. */
+#define VSOCK_IN_KERNEL_MAX (VSOCK_CONNECTIONS_MAX * (10u << 10) + VSOCK_WIDE_MAX * (256u << 10))
+
 struct vsock_host {
     struct loop *loop; /* borrowed */
     const char *path;  /* borrowed */

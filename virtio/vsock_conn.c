@@ -10,7 +10,7 @@
 #include "vmm/base/metrics.h"
 
 struct vsock_conn *vsock_conn_new(struct vsock *device, struct loop *loop, int fd,
-                                  loop_fn *on_ready, uint64_t *held_total)
+                                  loop_fn *on_ready, struct vsock_total *total)
 {
     struct vsock_conn *c = calloc(1, sizeof(*c));
 
@@ -18,8 +18,10 @@ struct vsock_conn *vsock_conn_new(struct vsock *device, struct loop *loop, int f
     c->device = device;
     c->loop = loop;
     c->stream = (struct loop_source){ fd, EPOLLIN, on_ready };
-    c->held_total = held_total;
+    c->total = total;
+    c->window = VSOCK_WINDOW_BYTES;
     c->chains = 1;
+    vsock_unix_set_room(fd, false);
     if (loop_add(loop, &c->stream) == 0)
         return c;
     close(fd);
@@ -29,7 +31,8 @@ struct vsock_conn *vsock_conn_new(struct vsock *device, struct loop *loop, int f
 
 static void drop_held(struct vsock_conn *c)
 {
-    *c->held_total -= c->held_bytes;
+    if (c->held)
+        c->total->held -= c->window;
     c->held_bytes = 0;
     free(c->held);
     c->held = NULL;
@@ -43,6 +46,7 @@ static void close_stream(struct vsock_conn *c)
     loop_remove(c->loop, &c->stream);
     close(c->stream.fd);
     c->stream.fd = -1;
+    c->total->wide -= c->is_wide;
 }
 
 void vsock_conn_free(struct vsock_conn *c)
@@ -94,39 +98,55 @@ static void end_output(struct vsock_conn *c)
         shutdown(c->stream.fd, SHUT_WR);
 }
 
-/* The guest is told of room when half of its window would be used up by then. */
+/* The guest is told of room when half of its window would be used up by then, and when the window
+ * has become larger. */
 static void note_passed(struct vsock_conn *c)
 {
-    if (c->state == VSOCK_OPEN && c->passed != c->passed_told &&
-        c->from_guest - c->passed_told >= VSOCK_WINDOW_BYTES / 2)
+    const bool is_due =
+        c->passed != c->passed_told && c->from_guest - c->passed_told >= c->window / 2;
+
+    if (c->state == VSOCK_OPEN && (is_due || c->window != c->window_told))
         c->owed |= OWED_CREDIT;
+}
+
+/* The host has read, and more than its socket takes at once is there for it. */
+static void widen(struct vsock_conn *c)
+{
+    if (c->is_wide || c->total->wide == VSOCK_WIDE_MAX)
+        return;
+    c->is_wide = true;
+    c->total->wide++;
+    vsock_unix_set_room(c->stream.fd, true);
 }
 
 /* Gives the host what was held back. */
 static void vsock_conn_flush(struct vsock_conn *c)
 {
-    const uint32_t to_end = VSOCK_WINDOW_BYTES - c->held_at;
+    const uint32_t to_end = c->window - c->held_at;
     const uint32_t first = c->held_bytes < to_end ? c->held_bytes : to_end;
     const struct iovec iov[] = { { c->held + c->held_at, first },
                                  { c->held, c->held_bytes - first } };
-    ssize_t sent = writev(c->stream.fd, iov, 2);
+    ssize_t sent;
 
+    widen(c);
+    sent = writev(c->stream.fd, iov, 2);
     if (sent < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (sent < 0) {
         metric_inc(&metrics.vsock.tx_flush_fails);
         stop_output(c);
     } else {
-        c->held_at = (c->held_at + (uint32_t)sent) % VSOCK_WINDOW_BYTES;
+        c->held_at = (c->held_at + (uint32_t)sent) % c->window;
         c->held_bytes -= (uint32_t)sent;
-        *c->held_total -= (uint32_t)sent;
         c->passed += (uint32_t)sent;
     }
+    if (c->held_bytes == 0) {
+        drop_held(c);
+        if (c->is_wide)
+            c->window = VSOCK_WIDE_WINDOW_BYTES;
+        end_output(c);
+    }
     note_passed(c);
-    if (c->held_bytes > 0)
-        return;
-    drop_held(c);
-    end_output(c);
 }
 
 void vsock_conn_on_ready(struct vsock_conn *c, uint32_t ready)
@@ -177,19 +197,21 @@ static int vsock_conn_hold(struct vsock_conn *c, struct chain *chain, uint32_t n
 {
     uint32_t at, first;
 
-    if (n > VSOCK_WINDOW_BYTES - c->held_bytes || n > VSOCK_HELD_MAX - *c->held_total)
+    if (n > c->window - c->held_bytes)
         return -1;
     if (!c->held) {
-        c->held = malloc(VSOCK_WINDOW_BYTES);
+        if (c->window > VSOCK_HELD_MAX - c->total->held)
+            return -1;
+        c->held = malloc(c->window);
         BUG_ON(!c->held);
         c->held_at = 0;
+        c->total->held += c->window;
     }
-    at = (c->held_at + c->held_bytes) % VSOCK_WINDOW_BYTES;
-    first = n < VSOCK_WINDOW_BYTES - at ? n : VSOCK_WINDOW_BYTES - at;
+    at = (c->held_at + c->held_bytes) % c->window;
+    first = n < c->window - at ? n : c->window - at;
     if (chain_read_(chain, c->held + at, first) < 0 || chain_read_(chain, c->held, n - first) < 0)
         BUG_ON(true); /* the caller has seen that the chain is that long */
     c->held_bytes += n;
-    *c->held_total += n;
     return 0;
 }
 
@@ -305,9 +327,10 @@ void vsock_conn_tell(struct vsock_conn *c, struct virtio_vsock_hdr *h, uint16_t 
     h->len = bytes;
     h->type = VIRTIO_VSOCK_TYPE_STREAM;
     h->flags = 0;
-    h->buf_alloc = VSOCK_WINDOW_BYTES;
+    h->buf_alloc = c->window;
     h->fwd_cnt = c->passed;
     c->passed_told = c->passed;
+    c->window_told = c->window;
     c->to_guest += bytes;
     c->owed &= ~(unsigned)OWED_CREDIT;
     switch (op) {

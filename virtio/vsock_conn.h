@@ -19,14 +19,21 @@
 #include "virtio/vsock_unix.h"
 #include "vmm/base/loop.h"
 
-/* What the guest may send before the host has taken it: four of the largest packets of Linux. */
-#define VSOCK_WINDOW_BYTES (256u << 10)
+/* What the guest may send before the host has taken it: one of the largest packets of Linux; four
+ * on a wide connection. */
+#define VSOCK_WINDOW_BYTES      (64u << 10)
+#define VSOCK_WIDE_WINDOW_BYTES (256u << 10)
+
+/* Connections that take much of the host's memory: those whose host has been seen to read what did
+ * not fit into its socket at once, first come, first served. The others have sockets that take
+ * little, so that many hosts that don't read cost little. */
+#define VSOCK_WIDE_MAX 16u
 
 /* Chains of the guest that one read may fill. */
 #define VSOCK_READ_CHAINS 64u
 
-/* What all connections together hold back for hosts that don't read. */
-#define VSOCK_HELD_MAX (64u << 20)
+/* What all connections together hold back for hosts that don't read, a window for each. */
+#define VSOCK_HELD_MAX (8u << 20)
 
 #define VSOCK_SHUTDOWN_BOTH (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND)
 
@@ -44,6 +51,11 @@ enum vsock_owed { /* to the guest */
                   OWED_RESET = 1 << 3,
 };
 
+struct vsock_total { /* of all connections */
+    uint32_t held;   /* bytes */
+    unsigned wide;   /* connections */
+};
+
 struct vsock_conn {
     struct vsock *device;
     struct loop *loop;
@@ -57,6 +69,8 @@ struct vsock_conn {
     uint8_t guest_shut, host_shut, host_shut_told;
     bool is_readable; /* the socket has something to read, or its end */
     bool is_deaf;     /* a write to it has failed */
+    bool is_wide;     /* the socket takes more at once, and so does the window as soon as it can */
+    uint32_t window, window_told;
 
     /* Bytes, free running: from the guest; taken by the host, and what the guest knows of that. */
     uint32_t from_guest, passed, passed_told;
@@ -66,11 +80,11 @@ struct vsock_conn {
 
     unsigned chains; /* how many chains the next read is likely to fill */
 
-    /* What the guest sent and the socket had no room for: a ring of VSOCK_WINDOW_BYTES, which is
-     * there only while it is needed. */
+    /* What the guest sent and the socket had no room for: a ring as large as the window, which does
+     * not change while the ring is there; and that is only while it is needed. */
     uint8_t *held;
     uint32_t held_at, held_bytes;
-    uint64_t *held_total; /* of all connections */
+    struct vsock_total *total;
 
     /* The owner's: */
     LIST_ENTRY(vsock_conn) by_ports;
@@ -81,9 +95,9 @@ struct vsock_conn {
 };
 
 /* A connection on a socket that does not block, which it takes, and starts to watch with
- * `on_ready`. *held_total counts what all connections hold. NULL: the loop takes no more. */
+ * `on_ready`. It is counted in *total. NULL: the loop takes no more. */
 struct vsock_conn *vsock_conn_new(struct vsock *device, struct loop *loop, int fd,
-                                  loop_fn *on_ready, uint64_t *held_total);
+                                  loop_fn *on_ready, struct vsock_total *total);
 void vsock_conn_free(struct vsock_conn *c);
 
 /* Waits for what is of use in its present state; to be called when that has changed. */

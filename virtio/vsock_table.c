@@ -62,7 +62,7 @@ struct vsock_conn *vsock_table_add(struct vsock_table *t, int fd)
         close(fd);
         return NULL;
     }
-    c = vsock_conn_new(t->device, t->loop, fd, t->on_stream, &t->held_total);
+    c = vsock_conn_new(t->device, t->loop, fd, t->on_stream, &t->total);
     if (c)
         t->count++;
     return c;

@@ -28,8 +28,8 @@ struct vsock_table {
     struct vsock_list timed;    /* those that end at a deadline, the nearest first */
     struct vsock_list idle;     /* those that may go to make room, the oldest first */
     struct vsock_conn *current; /* see vsock_table_remove() */
-    uint64_t held_total;        /* bytes held back for the host */
-    struct loop_source timer;   /* a timerfd: a deadline may be over */
+    struct vsock_total total;
+    struct loop_source timer; /* a timerfd: a deadline may be over */
     bool is_timer_set;
     uint64_t stands_since_ms; /* of the monotonic clock; 0: time goes on */
     uint64_t stood_ms;        /* before that, altogether */

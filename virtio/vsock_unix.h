@@ -30,6 +30,10 @@ void vsock_unix_close(struct vsock_listener *l, const char *path);
 /* Accepts the next connection: a descriptor, or -errno. */
 must_check int vsock_unix_accept(int listener);
 
+/* Bounds what the kernel holds of what was written and not yet read: about 9 KiB, or 230 KiB for a
+ * wide one. */
+void vsock_unix_set_room(int fd, bool is_wide);
+
 #define VSOCK_COMMAND_BYTES_MAX 32u
 
 struct vsock_command { /* as far as it has come; zeroed at first */

@@ -185,7 +185,7 @@ static void check_drained(struct hostile *h)
 {
     (void)h;
     MUST(vsock.table.count <= VSOCK_CONNECTIONS_MAX);
-    MUST(vsock.table.held_total <= VSOCK_HELD_MAX);
+    MUST(vsock.table.total.held <= VSOCK_HELD_MAX);
     MUST(vsock.reset_count <= VSOCK_RESETS_MAX);
     MUST(vsock.rx.first == vsock.rx.last && vsock.rx.bytes == 0);
 }

@@ -24,7 +24,7 @@ pytestmark = needs_kvm
 MIB = int(os.environ.get("MAYFLY_VSOCK_MIB", "8"))
 SEED = int(os.environ.get("MAYFLY_SEED", "1"))
 CONNECTIONS_MAX = 1023
-WINDOW = 256 << 10  # what the device takes from the guest for a host that doesn't read
+WINDOW = 64 << 10  # what the device takes from the guest for a host that does not read
 
 
 @pytest.fixture(name="guest")

@@ -1,6 +1,8 @@
 #include "tests/unit/support/vsock_guest.h"
 
+#include <linux/sockios.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 
 static void set_up(void)
@@ -141,6 +143,7 @@ Test(hostile_guest, that_takes_no_answers_is_not_listened_to_any_more)
         guest_send_raw(&h, NULL, 0);
     cr_expect_eq(ring_used_idx(tx), RX_SLOTS + VSOCK_RESETS_MAX);
     guest_give(RX_SLOTS);
+    cr_expect_eq(ring_used_idx(tx), RX_SLOTS + VSOCK_RESETS_MAX + 40, "one kick brings it on");
     for (; guest_take(&p); answers++)
         guest_give(1);
     cr_expect_eq(answers, VSOCK_RESETS_MAX + 40, "and nothing is lost");
@@ -163,6 +166,22 @@ Test(hostile_guest, that_gives_buffers_too_small_for_a_packet_gets_them_back)
     rx->taken += 10;
     guest_give(1);
     cr_expect_arr_eq(guest_expect(VIRTIO_VSOCK_OP_RW).data, "y", 1);
+}
+
+Test(hostile_guest, that_sends_much_has_its_turn_and_no_more)
+{
+    struct virtio_vsock_hdr h = guest_header(5, 6, VIRTIO_VSOCK_OP_RW, 65536);
+
+    cr_assert_eq(gmem_put(&g.d.mem, gpa(TX_AT), &h), 0);
+    ring_buffer(tx, 0, TX_AT, sizeof(h) + 65536, 0);
+    for (unsigned i = 0; i < 40; i++)
+        ring_offer(tx, 0);
+    for (unsigned taken = 16; taken < 40; taken += 16) {
+        cr_expect(driver_serve_at(&g.d, 1), "there is more");
+        cr_expect_eq(ring_used_idx(tx), taken, "a MiB a turn");
+    }
+    guest_kick(1);
+    cr_expect_eq(ring_used_idx(tx), 40);
 }
 
 /* A queue of 256, of which each entry is the same chain: `empty` empty buffers, and one that is too
@@ -300,6 +319,78 @@ Test(hostile_guest, that_opens_connections_for_ever_gets_so_many)
     }
     cr_expect_eq(open, VSOCK_CONNECTIONS_MAX);
     cr_expect_eq(reset, 10);
+    close(server);
+}
+
+/* What the kernel holds for the sockets of all connections. */
+static uint32_t bytes_in_kernel(void)
+{
+    uint32_t sum = 0;
+
+    for (unsigned i = 0; i < VSOCK_BUCKETS; i++) {
+        const struct vsock_conn *c;
+
+        LIST_FOREACH(c, &g.v.table.by_ports[i], by_ports)
+        {
+            int bytes = 0;
+
+            cr_assert_eq(ioctl(c->stream.fd, SIOCOUTQ, &bytes), 0);
+            sum += (uint32_t)bytes;
+        }
+    }
+    return sum;
+}
+
+static void send_on(uint32_t port, uint32_t host_port, uint32_t bytes)
+{
+    static uint8_t data[65536];
+    struct packet p;
+
+    guest_send(port, host_port, data, bytes);
+    while (guest_take(&p))
+        guest_give(1);
+}
+
+/* A host reads from as many connections as may be wide, and then no more from any. The guest fills
+ * all it can: windows while something can be held, then what the sockets take. */
+Test(hostile_guest, that_fills_everything_takes_so_much_of_the_host_and_no_more)
+{
+    unsigned refused = 0;
+    char name[64];
+    int server;
+
+    for (uint32_t port = 1; port <= VSOCK_WIDE_MAX; port++) {
+        struct stream s = open_from_host(port);
+        static uint8_t got[65536];
+
+        guest_give(1);
+        send_on(port, s.host_port, 65536);
+        for (size_t n = 0; n < sizeof(got); n += (size_t)host_read(s.fd, got, sizeof(got)))
+            ;
+        for (unsigned i = 0; i < 7; i++)
+            send_on(port, s.host_port, 65536);
+    }
+    cr_expect_eq(g.v.table.total.wide, VSOCK_WIDE_MAX);
+    snprintf(name, sizeof(name), "%s_1", g.path);
+    server = host_socket(name, true);
+    listen(server, 4096);
+    for (uint32_t port = 1000; port < 1000 + VSOCK_CONNECTIONS_MAX; port++) {
+        bool can_hold = g.v.table.total.held < VSOCK_HELD_MAX;
+
+        guest_say(port, 1, VIRTIO_VSOCK_OP_REQUEST, 0);
+        send_on(port, 1, 8000);
+        if (can_hold)
+            send_on(port, 1, 65000);
+        refused += !vsock_table_find(&g.v.table, 1, port);
+    }
+    cr_expect_eq(refused, VSOCK_WIDE_MAX, "too many");
+    cr_expect_eq(g.v.table.count, VSOCK_CONNECTIONS_MAX);
+    cr_expect_eq(g.v.table.total.held, VSOCK_HELD_MAX);
+    cr_assert(vsock_table_find(&g.v.table, 1, 2000));
+    send_on(2000, 1, 65000);
+    cr_expect_null(vsock_table_find(&g.v.table, 1, 2000), "nothing more can be held for it");
+    cr_expect_leq(bytes_in_kernel(), VSOCK_IN_KERNEL_MAX);
+    cr_expect_geq(bytes_in_kernel(), VSOCK_IN_KERNEL_MAX / 4 * 3, "the test fills it");
     close(server);
 }
 

@@ -254,63 +254,171 @@ Test(vsock, asks_for_credit_when_there_is_none)
     guest_expect(VIRTIO_VSOCK_OP_RW);
 }
 
-Test(vsock, tells_the_guest_what_the_host_has_taken)
+/* What the guest has sent on a stream, and knows of the host. */
+struct upload {
+    struct stream s;
+    uint32_t sent, taken, window, read;
+};
+
+static uint8_t upload_byte(uint32_t at)
 {
-    struct stream s = open_from_host(52);
+    return (uint8_t)(at / 1000 * 7 + at);
+}
+
+static void upload_take_credit(struct upload *u)
+{
     struct packet p;
 
-    guest_say(52, s.host_port, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0);
-    p = guest_expect(VIRTIO_VSOCK_OP_CREDIT_UPDATE);
-    cr_expect_eq(p.h.buf_alloc, VSOCK_WINDOW_BYTES);
-    cr_expect_eq(p.h.fwd_cnt, 0);
-    guest_send(52, s.host_port, buffer, 65536);
-    guest_expect_nothing();
-    guest_send(52, s.host_port, buffer, 65536);
-    cr_expect_eq(guest_expect(VIRTIO_VSOCK_OP_CREDIT_UPDATE).h.fwd_cnt, 2 * 65536);
+    while (guest_take(&p)) {
+        cr_assert_eq(p.h.op, VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+        u->taken = p.h.fwd_cnt;
+        u->window = p.h.buf_alloc;
+        guest_give(1);
+    }
+}
+
+static struct upload open_upload(uint32_t port)
+{
+    struct upload u = { .s = open_from_host(port) };
+
+    guest_say(port, u.s.host_port, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0);
+    upload_take_credit(&u);
+    return u;
+}
+
+static void upload_send(struct upload *u, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        buffer[i] = upload_byte(u->sent + i);
+    guest_send(u->s.port, u->s.host_port, buffer, n);
+    u->sent += n;
+    upload_take_credit(u);
+}
+
+/* All that the window allows, while the host reads nothing. */
+static void upload_fill(struct upload *u)
+{
+    uint32_t room;
+
+    while ((room = u->window - (u->sent - u->taken)) > 0)
+        upload_send(u, room < 65536 ? room : 65536);
+}
+
+static void upload_read(struct upload *u)
+{
+    static uint8_t got[65536];
+    ssize_t n;
+
+    while ((n = host_read(u->s.fd, got, sizeof(got))) > 0)
+        for (ssize_t i = 0; i < n; i++)
+            cr_assert_eq(got[i], upload_byte(u->read++));
+    cr_assert_eq(u->read, u->sent);
+    upload_take_credit(u);
+}
+
+/* Has more for a host that reads than its socket takes at once. */
+static struct upload open_wide_upload(uint32_t port)
+{
+    struct upload u = open_upload(port);
+
+    upload_send(&u, 65536);
+    upload_read(&u);
+    return u;
+}
+
+Test(vsock, tells_the_guest_what_the_host_has_taken)
+{
+    struct upload u = open_upload(52);
+    unsigned packets = 0;
+
+    cr_expect_eq(u.window, VSOCK_WINDOW_BYTES);
+    cr_expect_eq(u.taken, 0);
+    for (; u.taken == 0; packets++) {
+        upload_send(&u, 6000);
+        upload_read(&u);
+    }
+    cr_expect_eq(u.taken, u.sent);
+    cr_expect_eq(packets, VSOCK_WINDOW_BYTES / 2 / 6000 + 1, "when half of the window is used up");
+    cr_expect_eq(u.window, VSOCK_WINDOW_BYTES, "packets that fit make no connection wide");
 }
 
 Test(vsock, holds_what_a_host_does_not_read_as_far_as_the_window_and_no_further)
 {
-    struct stream s = open_from_host(52);
-    struct packet p = { 0 };
-    uint32_t sent = 0, taken = 0;
+    struct upload u = open_upload(52);
 
-    while (sent - taken <= VSOCK_WINDOW_BYTES - 65536) {
-        memset(buffer, (int)(sent / 65536), 65536);
-        guest_send(52, s.host_port, buffer, 65536);
-        sent += 65536;
-        while (guest_take(&p))
-            taken = p.h.fwd_cnt;
-        cr_assert_lt(sent, 4u << 20);
-    }
-    cr_expect_gt(g.v.table.held_total, 0);
-    for (uint32_t i = 0; i < sent; i++) {
-        uint8_t byte;
+    upload_fill(&u);
+    cr_expect_eq(g.v.table.total.held, VSOCK_WINDOW_BYTES);
+    upload_read(&u);
+    cr_expect_eq(g.v.table.total.held, 0);
+    cr_expect_geq(u.taken, u.sent - VSOCK_WINDOW_BYTES / 2);
+}
 
-        cr_assert_eq(i % 4096 ? read(s.fd, &byte, 1) : host_read(s.fd, &byte, 1), 1);
-        cr_assert_eq(byte, i / 65536);
+Test(vsock, gives_more_room_where_the_host_reads)
+{
+    struct upload u = open_wide_upload(52);
+
+    cr_expect_eq(u.window, VSOCK_WIDE_WINDOW_BYTES);
+    cr_expect_eq(g.v.table.total.wide, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        upload_fill(&u);
+        cr_expect_eq(g.v.table.total.held, VSOCK_WIDE_WINDOW_BYTES);
+        upload_read(&u);
+        cr_expect_eq(g.v.table.total.held, 0);
+        cr_expect_geq(u.taken, u.sent - VSOCK_WIDE_WINDOW_BYTES / 2);
     }
-    cr_expect_eq(g.v.table.held_total, 0);
-    while (guest_take(&p))
-        taken = p.h.fwd_cnt;
-    cr_expect_geq(taken, sent - VSOCK_WINDOW_BYTES / 2);
+    guest_say(52, u.s.host_port, VIRTIO_VSOCK_OP_RST, 0);
+    cr_expect_eq(g.v.table.total.wide, 0);
+}
+
+Test(vsock, gives_more_room_to_so_many_and_to_others_when_they_have_gone)
+{
+    struct upload u;
+
+    for (uint32_t i = 0; i < VSOCK_WIDE_MAX; i++) {
+        u = open_wide_upload(100 + i);
+        cr_expect_eq(u.window, VSOCK_WIDE_WINDOW_BYTES);
+    }
+    u = open_wide_upload(52);
+    cr_expect_eq(u.window, VSOCK_WINDOW_BYTES);
+    cr_expect_eq(g.v.table.total.wide, VSOCK_WIDE_MAX);
+    guest_say(100, 1u << 30, VIRTIO_VSOCK_OP_RST, 0);
+    upload_send(&u, 65536 - (u.sent - u.taken));
+    upload_read(&u);
+    cr_expect_eq(u.window, VSOCK_WIDE_WINDOW_BYTES);
 }
 
 Test(vsock, resets_a_guest_that_sends_more_than_its_window)
 {
-    struct stream s = open_from_host(52);
-    struct packet p = { 0 };
+    struct upload u = open_upload(52);
 
-    for (unsigned i = 0; i < 64 && p.h.op != VIRTIO_VSOCK_OP_RST; i++) {
-        guest_send(52, s.host_port, buffer, 65536);
-        if (guest_take(&p))
-            guest_give(1);
-    }
-    cr_expect_eq(p.h.op, VIRTIO_VSOCK_OP_RST);
-    cr_expect_leq(g.v.table.held_total, VSOCK_WINDOW_BYTES);
-    cr_expect_gt(host_drain(s.fd), 65536, "what was held still arrives");
+    upload_fill(&u);
+    guest_send(52, u.s.host_port, buffer, 65536);
+    guest_expect(VIRTIO_VSOCK_OP_RST);
+    cr_expect_eq(g.v.table.total.held, VSOCK_WINDOW_BYTES);
+    cr_expect_eq(host_drain(u.s.fd), u.sent, "what was held still arrives");
     cr_expect_eq(g.v.table.count, 0);
-    cr_expect_eq(g.v.table.held_total, 0);
+    cr_expect_eq(g.v.table.total.held, 0);
+}
+
+/* What it sends is dropped, and counted as taken: it would wait for ever otherwise. */
+Test(vsock, a_guest_that_sends_to_a_host_that_is_deaf_gets_credit)
+{
+    struct upload u = open_upload(52);
+
+    shutdown(u.s.fd, SHUT_RD);
+    for (unsigned i = 0; i < 8; i++) {
+        struct packet p;
+
+        guest_send(52, u.s.host_port, buffer, 65536);
+        while (guest_take(&p)) {
+            cr_assert(p.h.op == VIRTIO_VSOCK_OP_CREDIT_UPDATE || p.h.op == VIRTIO_VSOCK_OP_SHUTDOWN,
+                      "operation %u", p.h.op);
+            u.taken = p.h.fwd_cnt;
+        }
+        guest_say(52, u.s.host_port, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 0);
+        u.taken = guest_expect(VIRTIO_VSOCK_OP_CREDIT_UPDATE).h.fwd_cnt;
+        cr_expect_eq(u.taken, 65536 * (i + 1));
+    }
 }
 
 /* How connections end. */
@@ -422,7 +530,7 @@ Test(vsock, what_a_guest_sent_before_it_closed_waits_for_a_slow_host)
     struct stream s = open_from_host(52);
     size_t sent = 0;
 
-    while (g.v.table.held_total == 0) {
+    while (g.v.table.total.held == 0) {
         guest_send(52, s.host_port, buffer, 65536);
         sent += 65536;
     }

@@ -66,6 +66,7 @@ ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 /* The API and vsock: connections on UNIX sockets, no others. */
 ALLOW(EVER, accept4, "the API; vsock, from the host")
 ALLOW(EVER, recvfrom, "the API; what a host asks vsock for")
+ALLOW_IF(MAIN, setsockopt, IS(2, SO_SNDBUF), "what a host's vsock connection may hold")
 ALLOW(EVER, sendmsg, "the API")
 ALLOW(EVER, sendto, "the API, when there are too many connections")
 ALLOW(EVER, close, "connections of the API, replaced disks")
