@@ -90,6 +90,12 @@ static bool has_buffers(struct net *n)
     return false;
 }
 
+static void report_tap(struct net *n, const char *what, int os_errno)
+{
+    log_limited(&n->trouble, LOG_ERROR, "Cannot %s the tap %s: %s (os error %d)", what,
+                n->host.tap->name, strerror(os_errno), os_errno);
+}
+
 /* Reads the next frame. False: there is none, or no place for it. */
 static bool read_frame(struct net *n)
 {
@@ -110,6 +116,7 @@ static bool read_frame(struct net *n)
     if (got != -EAGAIN) {
         metric_inc(&n->metrics.tap_read_fails);
         metric_inc(&n->metrics.rx_fails);
+        report_tap(n, "read from", (int)-got);
     }
     return false;
 }
@@ -166,6 +173,8 @@ static void write_frame(struct net *n)
     if (put < 0) { /* the interface is down or gone, or the header lies */
         metric_inc(&n->metrics.tap_write_fails);
         metric_inc(&n->metrics.tx_fails);
+        if (put != -EINVAL) /* which is what the guest has written */
+            report_tap(n, "write to", (int)-put);
         return;
     }
     latency_record(&n->metrics.tap_write_agg, start_us);

@@ -18,6 +18,7 @@
 #include "virtio/net_tap.h"
 #include "virtio/rate_limiter.h"
 #include "virtio/rx_buffers.h"
+#include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
 
 #define NET_MAC_BYTES 6u
@@ -42,8 +43,9 @@ struct net {
     uint32_t rx_min;           /* bytes that must be offered before a frame is read */
     uint32_t held;             /* bytes of a frame that was read and waits for its limiter; or 0 */
     struct rx_buffers rx;
-    struct chain chain;   /* under way */
-    unsigned descriptors; /* that this turn may still look at */
+    struct log_limit trouble; /* with the tap */
+    struct chain chain;       /* under way */
+    unsigned descriptors;     /* that this turn may still look at */
     struct net_metrics metrics;
 };
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <linux/vm_sockets.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "virtio/vsock_unix.h"
@@ -261,12 +262,20 @@ static void reset_conn(struct vsock *v, struct vsock_conn *c)
     vsock_table_give_turn(&v->table, c);
 }
 
-/* The guest makes a connection. */
+static void report_socket(struct vsock *v, const char *what, int os_errno)
+{
+    log_limited(&v->trouble, LOG_ERROR, "vsock cannot %s: %s (os error %d)", what,
+                strerror(os_errno), os_errno);
+}
+
+/* The guest makes a connection. That nobody serves the port, or is busy, is between it and them. */
 static void take_request(struct vsock *v, const struct virtio_vsock_hdr *h)
 {
     int fd = vsock_unix_connect(v->host.path, h->dst_port);
     struct vsock_conn *c = fd < 0 ? NULL : vsock_table_add(&v->table, fd);
 
+    if (fd < 0 && fd != -ENOENT && fd != -ECONNREFUSED && fd != -EAGAIN)
+        report_socket(v, "connect to a host's socket", -fd);
     if (!c) {
         owe_reset(v, h->dst_port, h->src_port);
         return;
@@ -484,6 +493,7 @@ static void on_host(struct loop_source *src, uint32_t ready)
             return;
         if (fd < 0) {
             metric_inc(&metrics.vsock.muxer_event_fails);
+            report_socket(v, "take a host's connection", -fd);
             listen_to_host(v, false);
             vsock_table_ring(&v->table, RETRY_MS);
             return;

@@ -18,6 +18,7 @@
 #include "virtio/device.h"
 #include "virtio/rx_buffers.h"
 #include "virtio/vsock_table.h"
+#include "vmm/base/log.h"
 #include "vmm/base/loop.h"
 
 #define VSOCK_RESETS_MAX 128u
@@ -40,10 +41,11 @@ struct vsock {
     struct virtio_vsock_config config;
     struct vsock_table table;
     struct loop_source listening;
-    bool is_listening; /* that source is in the loop */
-    bool is_time_up;   /* the table's timer has fired */
-    bool was_reset;    /* by the guest: its connections are to be ended. Under the lock */
-    bool is_stalled;   /* packets of the guest wait until answers have gone */
+    bool is_listening;        /* that source is in the loop */
+    bool is_time_up;          /* the table's timer has fired */
+    bool was_reset;           /* by the guest: its connections are to be ended. Under the lock */
+    bool is_stalled;          /* packets of the guest wait until answers have gone */
+    struct log_limit trouble; /* of the host, with sockets */
 
     struct vsock_ports { /* answers to packets of no connection: a ring */
         uint32_t host_port, guest_port;

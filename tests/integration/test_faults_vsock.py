@@ -66,6 +66,9 @@ def test_a_client_that_could_not_be_taken_is_taken_later(served, tmp_path, fault
         with served.stream(ECHO) as client:
             echoes(client, b"taken")
         assert len(injected(log)) == 1
+    error = fault.removeprefix("accept4:error=")
+    text = "vsock cannot take a host's connection: " + STRERROR.get(error, "")
+    assert (text in served.log()) == (error in ("EMFILE", "ENFILE", "ENOMEM"))
 
 
 @pytest.mark.parametrize("fault", [
@@ -119,6 +122,8 @@ def test_a_connection_of_the_guest_s_that_fails_is_reset_and_no_other(tmp_path, 
                     listener.accept()[0].close()
                 assert "ended 3" in guest.finish()
             assert len(injected(log)) == 1
+            text = f"vsock cannot connect to a host's socket: {STRERROR[error]}"
+            assert (text in guest.log()) == (error != "EAGAIN") # which is a backlog that is full
             listener.setblocking(False)
             with pytest.raises(BlockingIOError):
                 listener.accept()

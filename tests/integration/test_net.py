@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import select
 import socket
 import subprocess
@@ -211,14 +212,20 @@ def test_a_guest_has_several_interfaces_and_a_disk(tmp_path):
 
 # What goes wrong.
 
-def test_a_tap_that_goes_leaves_the_machine_alive():
+@pytest.mark.parametrize("change, error", [
+    ("delete", "(read from|write to) the tap tap0: File descriptor in bad state "),
+    ("set down dev", "write to the tap tap0: (Input/output|I/O) error "),
+])
+def test_a_tap_that_goes_is_told_and_leaves_the_machine_alive(change, error):
     make_tap()
     with Guest("mrg late burst=1 quiet", stdin=subprocess.PIPE) as guest:
         guest.boot().wait_for_output("waiting start")
-        ip("link delete tap0")
+        ip(f"link {change} tap0")
         guest.go_on()
         guest.finish()
-        assert guest.written_metrics()["tap_write_fails"] >= 256
+        fails = guest.written_metrics()["tap_write_fails"]
+        told = re.findall("Cannot " + error, guest.log())
+        assert fails >= 256 > len(told) > 0 # at most one line a second
 
 
 def test_a_tap_that_goes_costs_one_error_and_no_busy_loop():

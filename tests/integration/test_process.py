@@ -197,6 +197,20 @@ def test_the_console_can_go_to_a_file(vm):
 
 
 @needs_kvm
+def test_a_console_that_is_lost_is_told(vm):
+    metrics = os.path.join(vm.directory, "metrics")
+    vm.ok("PUT", "/metrics", {"metrics_path": metrics})
+    vm.ok("PUT", "/serial", {"serial_out_path": "/dev/full"})
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": f"{GUESTS}/exit", "boot_args": "reset"})
+    vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+    assert vm.wait() == 0
+    with open(metrics) as lines:
+        lost = sum(json.loads(line)["uart"]["error_count"] for line in lines)
+    text = "Output of the guest's console is lost: No space left on device (os error 28)"
+    assert lost >= len("ending\n") > vm.output().count(text) > 0
+
+
+@needs_kvm
 def test_the_console_can_be_limited(vm):
     out, metrics = (os.path.join(vm.directory, name) for name in ("console", "metrics"))
     vm.ok("PUT", "/metrics", {"metrics_path": metrics})

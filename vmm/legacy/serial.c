@@ -1,6 +1,7 @@
 #include "vmm/legacy/serial.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -119,14 +120,23 @@ static bool may_send(struct serial *s)
     return true;
 }
 
+static void pass_on(struct serial *s, uint8_t byte)
+{
+    if (write(s->out_fd, &byte, 1) == 1)
+        return;
+    metric_inc(&metrics.uart.error_count);
+    log_limited(&s->trouble, LOG_ERROR, "Output of the guest's console is lost: %s (os error %d)",
+                strerror(errno), errno);
+}
+
 static void transmit_byte(struct serial *s, uint8_t byte)
 {
     if (s->state.mcr & MCR_LOOP)
         fifo_push(&s->state, byte);
     else if (!may_send(s))
         metric_inc(&metrics.uart.rate_limiter_dropped_bytes);
-    else if (write(s->out_fd, &byte, 1) != 1)
-        metric_inc(&metrics.uart.error_count);
+    else
+        pass_on(s, byte);
     s->state.thr_empty_pending = true;
 }
 
@@ -237,8 +247,11 @@ static bool take_input(struct serial *s)
     uint8_t bytes[SERIAL_FIFO_BYTES], before = pending(&s->state);
     ssize_t got = read(s->input.fd, bytes, SERIAL_FIFO_BYTES - s->state.fifo_count);
 
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
     if (got < 0)
-        return errno == EAGAIN || errno == EINTR;
+        log_error("The guest's console has no input any more: %s (os error %d)", strerror(errno),
+                  errno);
     for (ssize_t i = 0; i < got; i++)
         fifo_push(&s->state, bytes[i]);
     raise_from(s, before);

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "vmm/base/bucket.h"
+#include "vmm/base/log.h"
 #include "vmm/base/loop.h"
 #include "vmm/kvm/bus.h"
 #include "vmm/kvm/kvm.h"
@@ -35,8 +36,9 @@ struct serial {
     struct kvm_line line;
     void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     int out_fd;
-    struct bucket limit; /* of output, in bytes */
-    uint64_t counted_ns; /* the clock when it was last refilled */
+    struct log_limit trouble; /* with that */
+    struct bucket limit;      /* of output, in bytes */
+    uint64_t counted_ns;      /* the clock when it was last refilled */
     struct loop *loop;
     bool has_input, is_watching, is_paused;
     struct loop_source input;      /* stdin, while has_input */
