@@ -236,6 +236,9 @@ Test(aml, packs_eisa_ids)
     aml_name_eisa_id(&a, "_HID", "PNP0A3B");
     cr_assert_eq(a.bytes, sizeof(want));
     cr_assert_eq(memcmp(a.code, want, sizeof(want)), 0);
+    a.bytes = 0;
+    aml_name_eisa_id(&a, "_HID", "PNP09AF");
+    cr_assert_eq(memcmp(a.code + 8, (uint8_t[]){ 0x09, 0xaf }, 2), 0);
 }
 
 Test(aml, writes_absolute_and_relative_paths)

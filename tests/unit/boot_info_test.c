@@ -134,6 +134,14 @@ Test(boot_info_write, maps_the_first_gigabyte_onto_itself)
     cr_assert_eq(u64_at(LAYOUT_PML4 + 8), 0);
 }
 
+Test(boot_info_write, leaves_paging_to_a_kernel_that_starts_without)
+{
+    write_info(&pvh, &no_initrd);
+    cr_assert_eq(u64_at(LAYOUT_PML4), 0);
+    cr_assert_eq(u64_at(LAYOUT_PDPT), 0);
+    cr_assert_eq(u32_at(LAYOUT_ZERO_PAGE + 0x1f1 + 0x11), 0, "and has no zero page");
+}
+
 Test(boot_info_write, has_flat_segments_for_either_protocol)
 {
     write_info(&vmlinux, &no_initrd);

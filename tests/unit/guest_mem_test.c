@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "vmm/kvm/layout.h"
 
@@ -244,6 +246,47 @@ Test(gmem_load_file, gives_the_same_bytes_mapped_or_read)
         cr_expect_arr_eq(got, want, n + 1, "case %u", i);
         gmem_fini(&m);
     }
+    close(fd);
+}
+
+/* The host's pread(), which may give less at a time than was asked for, and nothing from some byte
+ * on, as where the file was cut after somebody looked how long it is. */
+static size_t most_at_once = SIZE_MAX;
+static off_t cut_at = INT64_MAX;
+
+ssize_t pread(int fd, void *to, size_t n, off_t offset)
+{
+    if (n > most_at_once)
+        n = most_at_once;
+    if (offset >= cut_at)
+        return 0;
+    if (n > (uint64_t)(cut_at - offset))
+        n = (size_t)(cut_at - offset);
+    return syscall(SYS_pread64, fd, to, n, offset);
+}
+
+Test(gmem_load_file, reads_on_where_the_host_gives_less_at_once)
+{
+    uint8_t want[30000], got[30000];
+    int fd = file_of(40000);
+
+    cr_assert_eq(pread(fd, want, sizeof(want), 1), (ssize_t)sizeof(want));
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    most_at_once = 1000;
+    cr_assert_eq(gmem_load_file(&m, gpa(0x100000), fd, 1, sizeof(want), &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_read_(&m, gpa(0x100000), got, sizeof(got)), 0);
+    cr_expect_arr_eq(got, want, sizeof(want));
+    close(fd);
+}
+
+Test(gmem_load_file, says_where_a_file_ends_that_is_cut_meanwhile)
+{
+    int fd = file_of(40000);
+
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cut_at = 20000;
+    cr_expect_eq(gmem_load_file(&m, gpa(0x100000), fd, 1, 30000, &e), -1);
+    cr_expect_str_eq(e.msg, "the image ends before byte 30001");
     close(fd);
 }
 

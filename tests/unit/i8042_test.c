@@ -96,6 +96,8 @@ Test(i8042, has_a_keyboard_that_acknowledges)
     expect_bytes((const uint8_t[]){ 0xfa }, 1);
     out8(DATA, 0xf2);
     expect_bytes((const uint8_t[]){ 0xfa }, 1); /* the parameter of 0xed */
+    out8(DATA, 0xee);
+    expect_bytes((const uint8_t[]){ 0xee }, 1); /* which has one alone */
 }
 
 Test(i8042, types_ctrl_alt_del_with_an_interrupt_a_byte)

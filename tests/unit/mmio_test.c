@@ -115,9 +115,16 @@ Test(registers, are_32_bits_wide)
         d.transport.bus.ops->read(&d.transport.bus, VIRTIO_MMIO_MAGIC_VALUE, bytes, width);
         cr_expect_eq(bytes[0], width == 4 ? 'v' : 0x5a, "%u bytes", width);
     }
-    bytes[0] = 1;
-    d.transport.bus.ops->write(&d.transport.bus, VIRTIO_MMIO_STATUS, bytes, 1);
-    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0);
+    memset(bytes, 0, sizeof(bytes));
+    bytes[0] = 1; /* as a value of 32 bits it would be taken */
+    for (unsigned width = 1; width <= 8; width *= 2) {
+        if (width == 4)
+            continue;
+        d.transport.bus.ops->write(&d.transport.bus, VIRTIO_MMIO_STATUS, bytes, width);
+        cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0, "%u bytes", width);
+    }
+    d.transport.bus.ops->write(&d.transport.bus, VIRTIO_MMIO_STATUS, bytes, 4);
+    cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 1);
 }
 
 Test(negotiation, offers_64_bits_and_nothing_behind)
@@ -153,6 +160,17 @@ Test(negotiation, refuses_a_feature_that_was_not_offered)
     reg_write(&d, VIRTIO_MMIO_STATUS, 0);
     cr_expect_not(driver_negotiate(&d, FEATURES | FEATURE(63)));
     cr_expect_eq(virtio_acked(&probe.dev), 0);
+}
+
+Test(negotiation, takes_what_was_written_last)
+{
+    const uint64_t fewer = FEATURES & ~FEATURE(5) & ~FEATURE(29);
+
+    driver_begin(&d);
+    driver_accept(&d, FEATURES);
+    driver_accept(&d, fewer);
+    cr_expect(driver_features_ok(&d));
+    cr_expect_eq(virtio_acked(&probe.dev), fewer);
 }
 
 Test(negotiation, ignores_features_written_at_the_wrong_time)
@@ -296,6 +314,22 @@ Test(turn, is_not_served_by_a_broken_device)
     driver_start(&d);
     driver_serve(&d);
     cr_expect_eq(probe.turns, 2);
+}
+
+/* That one line a second is written is the log's to know (log_limited). */
+Test(turn, of_a_device_that_breaks_again_and_again_is_told_of_under_a_limit)
+{
+    driver_start(&d);
+    probe.breaks = true;
+    cr_expect_eq(d.transport.complaints.next_ns, 0);
+    driver_serve(&d);
+    cr_expect_gt(d.transport.complaints.next_ns, 0);
+    d.transport.complaints.next_ns = UINT64_MAX;
+    for (unsigned i = 0; i < 3; i++) {
+        driver_start(&d);
+        driver_serve(&d);
+    }
+    cr_expect_eq(d.transport.complaints.left_out, 3);
 }
 
 static void stop_loop(struct loop_source *src, uint32_t ready)

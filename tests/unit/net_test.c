@@ -640,6 +640,50 @@ Test(net_config, tells_address_and_mtu, .fini = tear_down)
     cr_expect_eq(mtu, 9000);
 }
 
+/* Each bit by its number in the specification (section 5.1.3; UDP segmentation is of version 1.3).
+ */
+Test(net, offers_what_it_can_and_nothing_else)
+{
+    static const unsigned bits[] = { 0, 1, 5, 7, 8, 10, 11, 12, 14, 15, 28, 29, 32 };
+    uint64_t want = tap.has_uso ? FEATURE(54) | FEATURE(55) | FEATURE(56) : 0;
+
+    for (unsigned i = 0; i < sizeof(bits) / sizeof(*bits); i++)
+        want |= FEATURE(bits[i]);
+    cr_expect_eq(offered_features(&d), want, "%llx", (unsigned long long)offered_features(&d));
+}
+
+/* Each of these makes the host send frames of 64 KiB, which must fit. */
+Test(net, waits_for_room_for_what_the_guest_has_segmented)
+{
+    static const unsigned bits[] = { 7, 8, 10, 54, 55 };
+    const uint64_t offered = offered_features(&d);
+    uint64_t without = 0;
+
+    for (unsigned i = 0; i < sizeof(bits) / sizeof(*bits); i++)
+        without |= FEATURE(bits[i]);
+    negotiate(without);
+    cr_expect_lt(net.rx_min, 2000);
+    for (unsigned i = 0; i < sizeof(bits) / sizeof(*bits); i++) {
+        if (!(offered & FEATURE(bits[i])))
+            continue;
+        negotiate(without & ~FEATURE(bits[i]));
+        cr_expect_eq(net.rx_min, NET_FRAME_MAX, "bit %u", bits[i]);
+    }
+}
+
+Test(net_ended, leaves_nothing_in_the_loop)
+{
+    struct epoll_event ev;
+
+    start_plain();
+    net_fini(&net);
+    make_frame(guest_mac, host_mac, 60, 1);
+    send_wire(60);
+    cr_expect_eq(epoll_wait(d.loop.epoll_fd, &ev, 1, 0), 0);
+    net = (struct net){ 0 };
+    net_fini(&net);
+}
+
 Test(net, offers_no_mtu_without_one)
 {
     cr_expect_not(offered_features(&d) & FEATURE(VIRTIO_NET_F_MTU));

@@ -74,6 +74,35 @@ Test(serial, survives_a_reader_that_is_gone)
     cr_expect_eq(metrics.uart.error_count, 1);
 }
 
+static unsigned passed_on(unsigned bytes)
+{
+    uint8_t got[64];
+    ssize_t n;
+
+    for (unsigned i = 0; i < bytes; i++)
+        out8(DATA, 'x');
+    n = read(out[0], got, sizeof(got));
+    return n < 0 ? 0 : (unsigned)n;
+}
+
+/* As if so much time had passed. */
+static void let_minutes_pass(uint64_t minutes)
+{
+    s.counted_ns -= minutes * 60 * 1000000000;
+}
+
+Test(serial, passes_on_as_much_as_its_limit_gains_in_time)
+{
+    serial_limit(&s, &(struct token_bucket){ .size = 10, .refill_time_ms = 10 * 3600 * 1000 });
+    cr_expect_eq(passed_on(15), 10);
+    cr_expect_eq(metrics.uart.rate_limiter_dropped_bytes, 5);
+    let_minutes_pass(181);
+    cr_expect_eq(passed_on(15), 3, "one an hour");
+    cr_expect_eq(passed_on(15), 0);
+    let_minutes_pass(59);
+    cr_expect_eq(passed_on(15), 1);
+}
+
 Test(serial, keeps_divisor_and_data_apart)
 {
     char got[2];
@@ -184,6 +213,46 @@ Test(serial_input, interrupts_and_is_read_in_order)
     cr_expect_eq(in8(LSR), 0x60);
     cr_expect_eq(in8(IIR), 0x01);
     cr_expect_eq(in8(DATA), 0, "empty");
+}
+
+Test(serial_input, that_is_not_there_reads_as_zero_and_stays_so)
+{
+    attach();
+    for (unsigned i = 0; i < 3; i++) {
+        cr_expect_eq(in8(DATA), 0);
+        cr_expect_eq(in8(LSR), 0x60);
+    }
+    cr_assert_eq(write(in[1], "a", 1), 1);
+    serve();
+    cr_expect_eq(in8(DATA), 'a');
+    cr_expect_eq(in8(LSR), 0x60);
+}
+
+Test(serial_input, stays_where_the_fifo_is_not_cleared)
+{
+    attach();
+    cr_assert_eq(write(in[1], "hi", 2), 2);
+    serve();
+    for (unsigned fcr = 0; fcr < 0x100; fcr++)
+        if (!(fcr & 0x02))
+            out8(IIR, (uint8_t)fcr);
+    cr_expect_eq(in8(DATA), 'h');
+    cr_expect_eq(in8(DATA), 'i');
+}
+
+Test(serial_input, goes_on_when_a_full_fifo_is_cleared)
+{
+    uint8_t sent[100];
+
+    attach();
+    for (unsigned i = 0; i < sizeof(sent); i++)
+        sent[i] = (uint8_t)i;
+    cr_assert_eq(write(in[1], sent, sizeof(sent)), sizeof(sent));
+    serve();
+    out8(IIR, 0x03);
+    cr_expect_eq(in8(LSR), 0x60);
+    serve();
+    cr_expect_eq(in8(DATA), SERIAL_FIFO_BYTES, "what was in the FIFO is gone");
 }
 
 Test(serial_input, waits_in_the_pipe_while_the_fifo_is_full)
