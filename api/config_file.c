@@ -18,7 +18,7 @@ static int fail_read(struct error *e, const char *path, int os_errno)
 /* Opened without blocking, so that a FIFO does not hang the start before it is refused. */
 static int open_file(const char *path, size_t *size, struct error *e)
 {
-    autofd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct stat st;
 
     if (fd < 0 || fstat(fd, &st) < 0)

@@ -232,6 +232,7 @@ static void put_device(const struct cell *c, const struct plan *p, const char *p
 void cell_furnish(struct cell *c, const struct plan *p)
 {
     char path[PATH_MAX];
+    mode_t callers = umask(0);
 
     make_directory(p, "/");
     make_directory(p, "/dev");
@@ -241,6 +242,7 @@ void cell_furnish(struct cell *c, const struct plan *p)
     put_device(c, p, "/dev/kvm", MISC_MAJOR, KVM_MINOR, c->kvm_fd);
     put_device(c, p, "/dev/urandom", MEM_MAJOR, URANDOM_MINOR, c->urandom_fd);
     put_device(c, p, "/dev/userfaultfd", MISC_MAJOR, c->uffd_minor, c->uffd_fd);
+    umask(callers);
     if (c->exec_fd < 0)
         return;
     path_set(path, "/%s", p->exec_name);

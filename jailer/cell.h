@@ -26,7 +26,8 @@ void cell_make(struct cell *c, const struct plan *p);
  * the host's tree. What the host mounts below the cell's root later is seen inside. */
 void cell_enter(struct cell *c, const struct plan *p);
 
-/* Makes directories and device nodes, owned by the VMM's user. From inside. */
+/* Makes directories and device nodes, owned by the VMM's user and for it alone, whatever the umask.
+ * From inside. */
 void cell_furnish(struct cell *c, const struct plan *p);
 
 /* Takes the write permission from the root, if that is asked for. From inside. */

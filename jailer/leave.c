@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -25,6 +26,21 @@
 struct start start_now(void)
 {
     return (struct start){ clock_us(CLOCK_MONOTONIC), clock_us(CLOCK_PROCESS_CPUTIME_ID) };
+}
+
+void leave_terminal(void)
+{
+    int fd;
+
+    signal(SIGHUP, SIG_IGN);
+    if (getsid(0) != getpid())
+        return;
+    fd = open("/dev/tty", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return; /* there is none */
+    if (ioctl(fd, TIOCNOTTY) < 0)
+        die_os(errno, "Failed to leave the session's terminal");
+    close(fd);
 }
 
 /* Goes on in a child, which is born in the cgroup: that costs less than moving there, which makes
@@ -197,6 +213,7 @@ void leave(const struct plan *p, const struct cell *c, int cgroup_fd, int null_f
     struct start own = { start->monotonic_us, is_child ? 0 : start->cpu_us };
 
     become_vmm_process(p, c, cgroup_fd, null_fd);
+    signal(SIGHUP, SIG_DFL); /* leave_terminal() */
     cell_seal(p);
     drop_privileges(p->args);
     if (!p->args->new_pid_ns)

@@ -16,6 +16,12 @@ struct start {
 /* The first thing that the jailer does. */
 struct start start_now(void);
 
+/* Takes the terminal from the session, if it is ours, and ignores SIGHUP from now on. The end of a
+ * session's leader sends it to all that the terminal has in the foreground: that would be the child
+ * that is to become the VMM, when it is the jailer that leads. For --daemonize and --new-pid-ns,
+ * while /dev is that of the host. */
+void leave_terminal(void);
+
 /* Detaches from the caller (--daemonize, --new-pid-ns), writes the PID file, and executes the VMM
  * without privileges, in the cgroup if there is one (-1: none). null_fd is /dev/null, for
  * --daemonize. Never returns. */

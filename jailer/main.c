@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/personality.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -15,14 +16,18 @@
 #include "jailer/check.h"
 #include "jailer/die.h"
 #include "jailer/leave.h"
+#include "vmm/base/inherited.h"
 #include "vmm/base/version.h"
 
-/* Nothing of the caller's but its standard input, output and error. */
+/* Nothing of the caller's but its standard input, output and error (inherited.h), nor that
+ * addresses are not random. */
 static void forget_caller(void)
 {
+    inherited_settle();
     if (close_range(3, ~0u, CLOSE_RANGE_UNSHARE) < 0)
         die_os(errno, "Failed to close the inherited files");
     clearenv();
+    personality(PER_LINUX);
 }
 
 static void write_once(const char *path, const char *text, int bytes)
@@ -86,6 +91,8 @@ static void jail(const struct args *a, const struct start *start)
         limit(RLIMIT_FSIZE, "fsize", a->fsize);
     limit(RLIMIT_NOFILE, "no-file", a->no_file);
     cgroup_fd = cgroup_set_up(&plan);
+    if (a->daemonize || a->new_pid_ns)
+        leave_terminal();
     if (a->daemonize) {
         null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
         if (null_fd < 0)

@@ -42,7 +42,8 @@ static bool is_writable_device(int fd)
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
     /* Non-blocking, so that a FIFO does not wait for a peer; it means nothing for files. */
-    autofd int fd = open(path, (is_read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_CLOEXEC);
+    autofd int fd =
+        open(path, (is_read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     char id[64];
     struct stat st;
     off_t bytes;

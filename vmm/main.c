@@ -10,6 +10,8 @@
 #include "api/config_file.h"
 #include "api/server.h"
 #include "vmm/base/clock.h"
+#include "vmm/base/console.h"
+#include "vmm/base/inherited.h"
 #include "vmm/base/instance_id.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
@@ -114,7 +116,8 @@ static void print_help(void)
     options_print(&options);
     printf("\nexit codes: 0 the guest ended; 1 an error; %d bad --level; %d bad arguments;\n"
            "after a signal: 148 SIGSYS, 149 SIGBUS, 150 SIGSEGV, 151 SIGXFSZ, 154 SIGXCPU,\n"
-           "156 SIGHUP, 157 SIGILL. SIGTERM, SIGINT and SIGQUIT kill the process.\n",
+           "156 SIGHUP, 157 SIGILL. SIGTERM, SIGINT and SIGQUIT kill the process; as the first\n"
+           "process of a PID namespace it exits with 128 + N.\n",
            EXIT_BAD_LEVEL, EXIT_BAD_ARGUMENTS);
 }
 
@@ -172,6 +175,7 @@ static int end(int code)
         log_info("Firecracker exiting successfully. exit_code=0");
     else
         log_error("Firecracker exiting with error. exit_code=%d", code);
+    console_restore();
     return code;
 }
 
@@ -227,7 +231,6 @@ static int run(const struct arguments *o)
     int code;
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
-    signals_install();
     if (choose_filters(&vm_options.seccomp, o, &e) < 0)
         return end_with(EXIT_GENERIC, "Seccomp error", &e);
     if (set_up_metrics(o, &e) < 0)
@@ -263,7 +266,9 @@ int main(int argc, char **argv)
     struct error e;
 
     (void)argc;
+    inherited_settle();
     timeline_init();
+    signals_install();
     alone = options_alone(&options, argv + 1);
     if (alone && alone->at == ALONE_HELP) {
         print_help();

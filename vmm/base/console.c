@@ -5,6 +5,8 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "vmm/base/inherited.h"
+
 static struct {
     int out_fd;    /* -1: not yet opened */
     int out_flags; /* of stdout, when they had to be changed; else -1 */
@@ -28,8 +30,9 @@ static int open_out(void)
     }
     flags = fcntl(STDOUT_FILENO, F_GETFL);
     if (flags >= 0 && !(flags & O_NONBLOCK)) {
-        fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+        inherited_give_back(console_restore);
         console.out_flags = flags;
+        fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
     }
     return STDOUT_FILENO;
 }
@@ -44,14 +47,25 @@ int console_out(void)
 int console_open_lines(const char *path)
 {
     /* Read and write, so that opening a FIFO waits for no reader (fifo(7)). */
-    return open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+    return open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
+}
+
+/* Job control: a shell that runs us in the background uses the terminal itself. Where we belong to
+ * no session of the terminal's, there is no such question. */
+static bool is_in_foreground(void)
+{
+    pid_t group = tcgetpgrp(STDIN_FILENO);
+
+    return group < 0 || group == getpgrp();
 }
 
 bool console_has_input(void)
 {
     struct stat st;
 
-    return fstat(STDIN_FILENO, &st) == 0 && (S_ISFIFO(st.st_mode) || isatty(STDIN_FILENO));
+    if (fstat(STDIN_FILENO, &st) < 0)
+        return false;
+    return S_ISFIFO(st.st_mode) || (isatty(STDIN_FILENO) && is_in_foreground());
 }
 
 void console_raw(void)
@@ -60,17 +74,24 @@ void console_raw(void)
 
     if (console.raw || tcgetattr(STDIN_FILENO, &console.saved) < 0)
         return;
+    inherited_give_back(console_restore);
     raw = console.saved;
     cfmakeraw(&raw);
+    console.raw = true; /* before it is, or a signal in between would find nothing to undo */
     console.raw = tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+}
+
+void console_cooked(void)
+{
+    if (console.raw && is_in_foreground())
+        tcsetattr(STDIN_FILENO, TCSANOW, &console.saved);
+    console.raw = false;
 }
 
 void console_restore(void)
 {
-    if (console.raw)
-        tcsetattr(STDIN_FILENO, TCSANOW, &console.saved);
+    console_cooked();
     if (console.out_flags >= 0)
         fcntl(STDOUT_FILENO, F_SETFL, console.out_flags);
-    console.raw = false;
     console.out_flags = -1;
 }

@@ -42,6 +42,7 @@ void bug(const char *file, int line, const char *what)
     log_error("%s:%d: broken invariant: %s", file, line, what);
     metric_set(&metrics.vmm.panic_count, 1);
     metrics_write();
+    console_restore();
     abort();
 }
 
@@ -60,6 +61,8 @@ void signals_install(void)
         .sa_flags = SA_SIGINFO | (int)SA_RESETHAND,
     };
 
+    signal(SIGTTIN, SIG_IGN);
+    signal(SIGTTOU, SIG_IGN);
     sigaction(SIGPIPE, &pipe, NULL);
     for (size_t i = 0; i < FATALS; i++)
         sigaction(fatals[i].signal, &fatal, NULL);

@@ -92,7 +92,7 @@ static int put_cpu_config(struct vm *vm, struct action *a, struct error *e)
  * start, when it is read. */
 static int open_image(const char *path)
 {
-    return open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    return open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
 static int put_boot_source(struct vm *vm, struct action *a, struct error *e)
@@ -425,7 +425,7 @@ void action_fini(struct action *a)
 
 void vm_stop(struct vm *vm)
 {
-    console_restore();
+    console_cooked();
     if (!vm->machine)
         return;
     machine_hold(vm->machine);

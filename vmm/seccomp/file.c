@@ -68,7 +68,7 @@ static bool parse_filters(struct bytes b, struct sock_fprog programs[THREADS])
 
 int seccomp_file_read(struct seccomp_threads *out, const char *path, struct error *e)
 {
-    autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     static struct sock_fprog programs[THREADS];
     static char bytes[FILE_MAX_BYTES + 1];
     ssize_t n;
