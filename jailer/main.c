@@ -67,6 +67,9 @@ static void join_netns(const char *path)
     close(fd);
 }
 
+/* To the kernel, 1 byte means that a program that core dumps are piped to gets none either. */
+#define NO_CORE 1
+
 static void limit(int resource, const char *name, uint64_t n)
 {
     const struct rlimit both = { n, n };
@@ -90,6 +93,7 @@ static void jail(const struct args *a, const struct start *start)
     if (a->has_fsize)
         limit(RLIMIT_FSIZE, "fsize", a->fsize);
     limit(RLIMIT_NOFILE, "no-file", a->no_file);
+    limit(RLIMIT_CORE, "core", NO_CORE);
     cgroup_fd = cgroup_set_up(&plan);
     if (a->daemonize || a->new_pid_ns)
         leave_terminal();

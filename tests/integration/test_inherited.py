@@ -483,3 +483,96 @@ def test_the_jailer_hands_down_neither_directory_nor_environment_nor_personality
         with open(f"/proc/{vm.pid()}/personality", encoding="ascii") as f:
             assert int(f.read(), 16) == 0
         assert os.readlink(f"/proc/{vm.pid()}/cwd") == "/"
+
+
+# Core dumps
+
+
+MEM_MIB = 64
+dumps_are_small = pytest.mark.skipif(
+    "sanitize" in BINARY, reason="NO CORE WAS LOOKED AT: a sanitizer's process has terabytes")
+
+
+def start_with_secret(vm, huge_pages="None"):
+    """A secret in the guest's memory: its initrd, whose pages are mapped and the rest copied."""
+    secret = os.urandom((1 << 16) + 100)
+    files = make_files(vm.directory)
+    initrd = os.path.join(vm.directory, "initrd")
+    with open(initrd, "wb") as f:
+        f.write(secret)
+    vm.ok("PUT", "/machine-config", {"vcpu_count": 2, "mem_size_mib": MEM_MIB,
+                                     "huge_pages": huge_pages})
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"], "initrd_path": initrd})
+    vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+    return secret
+
+
+def mappings(pid):
+    """Start and end of each, and whether a core dump leaves it out."""
+    with open(f"/proc/{pid}/smaps", encoding="ascii") as f:
+        for line in f:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                at = [int(n, 16) for n in words[0].split("-")]
+            elif words[0] == "VmFlags:":
+                yield *at, "dd" in words
+
+
+def find_memory(pid, secret):
+    """Bytes that are left out of a core dump; whether the secret is in them, and in the rest."""
+    found = {True: False, False: False}
+    left_out = 0
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        for begin, end, is_left_out in mappings(pid):
+            left_out += is_left_out * (end - begin)
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                memory.seek(begin)
+                found[is_left_out] |= secret[-100:] in memory.read(end - begin)
+    return left_out, found[True], found[False]
+
+
+@dumps_are_small
+@needs_kvm
+@pytest.mark.parametrize("huge_pages", ["None", "Transparent"])
+def test_guest_memory_is_left_out_of_core_dumps(huge_pages):
+    with Mayfly() as vm:
+        secret = start_with_secret(vm, huge_pages)
+        left_out, is_in_it, is_in_the_rest = find_memory(vm.process.pid, secret)
+        assert left_out >= MEM_MIB << 20
+        assert is_in_it and not is_in_the_rest
+
+
+def core_pattern():
+    with open("/proc/sys/kernel/core_pattern", encoding="ascii") as f:
+        return f.read().strip()
+
+
+@dumps_are_small
+@needs_kvm
+@pytest.mark.skipif("/" in core_pattern() or "|" in core_pattern() or not core_pattern(),
+                    reason="NO CORE WAS DUMPED: this host sends them elsewhere")
+def test_a_core_dump_has_no_guest_memory():
+    def prepare():
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+
+    with Mayfly(before_exec=prepare) as vm:
+        secret = start_with_secret(vm)
+        vm.process.send_signal(signal.SIGQUIT)
+        assert vm.wait() == -signal.SIGQUIT
+        cores = [name for name in os.listdir(vm.directory) if name.startswith("core")]
+        assert len(cores) == 1
+        with open(os.path.join(vm.directory, cores[0]), "rb") as f:
+            core = f.read()
+        assert core[:4] == b"\x7fELF" and b"anonymous-instance" in core
+        assert secret[:100] not in core and secret[-100:] not in core
+
+
+@needs_root
+def test_a_jailed_vmm_dumps_no_core():
+    def prepare():
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+
+    with Jail(before_exec=prepare) as vm:
+        with open(f"/proc/{vm.pid()}/limits", encoding="ascii") as f:
+            limits = next(line for line in f if line.startswith("Max core file size"))
+        assert limits.split()[4:6] == ["1", "1"]

@@ -12,6 +12,7 @@
  *   umask                         stands for files that others read; not for devices (cell.h)
  *   environment                   TZ, for the log; the jailer hands nothing down
  *   personality                   jailer/main.c: addresses are random
+ *   limit of core dumps           stands, without guest memory (guest_mem.h); a jail has none
  *
  * What its owner sets on purpose, to limit or to weigh, stands: working directory, other resource
  * limits, an alarm (a fork would have dropped it), nice, affinity, scheduling and I/O class,

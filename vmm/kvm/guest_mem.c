@@ -15,6 +15,22 @@
  * read. */
 #define MAP_MIN_BYTES (2u * GMEM_PAGE_BYTES)
 
+/* A core dump is for whoever mends the VMM, and no place for a tenant's secrets. Each mapping of
+ * guest memory has to be kept from it, also one that comes to lie over another. 0 or -errno. */
+static int keep_from_dumps(void *host, uint64_t bytes)
+{
+    return madvise(host, bytes, MADV_DONTDUMP) < 0 ? -errno : 0;
+}
+
+/* Lays a copy-on-write mapping of a file over guest memory. 0 or -errno. */
+static int map_over(void *host, uint64_t bytes, int fd, uint64_t offset)
+{
+    if (mmap(host, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+             (off_t)offset) == MAP_FAILED)
+        return -errno;
+    return keep_from_dumps(host, bytes);
+}
+
 /* Guest-physical and host address agree modulo 2 MiB: only then can KVM map a huge page of the host
  * (hugetlb, or a transparent one where the host's policy gives them) as one in the guest. */
 static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
@@ -40,7 +56,7 @@ static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
     if (huge_pages == HUGE_PAGES_TRANSPARENT)
         madvise(host, r->bytes, MADV_HUGEPAGE); /* a host without them still runs the VM */
     r->host = host;
-    return 0;
+    return keep_from_dumps(host, r->bytes);
 }
 
 /* Cuts size_bytes of RAM into the ranges between the gaps. False: more than can be addressed. */
@@ -110,10 +126,10 @@ static int map_source(const struct guest_mem *m, int fd, uint64_t offset, struct
         return -1;
     for (unsigned i = 0; i < m->region_count; i++) {
         const struct gmem_region *r = &m->regions[i];
+        int ret = map_over(r->host, r->bytes, fd, offset);
 
-        if (mmap(r->host, r->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
-                 fd, (off_t)offset) == MAP_FAILED)
-            return fail_os(e, errno, "cannot map the file of guest memory");
+        if (ret)
+            return fail_os(e, -ret, "cannot map the file of guest memory");
         offset += r->bytes;
     }
     return 0;
@@ -216,10 +232,7 @@ static uint64_t map_pages(const struct guest_mem *m, uint8_t *dst, int fd, uint6
 {
     uint64_t bytes = n & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
 
-    if (m->hugetlb || bytes < MAP_MIN_BYTES)
-        return 0;
-    if (mmap(dst, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
-             (off_t)offset) == MAP_FAILED)
+    if (m->hugetlb || bytes < MAP_MIN_BYTES || map_over(dst, bytes, fd, offset) < 0)
         return 0;
     return bytes;
 }

@@ -91,6 +91,9 @@ static int create_vcpu(struct vcpu *c, const struct kvm *k, struct error *e)
         c->run = NULL;
         return fail_os(e, errno, "cannot map vCPU %u", c->index);
     }
+    /* Bytes of guest memory pass through it; guest_mem.h keeps them from core dumps. */
+    if (madvise(c->run, k->run_bytes, MADV_DONTDUMP) < 0)
+        return fail_os(e, errno, "cannot keep vCPU %u from core dumps", c->index);
     return 0;
 }
 

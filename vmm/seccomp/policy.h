@@ -92,6 +92,7 @@ ALLOW_IF(EVER, mmap, HAS_NONE_OF(2, PROT_EXEC), "the heap; guest memory, vCPUs, 
 ALLOW(EVER, munmap, "the heap; what a failed start leaves")
 ALLOW(EVER, mremap, "the heap: large requests to the API")
 ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
+ALLOW_IF(START, madvise, IS(2, MADV_DONTDUMP), "guest memory is in no core dump")
 ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
 ALLOW_IF(START, mprotect, HAS_NONE_OF(2, PROT_EXEC), "stacks, relocations")
 
