@@ -28,6 +28,7 @@ needs_root = pytest.mark.skipif(
 SIGNALS = set(range(1, 32)) - {signal.SIGKILL, signal.SIGSTOP} # the real-time ones mean nothing
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 PR_SET_PDEATHSIG, CLONE_NEWPID, ADDR_NO_RANDOMIZE = 1, 0x20000000, 0x0040000
+RLIMIT_SIGPENDING = 11
 
 
 def pid_of_child(process):
@@ -191,6 +192,17 @@ def pipes_without_reader():
 def test_output_that_nobody_reads_does_not_change_the_status(binary, code):
     done = complete(binary, "--bogus", preexec_fn=pipes_without_reader)
     assert done.returncode == code
+
+
+@needs_kvm
+def test_a_guest_is_paused_where_no_more_signals_may_wait():
+    """They are counted by user: another process of its may have used them up."""
+    def prepare():
+        resource.setrlimit(RLIMIT_SIGPENDING, (0, 0))
+
+    with Mayfly(before_exec=prepare) as vm:
+        start(vm, make_files(vm.directory))
+        vm.ok("PATCH", "/vm", {"state": "Paused"})
 
 
 # The first process of a PID namespace

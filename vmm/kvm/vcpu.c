@@ -15,7 +15,9 @@
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/seccomp/seccomp.h"
 
-#define KICK_SIGNAL SIGRTMIN
+/* Not one of the real-time signals, which are refused where the user has RLIMIT_SIGPENDING of them
+ * waiting already. */
+#define KICK_SIGNAL SIGURG
 
 /* Exit handlers are shallow; the log's line buffer is the largest thing on the stack. */
 #define VCPU_STACK_BYTES (64u << 10)

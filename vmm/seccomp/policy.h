@@ -21,7 +21,7 @@
 /* The guest's processors. */
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
-ALLOW_IF(MAIN, tgkill, IS(2, KICK_SIGNAL), "to get a vCPU out of the guest, to be held")
+ALLOW_IF(MAIN, tgkill, IS(2, SIGURG), "to get a vCPU out of the guest, to be held")
 ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 
 /* Locks and conditions between threads; no other kind of futex. */

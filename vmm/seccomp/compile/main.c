@@ -38,8 +38,6 @@
 #define EVER   (START | MAIN)
 #define BOTH   (MAIN | VCPU)
 
-#define KICK_SIGNAL 34 /* SIGRTMIN as the C library numbers it, which is no constant */
-
 /* What pthread_create() asks for. */
 #define THREAD_FLAGS                                                                               \
     (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |            \
