@@ -169,7 +169,8 @@ static void on_connection(struct loop_source *src, uint32_t ready)
 static void refuse_connection(int fd)
 {
     if (send(fd, http_busy_answer, strlen(http_busy_answer), MSG_DONTWAIT) < 0)
-        log_debug("The API server could not answer a connection too many: %s", strerror(errno));
+        log_debug("The API server could not answer a connection too many: %s",
+                  os_error_text(errno));
     log_warn("The API server refused a connection: %d are open.", API_CONNECTIONS_MAX);
 }
 
@@ -194,7 +195,7 @@ static void connection_open(struct api *api, int accepted)
     http_reader_init(&c->reader, api->max_payload);
     ret = loop_add(api->loop, &c->source);
     if (ret < 0) {
-        log_error("The API server can't watch a connection: %s", strerror(-ret));
+        log_error("The API server can't watch a connection: %s", os_error_text(-ret));
         free(c);
         return;
     }
@@ -215,7 +216,7 @@ static void on_listener(struct loop_source *src, uint32_t ready)
     if (fd >= 0) {
         connection_open(api, fd);
     } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-        log_error("The API server can't accept a connection: %s", strerror(errno));
+        log_error("The API server can't accept a connection: %s", os_error_text(errno));
         want |= EPOLLET;
     }
     if (want != src->want)

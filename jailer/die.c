@@ -4,7 +4,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+
+#include "vmm/base/error.h"
 
 void die(const char *fmt, ...)
 {
@@ -26,7 +27,7 @@ void die_os(int os_errno, const char *fmt, ...)
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
-    fprintf(stderr, ": %s (os error %d)\n", strerror(os_errno), os_errno);
+    fprintf(stderr, ": %s (os error %d)\n", os_error_text(os_errno), os_errno);
     exit(1);
 }
 

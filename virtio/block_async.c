@@ -17,7 +17,7 @@ static int block_async_refuse(struct error *e, int os_errno)
     return fail(e, ERR_HOST,
                 "Virtio backend error: The Async io_engine needs io_uring, which this host does "
                 "not provide: %s (os error %d). Use Sync",
-                strerror(os_errno), os_errno);
+                os_error_text(os_errno), os_errno);
 }
 
 /* What goes through a ring passes by the seccomp filters. So the ring is left with what a disk

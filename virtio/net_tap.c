@@ -51,7 +51,7 @@ int net_tap_open(struct net_tap *t, const char *name, struct error *e)
                     "Open tap device failed: Error while creating ifreq structure: %s (os error "
                     "%d). Invalid TUN/TAP Backend provided by %s. Check our documentation on "
                     "setting up the network devices.",
-                    strerror(errno), errno, name);
+                    os_error_text(errno), errno, name);
     if (ioctl(fd, TUNSETVNETHDRSZ, &header_bytes) < 0)
         return fail_os(e, errno,
                        "Open tap device failed: Error while setting size of the vnet "

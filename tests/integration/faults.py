@@ -15,7 +15,11 @@ import mayfly
 
 # strace puts an invalid call in the place of one that it makes fail: to a filter, an attack.
 UNFILTERED = ["--no-seccomp"]
-STRERROR = {name: f"{os.strerror(number)} (os error {number})"
+# The words for an error are musl's (vmm/base/error.h).
+MUSL = {"EIO": "I/O error", "ENOMEM": "Out of memory", "EBUSY": "Resource busy",
+        "EMFILE": "No file descriptors available", "ELOOP": "Symbolic link loop",
+        "EOPNOTSUPP": "Not supported", "ENOTSUP": "Not supported"}
+STRERROR = {name: f"{MUSL.get(name, os.strerror(number))} (os error {number})"
             for number, name in errno.errorcode.items()}
 needs_strace = pytest.mark.usefixtures("strace")
 

@@ -308,7 +308,7 @@ def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
             machine.send(b"q")
             machine.finish()
         assert len(injected(log)) == 1
-        assert "cannot sync: Input/output error" in machine.log()
+        assert "cannot sync: I/O error" in machine.log()
 
 
 # What the kernel can't refuse, however short of things it is. If it did, a guest or a client would

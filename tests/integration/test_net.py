@@ -416,7 +416,7 @@ def test_what_cannot_be_an_interface_is_refused_and_changes_nothing():
         before = vm.ok("GET", "/vm/config")
         assert put(other, host_dev_name="busy") == (204, None)
         for members, error in [
-                ({"host_dev_name": "busy"}, taken("Device or resource busy (os error 16)",
+                ({"host_dev_name": "busy"}, taken("Resource busy (os error 16)",
                                                   "busy")),
                 ({"host_dev_name": "lo"}, taken("Invalid argument (os error 22)", "lo")),
                 ({"host_dev_name": "sixteen__letters"},
@@ -464,7 +464,7 @@ def test_taps_are_those_of_the_process_s_namespace():
         # Its own tap0, which goes with it; here there would be no second place.
         assert put(there) == (204, None)
         with mayfly.Mayfly() as second:
-            assert put(second) == (400, taken("Device or resource busy (os error 16)", "tap0"))
+            assert put(second) == (400, taken("Resource busy (os error 16)", "tap0"))
 
 
 def test_a_tap_of_several_queues_serves_a_guest():

@@ -405,7 +405,7 @@ BOTH(a_limit_without_a_timer_is_refused_and_changes_nothing)
     cr_assert_eq(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 0, before.rlim_max }), 0);
     cr_expect_eq(block_update(&block, &other, &limits, &e), -1);
     cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
-    cr_expect(strstr(e.msg, "Rate limiter: timer: Too many open files"), "%s", e.msg);
+    cr_expect(strstr(e.msg, "Rate limiter: timer: No file descriptors available"), "%s", e.msg);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_CONFIG), DISK_SECTORS);
     cr_expect_eq(block.limiter.state.ops.size, 0);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 5, SECTOR, 1), VIRTIO_BLK_S_OK);

@@ -301,8 +301,7 @@ BOTH(a_failing_host_disk_is_told_once_a_second)
     log_to_a_file();
     work_on("/proc/self/mem", O_RDONLY);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_IOERR);
-    snprintf(want, sizeof(want), "] Disk %s: a read failed: Input/output error (os error 5)\n",
-             path);
+    snprintf(want, sizeof(want), "] Disk %s: a read failed: I/O error (os error 5)\n", path);
     cr_expect(strstr(logged(), want), "%s", log_text);
     file.failures.next_ns = UINT64_MAX; /* the second is not over */
     for (unsigned i = 0; i < 100; i++)
@@ -458,7 +457,7 @@ Test(block_file_open, refuses_what_has_no_size_and_names_it)
     unlink(path);
     cr_assert_eq(mkfifo(path, 0600), 0);
     cr_expect_eq(block_file_open(&f, path, false, &e), -1);
-    cr_expect(strstr(e.msg, "Illegal seek"), "%s", e.msg);
+    cr_expect(strstr(e.msg, "Invalid seek"), "%s", e.msg);
     unlink(path);
 }
 

@@ -59,8 +59,8 @@ Test(gmem_init, refuses_what_cannot_be_addressed)
 
     for (unsigned i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
         cr_expect_eq(gmem_init(&m, sizes[i], HUGE_PAGES_NONE, &e), -1);
-        cr_expect_str_eq(e.msg, "Invalid Memory Configuration: Cannot create mmap region: Cannot "
-                                "allocate memory (os error 12)");
+        cr_expect_str_eq(e.msg, "Invalid Memory Configuration: Cannot create mmap region: Out of "
+                                "memory (os error 12)");
         cr_expect_eq(m.region_count, 0);
     }
 }

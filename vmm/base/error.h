@@ -36,6 +36,11 @@ struct error {
 int fail(struct error *e, enum err_kind kind, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* What an errno (positive) means, in the words of musl's strerror(): a released Firecracker is
+ * linked with musl, and its clients match some of them. Never allocates, translates or reads a
+ * file: any thread, and under any filter. */
+const char *os_error_text(int os_errno);
+
 /* As fail(ERR_HOST), with ": TEXT (os error N)" of os_errno (positive) added. Returns -1. */
 int fail_os(struct error *e, int os_errno, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

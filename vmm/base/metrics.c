@@ -153,7 +153,7 @@ int metrics_open(const struct metrics_config *config, const char *instance_id, s
     if (fd < 0)
         return fail(e, ERR_HOST,
                     "Cannot initialize the metrics system due to bad user input: %s (os error %d)",
-                    strerror(errno), errno);
+                    os_error_text(errno), errno);
     prepare();
     state.line_size = LINE_BYTES + properties;
     state.line = malloc(state.line_size);

@@ -309,7 +309,7 @@ static void run_vcpu(struct vcpu *c)
     else if (errno == EINTR && __atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
         stand(c);
     else if (errno != EINTR && errno != EAGAIN)
-        fail_vcpu(c, strerror(errno), (uint64_t)errno);
+        fail_vcpu(c, os_error_text(errno), (uint64_t)errno);
 }
 
 static void *vcpu_thread(void *arg)

@@ -110,7 +110,7 @@ static int put_boot_source(struct vm *vm, struct action *a, struct error *e)
             return fail(e, ERR_HOST,
                         "The initrd file cannot be opened due to invalid path or invalid "
                         "permissions. %s (os error %d)",
-                        strerror(errno), errno);
+                        os_error_text(errno), errno);
     }
     if (cmdline_init(&cmdline, b->boot_args, e) < 0)
         return -1;
@@ -435,7 +435,7 @@ void vm_stop(struct vm *vm)
             d->cache_type == CACHE_WRITEBACK ? block_file_sync(&vm->opened.drives[i].file) : 0;
 
         if (ret)
-            log_error("Drive %s: cannot sync: %s", d->drive_id, strerror(-ret));
+            log_error("Drive %s: cannot sync: %s", d->drive_id, os_error_text(-ret));
     }
 }
 
