@@ -4,68 +4,43 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "api/cpu_schema.h"
 #include "api/routes.h"
 #include "vmm/base/log.h"
 
-static int fail_read(struct error *e, const char *path, int os_errno)
-{
-    return fail_os(e, os_errno, "Unable to open or read from the configuration file: %s", path);
-}
-
-/* Opened without blocking, so that a FIFO does not hang the start before it is refused. */
-static int open_file(const char *path, size_t *size, struct error *e)
-{
-    autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    struct stat st;
-
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return fail_read(e, path, errno);
-    if (S_ISDIR(st.st_mode))
-        return fail_read(e, path, EISDIR);
-    if (!S_ISREG(st.st_mode))
-        return fail(e, ERR_INVALID,
-                    "Unable to open or read from the configuration file: %s: not a regular file",
-                    path);
-    if (st.st_size > CONFIG_FILE_MAX)
-        return fail(e, ERR_TOO_LARGE,
-                    "Unable to open or read from the configuration file: %s: larger than %u bytes",
-                    path, CONFIG_FILE_MAX);
-    *size = (size_t)st.st_size;
-    return take_fd(&fd);
-}
-
-/* The file's text with a NUL behind it, as a heap block; NULL on failure. A file that shrinks while
- * it is read is taken for what was read. */
+/* All of a file, or of what comes by a pipe until its end, with a NUL behind it: a heap block; NULL
+ * on failure. Pages that are not needed are never touched. */
 static char *read_file(const char *path, size_t *size, struct error *e)
 {
-    autofd int fd = open_file(path, size, e);
-    size_t have = 0;
-    char *text;
+    const size_t room = CONFIG_FILE_MAX + 1;
+    autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
+    autofree char *text = malloc(room + 1);
+    ssize_t n = 1;
+    char *whole;
 
-    if (fd < 0)
-        return NULL;
-    text = malloc(*size + 1);
     BUG_ON(!text);
-    while (have < *size) {
-        ssize_t n = read(fd, text + have, *size - have);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            fail_read(e, path, errno);
-            free(text);
-            return NULL;
-        }
-        if (n == 0)
+    for (*size = 0; fd >= 0 && n != 0 && *size < room;) {
+        n = read(fd, text + *size, room - *size);
+        if (n < 0 && errno != EINTR)
             break;
-        have += (size_t)n;
+        if (n > 0)
+            *size += (size_t)n;
     }
-    *size = have;
-    text[have] = '\0';
-    return text;
+    if (fd < 0 || n < 0) {
+        fail_os(e, errno, "Unable to open or read from the configuration file: %s", path);
+        return NULL;
+    }
+    if (*size == room) {
+        fail(e, ERR_TOO_LARGE,
+             "Unable to open or read from the configuration file: %s: larger than %u bytes", path,
+             CONFIG_FILE_MAX);
+        return NULL;
+    }
+    text[*size] = '\0';
+    whole = text;
+    text = NULL;
+    return whole;
 }
 
 /* A string is a path, decoded by the same means. */

@@ -61,6 +61,8 @@ def test_what_is_written_for_the_guest_is_there_before_its_ring_is_read(tmp_path
                            compiled], check=True, capture_output=True, text=True).stdout
     assert f"<{function}>:" in code
     assert re.search(r"\t(mfence|lock |xchg )", code), code
+
+
 def test_what_the_host_refuses_is_said_in_one_function_s_words():
     """error.h's; the policy's compiler is a program of the build's."""
     users = {name for name, text in sources("virtio", "api", "vmm", "jailer").items()

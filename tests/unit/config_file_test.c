@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -117,6 +118,10 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
           "\"path_on_host\":\"DISK\"},{\"drive_id\":\"e\",\"is_root_device\":true,"
           "\"path_on_host\":\"DISK\"}]}",
           PARSE "Block device error: A root block device already exists!" },
+        { "{" BOOT ",\"drives\":[],\"network-interfaces\":[{\"iface_id\":\"n\","
+          "\"host_dev_name\":\"tap7\",\"mtu\":67}]}",
+          PARSE "Network device error: Could not create the network device: MTU 67 is out of "
+                "range [68, 65535]" },
     };
 
     return cr_make_param_array(struct broken, cases, sizeof(cases) / sizeof(*cases));
@@ -193,15 +198,41 @@ Test(config_file, may_not_be_a_directory)
     expect_unreadable(directory, "Is a directory (os error 21)");
 }
 
-Test(config_file, may_not_be_a_fifo)
+/* Writes the text in two pieces to a FIFO that is read meanwhile. */
+static void *write_to_fifo(void *text)
 {
-    cr_assert_eq(mkfifo(file, 0600), 0);
-    expect_unreadable(file, "not a regular file");
+    const size_t half = strlen(text) / 2;
+    int fd = open(file, O_WRONLY);
+
+    cr_expect_eq(write(fd, text, half), half);
+    cr_expect_eq(write(fd, (char *)text + half, strlen(text) - half), strlen(text) - half);
+    close(fd);
+    return NULL;
 }
 
-Test(config_file, may_not_be_a_device)
+Test(config_file, may_come_by_a_fifo)
 {
-    expect_unreadable("/dev/zero", "not a regular file");
+    static char text[] =
+        "{\"boot-source\":{\"kernel_image_path\":\"/proc/self/exe\"},\"drives\":[],"
+        "\"machine-config\":{\"vcpu_count\":1,\"mem_size_mib\":18446744073709551615}}";
+    pthread_t writer;
+
+    cr_assert_eq(mkfifo(file, 0600), 0);
+    cr_assert_eq(pthread_create(&writer, NULL, write_to_fifo, text), 0);
+    cr_assert_eq(config_file_apply(vm, file, &e), -1);
+    pthread_join(writer, NULL);
+    expect_only_the_start_fails();
+}
+
+Test(config_file, may_be_a_file_that_does_not_tell_its_size)
+{
+    cr_assert_eq(config_file_apply(vm, "/proc/self/status", &e), -1);
+    cr_expect(strstr(e.msg, "Invalid JSON: expected value at line 1 column 1"), "%s", e.msg);
+}
+
+Test(config_file, is_bounded_also_where_it_never_ends)
+{
+    expect_unreadable("/dev/zero", "larger than 4194304 bytes");
 }
 
 Test(config_file, is_bounded)
