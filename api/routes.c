@@ -205,7 +205,8 @@ static const struct schema logger_schema = {
 static const struct schema_field metrics_fields[] = {
     SCHEMA_FIELD("metrics_path", PATH, SCHEMA_REQUIRED, METRICS(metrics_path)),
     SCHEMA_FIELD("emit_id", BOOL, SCHEMA_DEFAULT, METRICS(emit_id)),
-    SCHEMA_FIELD("properties", TEXT, SCHEMA_DEFAULT | SCHEMA_MAP, METRICS(properties)),
+    SCHEMA_FIELD("properties", TEXT, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_MAP,
+                 METRICS(properties)),
 };
 
 static const struct schema metrics_schema = {
@@ -337,7 +338,7 @@ static const struct schema vm_state_schema = {
 
 #define CONFIG(m) offsetof(struct config_file, config.m)
 
-/* Members that are not in this table are ignored, as Firecracker does. */
+/* Members that are not in this table are ignored, as Firecracker does, but not silently. */
 static const struct schema_field config_file_fields[] = {
     SCHEMA_FIELD("balloon", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("drives", LIST, SCHEMA_REQUIRED, CONFIG(drives), .object = &drive_schema),

@@ -17,9 +17,8 @@ void json_reader_init(struct json_reader *r, const char *text, size_t length)
 {
     BUG_ON(length >= INT_MAX);
     *r = (struct json_reader){ .text = text, .length = length };
-    r->tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
+    r->tokener = json_tokener_new();
     BUG_ON(!r->tokener);
-    json_tokener_set_flags(r->tokener, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
 }
 
 void json_reader_fini(struct json_reader *r)
@@ -307,28 +306,6 @@ int json_take(struct json_reader *r, struct json_object **value, struct error *e
     }
 }
 
-int json_skip(struct json_reader *r, struct error *e)
-{
-    int c = json_peek(r);
-    enum json_tokener_error error;
-    struct json_object *value;
-
-    if (c != '[' && c != '{') {
-        if (json_take(r, &value, e) < 0)
-            return -1;
-        json_object_put(value);
-        return 0;
-    }
-    value = parse_value(r, &error);
-    if (value) {
-        json_object_put(value);
-        return 0;
-    }
-    if (error == json_tokener_error_depth)
-        return json_fail(r, e, r->at + 1, "recursion limit exceeded");
-    return json_fail_value(r, e);
-}
-
 int json_next_key(struct json_reader *r, bool *first, struct json_object **key, struct error *e)
 {
     int c = json_peek(r);
@@ -406,4 +383,61 @@ void json_close(struct json_reader *r, char closer)
 int json_end(struct json_reader *r, struct error *e)
 {
     return json_peek(r) < 0 ? 0 : json_fail(r, e, r->at + 1, "trailing characters");
+}
+
+static int skip_scalar(struct json_reader *r, struct error *e)
+{
+    struct json_object *value;
+
+    if (json_take(r, &value, e) < 0)
+        return -1;
+    json_object_put(value);
+    return 0;
+}
+
+/* The key and the colon of the next member, or the place of the next element: 1 before its value, 0
+ * before the end, or -1. */
+static int skip_to_value(struct json_reader *r, bool is_map, bool *first, struct error *e)
+{
+    struct json_object *key;
+    int step;
+
+    if (!is_map)
+        return json_next_element(r, first, e);
+    step = json_next_key(r, first, &key, e);
+    if (step <= 0)
+        return step;
+    json_object_put(key);
+    return json_colon(r, e) < 0 ? -1 : 1;
+}
+
+/* Not by json-c, whose strict mode takes NaN and 'this' for values and keys. */
+int json_skip(struct json_reader *r, struct error *e)
+{
+    bool is_map[JSON_DEPTH_MAX], first;
+    unsigned depth = 0;
+
+    do {
+        int c = json_peek(r), step = 0;
+
+        if (c != '[' && c != '{') {
+            if (skip_scalar(r, e) < 0)
+                return -1;
+            first = false;
+        } else if (depth == JSON_DEPTH_MAX) {
+            return json_fail(r, e, r->at + 1, "recursion limit exceeded");
+        } else {
+            is_map[depth++] = c == '{';
+            r->at++;
+            first = true;
+        }
+        while (depth > 0 && (step = skip_to_value(r, is_map[depth - 1], &first, e)) == 0) {
+            r->at++; /* the end of what was entered */
+            depth--;
+            first = false;
+        }
+        if (step < 0)
+            return -1;
+    } while (depth > 0);
+    return 0;
 }

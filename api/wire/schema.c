@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "api/wire/quote.h"
+#include "vmm/base/log.h"
 
 #define NAME_SHOWN_MAX 256
 #define NAMES_MAX      32 /* of a struct's members, or an enum's variants */
@@ -165,15 +166,36 @@ static int decode_parsed(struct json_reader *r, const struct schema_field *f, vo
     return json_fail(r, e, r->at, "%.900s", why);
 }
 
+static int skip_strings(struct json_reader *r, struct error *e)
+{
+    struct json_object *key;
+    bool first = true;
+    int step;
+
+    if (json_peek(r) != '{')
+        return json_fail_type(r, "a map", e);
+    r->at++;
+    while ((step = json_next_key(r, &first, &key, e)) > 0) {
+        json_object_put(key);
+        if (json_colon(r, e) < 0)
+            return -1;
+        if (json_peek(r) != '"')
+            return json_fail_type(r, "a string", e);
+        if (json_skip(r, e) < 0)
+            return -1;
+    }
+    json_close(r, '}');
+    return step;
+}
+
 static int decode_text(struct json_reader *r, const struct schema_field *f, char **out,
                        struct error *e)
 {
-    int c = json_peek(r);
-    size_t begin = r->at;
+    size_t begin;
 
-    if (f->flags & SCHEMA_MAP && c != '{')
-        return json_fail_type(r, "a map", e);
-    if (json_skip(r, e) < 0)
+    json_peek(r);
+    begin = r->at;
+    if ((f->flags & SCHEMA_MAP ? skip_strings(r, e) : json_skip(r, e)) < 0)
         return -1;
     *out = strndup(r->text + begin, r->at - begin);
     BUG_ON(!*out);
@@ -277,21 +299,43 @@ static int decode_field(struct json_reader *r, const struct schema *s, unsigned 
     return 0;
 }
 
-static int fail_unknown_field(struct json_reader *r, const struct schema *s,
-                              struct json_object *key, struct error *e)
+/* The members that an object may have, as errors list them. */
+static void list_fields(char *out, size_t size, const struct schema *s)
 {
-    char expected[512], shown[NAME_SHOWN_MAX];
     const char *names[NAMES_MAX];
     unsigned n = 0;
 
     for (unsigned i = 0; i < s->count; i++)
         if (!(s->fields[i].flags & SCHEMA_NEW))
             names[n++] = s->fields[i].name;
-    list_names(expected, sizeof(expected), n, names);
+    list_names(out, size, n, names);
+}
+
+static int fail_unknown_field(struct json_reader *r, const struct schema *s,
+                              struct json_object *key, struct error *e)
+{
+    char expected[512], shown[NAME_SHOWN_MAX];
+
+    list_fields(expected, sizeof(expected), s);
     plain(shown, sizeof(shown), json_object_get_string(key),
           (size_t)json_object_get_string_len(key));
     json_close(r, '}');
     return json_fail(r, e, r->at, "unknown field `%s`, expected %s", shown, expected);
+}
+
+/* A client that mistypes a name where any is taken should find out why nothing came of it. */
+static int skip_unknown_field(struct json_reader *r, const struct schema *s,
+                              struct json_object *key, struct error *e)
+{
+    char expected[512], shown[NAME_SHOWN_MAX];
+
+    if (json_colon(r, e) < 0 || json_skip(r, e) < 0)
+        return -1;
+    list_fields(expected, sizeof(expected), s);
+    quote(shown, sizeof(shown), json_object_get_string(key),
+          (size_t)json_object_get_string_len(key));
+    log_warn("%s: unknown field %s is ignored, expected %s", s->name, shown, expected);
+    return 0;
 }
 
 /* The member whose key has just been read. */
@@ -302,11 +346,9 @@ static int decode_member(struct json_reader *r, const struct schema *s, struct j
 
     while (i < s->count && !string_is(key, s->fields[i].name))
         i++;
-    if (i == s->count) {
-        if (!s->takes_unknown)
-            return fail_unknown_field(r, s, key, e);
-        return json_colon(r, e) < 0 ? -1 : json_skip(r, e);
-    }
+    if (i == s->count)
+        return s->takes_unknown ? skip_unknown_field(r, s, key, e)
+                                : fail_unknown_field(r, s, key, e);
     if (*seen & 1u << i) {
         json_close(r, '}');
         return json_fail(r, e, r->at, "duplicate field `%s`", s->fields[i].name);

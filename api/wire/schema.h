@@ -41,7 +41,7 @@ enum schema_flag {
     SCHEMA_ZERO_IS_NULL = 1 << 3, /* a number that is shown as null when it is 0 */
     SCHEMA_HIDDEN = 1 << 4,  /* is not shown when it is NULL, an enum that is 0 or has no name, or
                                 a bool that was not given */
-    SCHEMA_MAP = 1 << 5,     /* a SCHEMA_TEXT that must be an object */
+    SCHEMA_MAP = 1 << 5,     /* a SCHEMA_TEXT that must be an object of strings */
     SCHEMA_UNSHOWN = 1 << 6, /* is always shown as null */
     SCHEMA_NO_LIST = 1 << 7, /* a SCHEMA_ABSENT that is shown as an empty array */
     SCHEMA_DEPRECATED = 1 << 8, /* see schema_is_deprecated() */
@@ -91,7 +91,8 @@ struct schema {
     size_t size;      /* of the struct */
     const struct schema_field *fields;
     unsigned count;     /* of fields, at most 32 */
-    bool takes_unknown; /* members that are not in the table are ignored, not refused */
+    bool takes_unknown; /* members that are not in the table are ignored with a
+                           warning in the log, not refused */
     /* Whether a struct says nothing, and is shown as null; NULL: it always says something. */
     bool (*is_none)(const void *object);
 };

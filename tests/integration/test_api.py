@@ -4,6 +4,7 @@ import json
 import os
 import select
 import socket
+import subprocess
 
 import pytest
 
@@ -430,10 +431,27 @@ def test_a_configuration_file_starts_the_vm_and_the_api_goes_on(tmp_path):
     config = {**BOOT, "machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
               "drives": [drive("DISK", "a-b", rate_limiter={})], "zz": [1], "vsock": None}
     with Mayfly("--config-file", str(with_config(tmp_path, config))) as vm:
-        vm.wait_for_output("Successfully started microvm that was configured from one single json")
+        text = vm.wait_for_output(
+            "Successfully started microvm that was configured from one single json")
+        assert text.count('VmmConfig: unknown field "zz" is ignored, expected one of `balloon`') == 1
         assert vm.ok("GET", "/")["state"] == "Running"
         assert vm.ok("GET", "/machine-config")["vcpu_count"] == 2
         refused(vm, "PUT", "/actions", {"action_type": "InstanceStart"}, AFTER)
+
+
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "-fifo"])
+def test_a_configuration_may_come_by_a_pipe(tmp_path, path):
+    """In pieces, the last of them late; a FIFO is waited for until there is a writer."""
+    text = with_config(tmp_path, BOOT).read_bytes()
+    fifo = str(tmp_path / "vm.fifo")
+    os.mkfifo(fifo)
+    with Mayfly("--config-file", path.replace("-fifo", fifo), stdin=subprocess.PIPE) as vm:
+        with vm.process.stdin if path != "-fifo" else open(fifo, "wb") as pipe:
+            for i in range(len(text)):
+                pipe.write(text[i:i + 1])
+                pipe.flush()
+        vm.wait_for_output("Successfully started microvm")
+        assert vm.ok("GET", "/")["state"] == "Running"
 
 
 def test_the_shown_configuration_is_a_configuration_file(tmp_path, vm, files):

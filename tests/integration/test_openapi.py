@@ -138,6 +138,8 @@ def misfits(schema, value, at="body"):
                 found += misfits(schema["properties"][name], member, f"{at}.{name}")
             elif schema.get("additionalProperties") is False:
                 found.append(f"{at}: {name} is unknown")
+            elif schema.get("additionalProperties"):
+                found += misfits(schema["additionalProperties"], member, f"{at}.{name}")
     return found
 
 
@@ -174,6 +176,9 @@ def spoiled(schema, value):
         assert value, "the richest example has an empty array"
         for wrong, is_read in spoiled(schema["items"], value[0]):
             yield [wrong, *value[1:]], is_read
+    if schema.get("additionalProperties"):
+        yield from (({"zz": wrong}, is_read)
+                    for wrong, is_read in spoiled(schema["additionalProperties"], "x"))
     if "properties" in schema:
         assert isinstance(value, dict), "the richest example lacks an object"
         yield from spoiled_members(schema, value)

@@ -144,6 +144,8 @@ ParameterizedTestParameters(refusal, of_a_path_says_what_is_wrong)
           "API Resource IDs can only contain alphanumeric characters and underscores." },
         { HTTP_VERB_PUT, "/drives/\xe2\x80\x93", "{}",
           "API Resource IDs can only contain alphanumeric characters and underscores." },
+        { HTTP_VERB_PUT, "/drives/\xe2\xaf\xbf", "{}", /* U+2BFF, the last of the symbols */
+          "API Resource IDs can only contain alphanumeric characters and underscores." },
         { HTTP_VERB_PUT, "/drives/\xc2\xa7", "{}",
           "API Resource IDs can only contain alphanumeric characters and underscores." },
         { HTTP_VERB_DELETE, "/drives/d", "",
@@ -179,6 +181,8 @@ Test(path, may_have_further_tokens_and_slashes)
 Test(path, may_have_an_id_of_letters_beyond_ascii)
 {
     put_disk("\xc3\xbc_1\xc2\xb5\xe4\xb8\xad", "");
+    cr_expect_eq(answer.status, 204);
+    put_disk("\xe2\xb0\x80", ""); /* U+2C00, the first letter behind the symbols */
     cr_expect_eq(answer.status, 204);
 }
 

@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tests/unit/support/files.h"
+#include "vmm/base/log.h"
+
 enum colour { RED, GREEN, BLUE };
 
 struct inner {
@@ -18,6 +21,7 @@ struct sample {
     enum colour colour;
     struct inner inner;
     struct schema_list list; /* of struct inner */
+    char *map;
 };
 
 static const struct schema_variant colours[] = {
@@ -48,6 +52,8 @@ static const struct schema_field fields[] = {
                  .has_at = SCHEMA_HAS(struct sample, has_inner), .object = &inner_schema),
     SCHEMA_FIELD("list", LIST, SCHEMA_DEFAULT, AT(list), .object = &inner_schema),
     SCHEMA_FIELD("later", ABSENT, SCHEMA_DEFAULT | SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("map", TEXT, SCHEMA_DEFAULT | SCHEMA_NULLABLE | SCHEMA_MAP | SCHEMA_UNSHOWN,
+                 AT(map)),
 };
 
 static const struct schema schema = {
@@ -65,6 +71,7 @@ static int decode_n(const char *text, size_t n)
 {
     free(sample.name);
     free(sample.list.items);
+    free(sample.map);
     sample = (struct sample){ 0 };
     error = (struct error){ 0 };
     return schema_decode(&schema, &sample, text, n, &given, &error);
@@ -132,12 +139,39 @@ Test(schema_decode, skips_unknown_members_where_it_may)
     cr_expect_eq(sample.inner.big, 1);
 }
 
+Test(schema_decode, tells_of_each_member_that_it_ignores)
+{
+    char path[] = NEW_FILE, text[512];
+
+    close(new_file(path));
+    cr_assert_eq(log_open(path, &error), 0);
+    cr_assert_eq(decode("{\"name\":\"\",\"inner\":{\"bigg\":1,\"big\":1,\"a\\nb\":{\"c\":2}}}"), 0);
+    read_text(path, text, sizeof(text));
+    unlink(path);
+    cr_expect(strstr(text, "] Inner: unknown field \"bigg\" is ignored, expected `big`\n"), "%s",
+              text);
+    cr_expect(strstr(text, "] Inner: unknown field \"a\\nb\" is ignored, expected `big`\n"), "%s",
+              text);
+    cr_expect_null(strstr(text, "`c`"), "%s", text);
+}
+
+Test(schema_decode, keeps_the_text_of_an_object_of_strings)
+{
+    cr_assert_eq(decode("{\"name\":\"\",\"map\": { \"a\" : \"\\n\",\n\"b\":\"\"} }"), 0, "%s",
+                 error.msg);
+    cr_expect_str_eq(sample.map, "{ \"a\" : \"\\n\", \"b\":\"\"}");
+    cr_assert_eq(decode("{\"name\":\"\",\"map\":{}}"), 0, "%s", error.msg);
+    cr_expect_str_eq(sample.map, "{}");
+    cr_assert_eq(decode("{\"name\":\"\",\"map\":null}"), 0, "%s", error.msg);
+    cr_expect_null(sample.map);
+}
+
 struct failure {
     char text[64];
     char message[176];
 };
 
-#define NAMES "one of `name`, `small`, `yes`, `colour`, `inner`, `list`, `later`"
+#define NAMES "one of `name`, `small`, `yes`, `colour`, `inner`, `list`, `later`, `map`"
 
 /* Firecracker's own words, position included. */
 ParameterizedTestParameters(schema_decode, says_what_is_wrong_and_where)
@@ -226,6 +260,25 @@ ParameterizedTestParameters(schema_decode, says_what_is_wrong_and_where)
         { "{\"inner\":[1,2]}", "trailing characters at line 1 column 12" },
         { "{\"inner\":[1,]}", "trailing characters at line 1 column 12" },
         { "{\"inner\":{\"x\":[1,}", "expected value at line 1 column 18" },
+        { "{\"inner\":{\"x\":[NaN]}}", "expected value at line 1 column 16" },
+        { "{\"inner\":{\"x\":[Infinity]}}", "expected value at line 1 column 16" },
+        { "{\"inner\":{\"x\":[/**/1]}}", "expected value at line 1 column 16" },
+        { "{\"inner\":{\"x\":['a']}}", "expected value at line 1 column 16" },
+        { "{\"inner\":{\"x\":{'a':1}}}", "key must be a string at line 1 column 16" },
+        { "{\"inner\":{\"x\":[True]}}", "expected value at line 1 column 16" },
+        { "{\"inner\":{\"x\":[01]}}", "invalid number at line 1 column 17" },
+        { "{\"inner\":{\"x\":[1 2]}}", "expected `,` or `]` at line 1 column 18" },
+        { "{\"inner\":{\"x\":[{\"a\":1,}]}}", "trailing comma at line 1 column 23" },
+        { "{\"inner\":{\"x\":[{\"a\":1]}}", "expected `,` or `}` at line 1 column 22" },
+        { "{\"map\":[]}", "invalid type: sequence, expected a map at line 1 column 7" },
+        { "{\"map\":{\"a\":1}}",
+          "invalid type: integer `1`, expected a string at line 1 column 13" },
+        { "{\"map\":{\"a\":null}}", "invalid type: null, expected a string at line 1 column 16" },
+        { "{\"map\":{\"a\":\"\",\"b\":{}}}",
+          "invalid type: map, expected a string at line 1 column 19" },
+        { "{\"map\":{\"a\":\"\"", "EOF while parsing an object at line 1 column 14" },
+        { "{\"map\":{\"a\" \"\"", "expected `:` at line 1 column 13" },
+        { "{\"map\":{1:\"\"}}", "key must be a string at line 1 column 9" },
         { "{\"list\":{}}", "invalid type: map, expected a sequence at line 1 column 8" },
         { "{\"list\":[", "EOF while parsing a list at line 1 column 9" },
         { "{\"list\":[[1]", "EOF while parsing a list at line 1 column 12" },
@@ -235,7 +288,7 @@ ParameterizedTestParameters(schema_decode, says_what_is_wrong_and_where)
           "invalid type: integer `1`, expected struct Inner at line 1 column 10" },
         { "{\"later\":1}", "`later` is not supported by this version at line 1 column 9" },
         { "{\"later\":[1]}", "`later` is not supported by this version at line 1 column 10" },
-        { "[]", "invalid length 0, expected struct Sample with 7 elements at line 1 column 2" },
+        { "[]", "invalid length 0, expected struct Sample with 8 elements at line 1 column 2" },
         { "[1", "invalid type: integer `1`, expected a string at line 1 column 2" },
         { "[\"\"", "EOF while parsing a list at line 1 column 3" },
     };
@@ -305,6 +358,7 @@ Test(schema_decode, survives_any_byte_anywhere)
 {
     char text[] = "{\"name\":\"a\\n\",\"small\":1,\"yes\":true,\"inner\":{\"big\":1,\"x\":[1]}}";
 
+    log_set_options((struct log_options){ .level = LOG_OFF });
     for (size_t i = 0; i < sizeof(text) - 1; i++) {
         char kept = text[i];
 
@@ -329,7 +383,7 @@ Test(schema_encode, writes_what_it_would_read)
     schema_encode(&schema, &sample, &w);
     cr_expect_str_eq(w.text, "{\"name\":\"a\\\"\\\\\\n\\u0001\xc3\xbc/\",\"small\":3,\"yes\":false,"
                              "\"colour\":\"Green\",\"inner\":{\"big\":4},"
-                             "\"list\":[{\"big\":5},{\"big\":6}],\"later\":null}");
+                             "\"list\":[{\"big\":5},{\"big\":6}],\"later\":null,\"map\":null}");
     text = strdup(w.text);
     cr_assert_eq(decode(text), 0, "%s", error.msg);
     json_writer_fini(&w);
@@ -346,7 +400,7 @@ Test(schema_encode, writes_null_for_what_is_not_there)
     sample = (struct sample){ 0 };
     schema_encode(&schema, &sample, &w);
     cr_expect_str_eq(w.text, "{\"name\":\"\",\"small\":0,\"yes\":false,\"colour\":\"Red\","
-                             "\"inner\":null,\"list\":[],\"later\":null}");
+                             "\"inner\":null,\"list\":[],\"later\":null,\"map\":null}");
     json_writer_fini(&w);
 }
 
