@@ -50,6 +50,7 @@ static int check_id(const struct api_call *c, const struct route *r, const char 
 static int take_body(struct api_call *c, const struct route *r, struct action *a, struct error *e)
 {
     void *object = (char *)a + r->at;
+    const char *deprecated;
     uint32_t given;
 
     if (r->is_item) {
@@ -63,7 +64,10 @@ static int take_body(struct api_call *c, const struct route *r, struct action *a
         return -1;
     if (r->verb == HTTP_VERB_PATCH && !given)
         return fail(e, ERR_INVALID, "Empty PATCH request.");
-    c->answer->deprecated = schema_is_deprecated(r->body, given);
+    deprecated = schema_deprecated(r->body, given);
+    c->answer->deprecated = deprecated != NULL;
+    if (deprecated)
+        log_warn("%s /%s: %s field is deprecated.", http_verb_names[r->verb], r->first, deprecated);
     return r->id == ID_NONE ? 0 : check_id(c, r, *(char **)object, e);
 }
 

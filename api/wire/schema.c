@@ -455,12 +455,12 @@ int schema_decode(const struct schema *s, void *object, const char *text, size_t
     return ret;
 }
 
-bool schema_is_deprecated(const struct schema *s, uint32_t given)
+const char *schema_deprecated(const struct schema *s, uint32_t given)
 {
     for (unsigned i = 0; i < s->count; i++)
         if (given & UINT32_C(1) << i && s->fields[i].flags & SCHEMA_DEPRECATED)
-            return true;
-    return false;
+            return s->fields[i].name;
+    return NULL;
 }
 
 /* NULL: it has none. */

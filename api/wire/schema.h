@@ -44,7 +44,7 @@ enum schema_flag {
     SCHEMA_MAP = 1 << 5,     /* a SCHEMA_TEXT that must be an object of strings */
     SCHEMA_UNSHOWN = 1 << 6, /* is always shown as null */
     SCHEMA_NO_LIST = 1 << 7, /* a SCHEMA_ABSENT that is shown as an empty array */
-    SCHEMA_DEPRECATED = 1 << 8, /* see schema_is_deprecated() */
+    SCHEMA_DEPRECATED = 1 << 8, /* see schema_deprecated() */
     SCHEMA_NEW = 1 << 9, /* the Firecracker whose answers were recorded lacks it: no error lists it,
                             and an array of values has no place for it */
 };
@@ -106,8 +106,8 @@ struct schema {
 must_check int schema_decode(const struct schema *s, void *object, const char *text, size_t length,
                              uint32_t *given, struct error *e);
 
-/* Whether a deprecated member is among those given. */
-bool schema_is_deprecated(const struct schema *s, uint32_t given);
+/* The first deprecated member among those given; NULL: there is none. */
+const char *schema_deprecated(const struct schema *s, uint32_t given);
 
 /* Writes *object as a JSON object, members in the table's order. */
 void schema_encode(const struct schema *s, const void *object, struct json_writer *w);

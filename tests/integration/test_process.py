@@ -9,7 +9,8 @@ import signal
 import pytest
 
 from guests import drive, make_files, needs_kvm, start
-from mayfly import BINARY, GUESTS, Mayfly, complete
+from mayfly import BINARY, GUESTS, Mayfly, complete, wait_until
+from unix_http import encode
 
 
 def run(*args):
@@ -139,6 +140,28 @@ def test_sigpipe_is_survived(vm):
     vm.ok("GET", "/version")
     text = vm.request("GET", "/metrics")[2]
     assert "mayfly_signals_sigpipe_total 1\n" in text
+    assert vm.output().count("] Received signal 13, code 0.\n") == 1
+
+
+def test_a_sigpipe_of_its_own_making_is_counted_and_not_logged(vm):
+    """Else a log that goes to a pipe without a reader would never come to its end."""
+    with vm.connect() as client:
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):  # answers wait until they are read
+            while True:
+                client.send(encode("GET", "/version"))
+    wait_until(lambda: "mayfly_signals_sigpipe_total 0\n" not in vm.request("GET", "/metrics")[2],
+               "the answer that nobody takes")
+    assert "Received signal" not in vm.output()
+
+
+def test_a_log_to_a_pipe_without_a_reader_holds_nothing_up():
+    reader, writer = os.pipe()
+    with Mayfly(stdout=writer) as vm:
+        os.close(writer)
+        os.close(reader)
+        for _ in range(3):
+            vm.ok("GET", "/version")
 
 
 # The log

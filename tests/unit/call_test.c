@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tests/unit/support/files.h"
 #include "vmm/base/log.h"
 
 /* A VM that is never started: its files only have to be there. */
@@ -331,6 +332,29 @@ Test(machine, is_shown_as_it_was_put)
     cr_expect_str_eq(GET("/machine-config"),
                      "{\"vcpu_count\":4,\"mem_size_mib\":256,\"smt\":true,\"cpu_template\":\"T2\","
                      "\"track_dirty_pages\":true,\"huge_pages\":\"2M\"}");
+}
+
+/* What upstream's tests look for in the log. */
+Test(machine, is_told_what_is_deprecated)
+{
+    char path[] = NEW_FILE, text[4096];
+    struct error e;
+
+    close(new_file(path));
+    cr_assert_eq(log_open(path, &e), 0);
+    log_set_options((struct log_options){ .level = LOG_WARN });
+    PUT("/machine-config", "{\"vcpu_count\":1,\"mem_size_mib\":64,\"cpu_template\":\"None\"}");
+    PATCH("/machine-config", "{\"cpu_template\":\"None\"}");
+    PATCH("/machine-config", "{\"cpu_template\":null,\"vcpu_count\":2}");
+    PUT("/vsock", "{\"vsock_id\":\"v\",\"guest_cid\":3,\"uds_path\":\"/none/v\"}");
+    read_text(path, text, sizeof(text));
+    unlink(path);
+    cr_expect(strstr(text, "] PUT /machine-config: cpu_template field is deprecated.\n"), "%s",
+              text);
+    cr_expect(strstr(text, "] PATCH /machine-config: cpu_template field is deprecated.\n"), "%s",
+              text);
+    cr_expect(strstr(text, "] PUT /vsock: vsock_id field is deprecated.\n"), "%s", text);
+    cr_expect_null(strstr(strstr(text, "PATCH /machine-config: ") + 1, "PATCH /machine-config: "));
 }
 
 Test(machine, keeps_what_a_patch_does_not_name)

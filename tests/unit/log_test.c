@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <regex.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -159,7 +160,7 @@ Test(log_signal, has_the_form_of_the_other_lines, .init = set_up, .fini = tear_d
 
     log_info("x");
     memcpy(first, logged(), 13); /* date and hour */
-    log_signal(11, -6);
+    log_signal(&(siginfo_t){ .si_signo = 11, .si_code = -6 }, true);
     cr_expect(matches(strchr(logged(), '\n') + 1,
                       TIME "\\[anonymous-instance:main\\] Shutting down VM after intercepting "
                            "signal 11, code -6\\.\n$"),
@@ -245,4 +246,28 @@ Test(log_limited, loses_no_count_between_threads)
     }
     cr_expect_eq(total + shared_limit.left_out, 40000);
     cr_expect_lt(total, 40000, "nothing was left out");
+}
+
+Test(log_signal, tells_of_one_that_is_survived, .init = set_up, .fini = tear_down)
+{
+    log_signal(&(siginfo_t){ .si_signo = SIGPIPE, .si_code = 0 }, false);
+    cr_expect(
+        matches(logged(), TIME "\\[anonymous-instance:main\\] Received signal 13, code 0\\.\n$"),
+        "%s", text);
+}
+
+Test(log_signal, names_a_forbidden_call, .init = set_up, .fini = tear_down)
+{
+    siginfo_t info = { .si_signo = SIGSYS, .si_code = 1 };
+
+    info.si_syscall = 16;
+    log_signal(&info, true);
+    cr_expect(matches(logged(), "signal 31, code 1\\.\n" /* and in a line of its own: */
+                                "[^[]*\\[anonymous-instance:main\\] Shutting down VM after "
+                                "intercepting a bad syscall \\(16\\)\\.\n$"),
+              "%s", text);
+    info.si_code = SI_USER; /* a signal of that number from elsewhere */
+    cr_assert_eq(truncate(path, 0), 0);
+    log_signal(&info, true);
+    cr_expect_null(strstr(logged(), "bad syscall"), "%s", text);
 }

@@ -223,30 +223,46 @@ static void add_time(struct plain_line *l, const struct timespec *t)
     add_number(l, t->tv_nsec, 9);
 }
 
-void log_signal(int signal, int code)
+/* An empty one with the prefix of the other lines. */
+static void begin_plain(struct plain_line *l)
 {
-    struct plain_line l = { .used = 0 };
     char thread[16] = "main";
     struct timespec now;
 
-    if (sink.options.level < LOG_ERROR || !is_of_module(__FILE__))
-        return;
     if (gettid() != getpid())
         prctl(PR_GET_NAME, thread);
     clock_gettime(CLOCK_REALTIME, &now);
-    add_time(&l, &now);
-    add_text(&l, " [");
-    add_text(&l, sink.instance);
-    add_text(&l, ":");
-    add_text(&l, thread);
+    l->used = 0;
+    add_time(l, &now);
+    add_text(l, " [");
+    add_text(l, sink.instance);
+    add_text(l, ":");
+    add_text(l, thread);
     if (sink.options.show_level)
-        add_text(&l, ":ERROR");
+        add_text(l, ":ERROR");
     if (sink.options.show_origin)
-        add_text(&l, ":" __FILE__);
-    add_text(&l, "] Shutting down VM after intercepting signal ");
-    add_number(&l, signal, 1);
+        add_text(l, ":" __FILE__);
+    add_text(l, "] ");
+}
+
+void log_signal(const siginfo_t *info, bool is_fatal)
+{
+    struct plain_line l;
+
+    if (sink.options.level < LOG_ERROR || !is_of_module(__FILE__))
+        return;
+    begin_plain(&l);
+    add_text(&l, is_fatal ? "Shutting down VM after intercepting signal " : "Received signal ");
+    add_number(&l, info->si_signo, 1);
     add_text(&l, ", code ");
-    add_number(&l, code, 1);
+    add_number(&l, info->si_code, 1);
     add_text(&l, ".\n");
+    emit(l.text, l.used);
+    if (info->si_signo != SIGSYS || info->si_code <= 0) /* somebody's kill() */
+        return;
+    begin_plain(&l);
+    add_text(&l, "Shutting down VM after intercepting a bad syscall (");
+    add_number(&l, info->si_syscall, 1);
+    add_text(&l, ").\n");
     emit(l.text, l.used);
 }

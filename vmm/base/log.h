@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -36,8 +37,9 @@ int log_level_parse(const char *name);
 /* Sends further lines to console_open_lines(path). On failure the old sink stays. */
 must_check int log_open(const char *path, struct error *e);
 
-/* Logs that a signal ends the process. Async-signal-safe, as nothing else here is. */
-void log_signal(int signal, int code);
+/* Logs that a signal came, in Firecracker's words, or that it ends the process: then also the
+ * number of a system call that the filter forbids. Async-signal-safe, as nothing else here is. */
+void log_signal(const siginfo_t *info, bool is_fatal);
 
 /* Writes a line, if level and place are to be logged; keeps errno. By the macros below. */
 void log_line(enum log_level level, const char *file, int line, const char *fmt, ...)

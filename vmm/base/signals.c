@@ -1,5 +1,6 @@
 #include "vmm/base/signals.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -30,7 +31,7 @@ static void on_fatal(int signal, siginfo_t *info, void *context)
         if (fatals[i].signal != signal)
             continue;
         metric_set(fatals[i].count, 1);
-        log_signal(signal, info->si_code);
+        log_signal(info, true);
         metrics_write();
         console_restore();
         _exit(fatals[i].exit_code);
@@ -46,16 +47,27 @@ void bug(const char *file, int line, const char *what)
     abort();
 }
 
-/* A handler, not SIG_IGN: that would be inherited by what is executed, and nothing would count. */
-static void on_sigpipe(int signal)
+/* A handler, not SIG_IGN: that would be inherited by what is executed, and nothing would count. One
+ * that we raise by a write is its caller's to deal with, and not logged: a guest could bring that
+ * about as often as it likes, and where the log is the pipe, a line would raise the next. */
+static void on_sigpipe(int signal, siginfo_t *info, void *context)
 {
+    int saved = errno;
+
     (void)signal;
+    (void)context;
     metric_inc(&metrics.signals.sigpipe);
+    if (info->si_pid != getpid())
+        log_signal(info, false);
+    errno = saved;
 }
 
 void signals_install(void)
 {
-    const struct sigaction pipe = { .sa_handler = on_sigpipe, .sa_flags = SA_RESTART };
+    const struct sigaction pipe = {
+        .sa_sigaction = on_sigpipe,
+        .sa_flags = SA_SIGINFO | SA_RESTART,
+    };
     const struct sigaction fatal = {
         .sa_sigaction = on_fatal,
         .sa_flags = SA_SIGINFO | (int)SA_RESETHAND,

@@ -14,6 +14,22 @@
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/legacy/generation.h"
 
+/* Firecracker's words depend on which device finds no interrupt line: the devices of the board come
+ * after those that are configured. */
+static int fail_device_count(size_t count, struct error *e)
+{
+    static const char *const wanting[] = {
+        "Error while registering ACPI with KVM: VMClock: Could not allocate GSI",
+        "Error while registering ACPI with KVM: VMGenID: Could not allocate GSI",
+        "MMIO transport error: Failed to allocate requested resource",
+    };
+    const size_t over = count - PLATFORM_VIRTIO_MAX;
+
+    return fail(e, ERR_INVALID,
+                "Could not attach device: %s: The requested resource is not available.",
+                wanting[over > 2 ? 2 : over - 1]);
+}
+
 /* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
 static int plan_platform(struct platform *p, const struct vm_config *config, struct error *e)
 {
@@ -23,9 +39,7 @@ static int plan_platform(struct platform *p, const struct vm_config *config, str
 
     *p = (struct platform){ .vcpu_count = config->machine.vcpu_count };
     if (device_count > PLATFORM_VIRTIO_MAX)
-        return fail(e, ERR_INVALID,
-                    "Could not attach device: MMIO transport error: Failed to allocate requested "
-                    "resource: The requested resource is not available.");
+        return fail_device_count(device_count, e);
     for (; p->virtio_count < device_count; p->virtio_count++)
         p->virtio[p->virtio_count] = (struct virtio_slot){
             .base = gpa(LAYOUT_VIRTIO + p->virtio_count * LAYOUT_VIRTIO_STEP),
