@@ -23,6 +23,8 @@ struct connection {
     char head[HTTP_HEAD_MAX];
     struct json_writer body;
     size_t head_length, sent;
+    bool is_last; /* the connection is over when it is sent */
+    bool is_over; /* it waits for the client's end, unless another client needs the place */
 };
 
 struct api {
@@ -74,8 +76,21 @@ static int send_rest(struct connection *c)
     if (unsent(c) == 0) {
         json_writer_fini(&c->body);
         c->head_length = c->sent = 0;
+        c->is_over = c->is_last;
+        if (c->is_over)
+            shutdown(c->source.fd, SHUT_WR);
     }
     return 0;
+}
+
+/* What comes after the end would, if it were left unread, take the last answer from a client that
+ * is still sending when the connection is closed. -1: the client is gone. */
+static int forget_bytes(struct connection *c)
+{
+    char bytes[4096];
+    ssize_t n = recv(c->source.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+
+    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)) ? 0 : -1;
 }
 
 static void begin_answer(struct connection *c, unsigned status, bool deprecated, const char *type)
@@ -83,6 +98,7 @@ static void begin_answer(struct connection *c, unsigned status, bool deprecated,
     struct http_answer a = {
         .status = status,
         .deprecated = deprecated,
+        .closes = status != 100 && c->reader.closes,
         .type = type,
         .body = c->body.text,
         .body_length = c->body.length,
@@ -90,6 +106,7 @@ static void begin_answer(struct connection *c, unsigned status, bool deprecated,
 
     c->head_length = http_answer_head(c->head, &a);
     c->sent = 0;
+    c->is_last = a.closes;
 }
 
 static void serve_request(struct connection *c)
@@ -141,6 +158,8 @@ static int receive_bytes(struct connection *c)
  * request before has left, and no bytes while some are at hand that are not looked at. */
 static int take_turn(struct connection *c)
 {
+    if (c->is_over)
+        return forget_bytes(c);
     if (unsent(c) > 0)
         return send_rest(c);
     if (http_reader_has_more(&c->reader))
@@ -161,7 +180,7 @@ static void on_connection(struct loop_source *src, uint32_t ready)
         return;
     }
     /* EPOLLOUT also brings the next turn when bytes are at hand and none may ever come. */
-    want = unsent(c) > 0 || http_reader_has_more(&c->reader) ? EPOLLOUT : EPOLLIN;
+    want = !c->is_over && (unsent(c) > 0 || http_reader_has_more(&c->reader)) ? EPOLLOUT : EPOLLIN;
     if (want != src->want)
         loop_want(c->api->loop, src, want);
 }
@@ -174,16 +193,29 @@ static void refuse_connection(int fd)
     log_warn("The API server refused a connection: %d are open.", API_CONNECTIONS_MAX);
 }
 
+/* One of no connection, or of one that is over; NULL: there is none. */
+static struct connection **free_place(struct api *api)
+{
+    struct connection **over = NULL;
+
+    for (unsigned i = 0; i < API_CONNECTIONS_MAX; i++) {
+        if (!api->connections[i])
+            return &api->connections[i];
+        if (api->connections[i]->is_over)
+            over = &api->connections[i];
+    }
+    if (over)
+        connection_close(*over);
+    return over;
+}
+
 static void connection_open(struct api *api, int accepted)
 {
     autofd int fd = accepted;
-    struct connection **slot = NULL;
+    struct connection **slot = free_place(api);
     struct connection *c;
     int ret;
 
-    for (unsigned i = 0; i < API_CONNECTIONS_MAX && !slot; i++)
-        if (!api->connections[i])
-            slot = &api->connections[i];
     if (!slot) {
         refuse_connection(fd);
         return;
@@ -229,6 +261,9 @@ static int listen_at(const char *path, struct error *e)
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     size_t length = strlen(path);
 
+    if (length == 0) /* the kernel would choose a name that nobody knows */
+        return fail(e, ERR_INVALID,
+                    "Failed to bind and run the HTTP server: IO error: the path is empty");
     if (length >= sizeof(address.sun_path))
         return fail(e, ERR_INVALID,
                     "Failed to bind and run the HTTP server: IO error: %.200s: path must be "
@@ -238,7 +273,7 @@ static int listen_at(const char *path, struct error *e)
         return fail_os(e, errno, "Failed to bind and run the HTTP server: IO error");
     memcpy(address.sun_path, path, length);
     if (bind(fd, (struct sockaddr *)&address,
-             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (length > 0))) < 0) {
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + 1)) < 0) {
         if (errno == EADDRINUSE)
             return fail(e, ERR_INVALID,
                         "Failed to open the API socket at: %s. Check that it is not already used.",

@@ -93,6 +93,7 @@ static enum http_event refuse_bytes(struct http_reader *r, enum http_state next,
              "{ \"error\": \"%s\nAll previous unanswered requests will be dropped.\" }", reason);
     r->end = next == HTTP_AT_HEADERS ? r->kept : 0;
     r->begin = 0;
+    r->closes = r->state == HTTP_AT_HEADERS && !http_should_keep_alive(parser_of(r));
     r->state = next;
     return HTTP_REFUSED;
 }
@@ -259,7 +260,15 @@ static int on_header_value(http_parser *p, const char *at, size_t n)
 /* 1: the body is taken by length alone, not by the library. */
 static int on_headers_complete(http_parser *p)
 {
-    return p->flags & F_CHUNKED ? -1 : 1;
+    return p->uses_transfer_encoding ? -1 : 1;
+}
+
+/* Where its body ends is not read, and what follows could be anything. */
+static enum http_event refuse_encoding(struct http_reader *r)
+{
+    refuse_request(r, "Invalid request. Transfer-Encoding is not supported: send Content-Length.");
+    r->closes = true;
+    return HTTP_REFUSED;
 }
 
 static enum http_event refuse_header(struct http_reader *r, const char *line, size_t n)
@@ -275,9 +284,12 @@ static enum http_event refuse_header(struct http_reader *r, const char *line, si
         return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
                             "Invalid header. Reason: Invalid value. Key:%.*s; Value:%.*s", name,
                             line, value, line + n - 2 - value);
-    case HPE_UNEXPECTED_CONTENT_LENGTH:
     case HPE_INVALID_TRANSFER_ENCODING:
-    case HPE_CB_headers_complete:
+    case HPE_CB_headers_complete: return refuse_encoding(r);
+    case HPE_UNEXPECTED_CONTENT_LENGTH:
+        if (p->uses_transfer_encoding)
+            return refuse_encoding(r);
+        return refuse_request(r, "Invalid request.");
     case HPE_HEADER_OVERFLOW: return refuse_request(r, "Invalid request.");
     default:
         return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
@@ -292,6 +304,7 @@ static enum http_event end_of_headers(struct http_reader *r)
 
     r->body_length = p->flags & F_CONTENTLENGTH ? (size_t)p->content_length : 0;
     r->body_have = 0;
+    r->closes = !http_should_keep_alive(p);
     if (r->body_length > r->max_payload)
         return refuse_bytes(
             r, HTTP_POISONED,
@@ -399,8 +412,9 @@ size_t http_answer_head(char buffer[HTTP_HEAD_MAX], const struct http_answer *a)
     int n = snprintf(buffer, HTTP_HEAD_MAX,
                      "HTTP/1.1 %u \r\n"
                      "Server: Firecracker API\r\n"
-                     "Connection: keep-alive\r\n%s",
-                     a->status, a->deprecated ? "Deprecation: true\r\n" : "");
+                     "Connection: %s\r\n%s",
+                     a->status, a->closes ? "close" : "keep-alive",
+                     a->deprecated ? "Deprecation: true\r\n" : "");
 
     if (a->body)
         n += snprintf(buffer + n, HTTP_HEAD_MAX - (size_t)n,

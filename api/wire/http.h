@@ -47,6 +47,7 @@ struct http_reader {
     char *body;               /* ends with a NUL that body_length does not count */
     size_t body_length, body_have;
     bool expects_continue;
+    bool closes; /* of a request or a refusal: its answer is the last on the connection */
     /* the lines */
     enum http_state state;
     enum http_header header; /* the one whose value comes next */
@@ -71,8 +72,9 @@ size_t http_reader_space(struct http_reader *r, char **at);
 /* n bytes, at most what http_reader_space() said, have been put there. */
 void http_reader_fed(struct http_reader *r, size_t n);
 
-/* The next event. After HTTP_REFUSED the rest of what was fed is gone, and the connection may go
- * on: Firecracker never closes one. */
+/* The next event. After HTTP_REFUSED the rest of what was fed is gone; the connection goes on all
+ * the same, as with Firecracker, unless the reader `closes`: the client asked for that, or nobody
+ * can say where its next request begins. */
 enum http_event http_reader_next(struct http_reader *r);
 
 /* Whether bytes are at hand that http_reader_next() has not looked at. */
@@ -81,6 +83,7 @@ bool http_reader_has_more(const struct http_reader *r);
 struct http_answer {
     unsigned status;  /* 100, 200, 204, 400 */
     bool deprecated;  /* the request used what will go away */
+    bool closes;      /* it is the last one on the connection */
     const char *type; /* of the body; NULL: JSON */
     const char *body; /* NULL: none */
     size_t body_length;

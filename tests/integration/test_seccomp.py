@@ -14,7 +14,7 @@ import pytest
 
 from filters import GETPPID, LIBC, filters, make_call, no_sanitizer, threads, wait_for
 from guests import drive, make_files, needs_kvm, run, start
-from mayfly import BINARY, DEADLINE_S, GUESTS, Mayfly, complete
+from mayfly import BINARY, DEADLINE_S, GUESTS, ROOT, Mayfly, complete
 
 TGKILL = 234
 
@@ -67,6 +67,27 @@ def test_without_filters_there_are_none():
     with Mayfly("--no-seccomp") as vm:
         boot(vm)
         assert set(filters(vm).values()) == {0}
+
+
+# The policy
+
+
+LISTER = os.path.join(os.path.dirname(BINARY), "seccomp-compile")
+
+
+@pytest.mark.skipif(not os.path.exists(LISTER), reason="there is no seccomp-compile")
+def test_the_list_has_each_row_in_the_filters_of_whom_it_names():
+    """What the calls of the tests are held against (./devtool seccomp)."""
+    who = {"START": {"process"}, "MAIN": {"process", "main"}, "VCPU": {"process", "vcpu"},
+           "EVER": {"process", "main"}, "BOTH": {"process", "main", "vcpu"}, "UNSEEN": set()}
+    with open(os.path.join(ROOT, "vmm/seccomp/policy.h"), encoding="ascii") as policy:
+        rows = re.findall(r"^(?:ALLOW|ALLOW_IF|REFUSE)\(([A-Z |]+), (\w+),", policy.read(), re.M)
+    expected = {(name, str(number), call, "unseen" if "UNSEEN" in names else "seen")
+                for number, (names, call) in enumerate(rows)
+                for word in names.split(" | ") for name in who[word]}
+    listed = [line.split("\t") for line in complete(LISTER, "--list").stdout.splitlines()]
+    assert sorted((name, number, text.split()[0], seen)
+                  for name, number, text, _, seen, *_ in listed) == sorted(expected)
 
 
 # What they stop

@@ -56,6 +56,52 @@ TestSuite(http_request, .init = set_up, .fini = tear_down);
 TestSuite(http_refusal, .init = set_up, .fini = tear_down);
 TestSuite(http_connection, .init = set_up, .fini = tear_down);
 
+/* The first request of each; then whether its answer is the last. */
+Test(http_connection, ends_with_what_asks_for_it)
+{
+    static const struct {
+        const char *request;
+        bool closes;
+    } cases[] = {
+        { "GET / HTTP/1.1\r\n\r\n", false },
+        { "GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n", false },
+        { "GET / HTTP/1.1\r\nConnection: Upgrade\r\n\r\n", false },
+        { "GET / HTTP/1.1\r\nconnection: TE, Close\r\n\r\n", true },
+        { "PUT / HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", true },
+        { "GET / HTTP/1.0\r\n\r\n", true },
+        { "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", false },
+        { "GET / HTTP/1.1\r\nX-Connection: close\r\n\r\n", false },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        cr_assert_eq(next_of(cases[i].request), HTTP_HAVE_REQUEST, "%s", cases[i].request);
+        cr_expect_eq(reader.closes, cases[i].closes, "%s", cases[i].request);
+    }
+}
+
+Test(http_connection, ends_with_a_refusal_only_where_it_must)
+{
+    static const struct {
+        const char *request;
+        bool closes;
+    } cases[] = {
+        { "POST / HTTP/1.0\r\n\r\n", false },
+        { "GET / HTTP/1.1\r\nnonsense\r\n", false },
+        { "GET / HTTP/1.0\r\nnonsense\r\n", true },
+        { "GET / HTTP/1.1\r\nConnection: close\r\nnonsense\r\n", true },
+        { "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", true },
+        { "PUT / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n", false },
+        { "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n", false },
+        { "PUT / HTTP/1.1\r\nConnection: close\r\nContent-Length: 101\r\n\r\n", true },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        http_reader_init(&reader, MAX_PAYLOAD);
+        cr_assert_eq(next_of(cases[i].request), HTTP_REFUSED, "%s", cases[i].request);
+        cr_expect_eq(reader.closes, cases[i].closes, "%s", cases[i].request);
+    }
+}
+
 struct target {
     char line[64];
     char path[32];
@@ -233,6 +279,8 @@ Test(http_connection, goes_on_with_a_header_that_was_too_long)
                  HTTP_HAVE_REQUEST);
 }
 
+#define NOT_ENCODED "Invalid request. Transfer-Encoding is not supported: send Content-Length."
+
 struct refusal {
     char request[96];
     char text[112];
@@ -262,6 +310,12 @@ ParameterizedTestParameters(http_refusal, says_what_was_wrong)
         { "GET / x HTTP/1.1\r\n", "Invalid HTTP Version: Unsupported HTTP version." },
         { "GET / HTTP/1.1\r\nnonsense\r\n",
           "Invalid header. Reason: Header is incorrectly formatted. Key: nonsense" },
+        { "GET / HTTP/1.1\r\n\tX: a\r\n",
+          "Invalid header. Reason: Header is incorrectly formatted. Key: \tX: a" },
+        { "GET / HTTP/1.1\r\nX: a\nY: b\r\n",
+          "Invalid header. Reason: Header is incorrectly formatted. Key: X: a\nY: b" },
+        { "GET / HTTP/1.1\r\nX: a\rY: b\r\n",
+          "Invalid header. Reason: Header is incorrectly formatted. Key: X: a\rY: b" },
         { "GET / HTTP/1.1\r\nX: a\r\n b\r\n",
           "Invalid header. Reason: Header is incorrectly formatted. Key:  b" },
         { "GET / HTTP/1.1\r\nHost : x\r\n",
@@ -279,9 +333,13 @@ ParameterizedTestParameters(http_refusal, says_what_was_wrong)
         { "PUT / HTTP/1.1\r\nContent-Length: 4294967296\r\n",
           "Invalid header. Reason: Invalid value. Key:Content-Length; Value: 4294967296" },
         { "PUT / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 1\r\n", "Invalid request." },
-        { "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "Invalid request." },
+        { "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", NOT_ENCODED },
         { "PUT / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
-          "Invalid request." },
+          NOT_ENCODED },
+        { "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
+          NOT_ENCODED },
+        { "PUT / HTTP/1.1\r\nTransfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n", NOT_ENCODED },
+        { "PUT / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", NOT_ENCODED },
         { "GET / HTTP/1.1\r\nAccept-Encoding: gzip, identity;q=0\r\n",
           "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value: gzip, identity;q=0" },
         { "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n",
@@ -390,7 +448,7 @@ Test(http_answer, without_a_body_has_no_length)
 Test(http_answer, has_its_headers_in_firecrackers_order)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = { 400, true, NULL, "{}", 2 };
+    const struct http_answer a = { 400, true, false, NULL, "{}", 2 };
 
     http_answer_head(head, &a);
     cr_expect_str_eq(head, "HTTP/1.1 400 \r\nServer: Firecracker API\r\n"
@@ -398,12 +456,22 @@ Test(http_answer, has_its_headers_in_firecrackers_order)
                            "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n");
 }
 
+Test(http_answer, says_that_it_is_the_last)
+{
+    char head[HTTP_HEAD_MAX];
+
+    http_answer_head(head, &(struct http_answer){ .status = 204, .closes = true });
+    cr_expect_str_eq(head, "HTTP/1.1 204 \r\nServer: Firecracker API\r\n"
+                           "Connection: close\r\n\r\n");
+}
+
 Test(http_answer, fits_its_buffer_at_its_longest)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = { 400, true,
-                                   "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                                   "{}", SIZE_MAX };
+    const struct http_answer a = {
+        400,  true,    false, "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        "{}", SIZE_MAX
+    };
 
     cr_expect_lt(http_answer_head(head, &a), sizeof(head));
 }

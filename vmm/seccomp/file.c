@@ -66,16 +66,30 @@ static bool parse_filters(struct bytes b, struct sock_fprog programs[THREADS])
     return b.left == 0;
 }
 
+/* From a pipe, too, in as many pieces as it gives. -1: errno says why. */
+static ssize_t read_pieces(int fd, char *bytes, size_t room)
+{
+    size_t have = 0;
+    ssize_t n = 1;
+
+    for (; have < room && n != 0; have += n > 0 ? (size_t)n : 0) {
+        n = read(fd, bytes + have, room - have);
+        if (n < 0 && errno != EINTR)
+            return -1;
+    }
+    return (ssize_t)have;
+}
+
 int seccomp_file_read(struct seccomp_threads *out, const char *path, struct error *e)
 {
-    autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
     static struct sock_fprog programs[THREADS];
     static char bytes[FILE_MAX_BYTES + 1];
     ssize_t n;
 
     if (fd < 0)
         return fail_os(e, errno, "Filter file open error");
-    n = read(fd, bytes, sizeof(bytes));
+    n = read_pieces(fd, bytes, sizeof(bytes));
     if (n < 0)
         return fail_os(e, errno, "Filter file read error");
     if (n > FILE_MAX_BYTES || !parse_filters((struct bytes){ bytes, (size_t)n }, programs))

@@ -73,7 +73,7 @@ ALLOW(EVER, close, "connections of the API, replaced disks")
 ALLOW_IF(EVER, socket, IS(0, AF_UNIX), "the API's socket; vsock, to the host")
 ALLOW(MAIN, connect, "vsock, to the host")
 ALLOW(MAIN, poll, "vsock: whether a host is still there")
-ALLOW(MAIN | UNSEEN, shutdown, "vsock: a side that sends no more; Linux guests do that")
+ALLOW(EVER, shutdown, "the API's last answer; vsock: a side that sends no more")
 ALLOW(START, bind, "the sockets of the API and of vsock")
 ALLOW(START, listen, "the sockets of the API and of vsock")
 
