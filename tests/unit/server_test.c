@@ -169,6 +169,8 @@ Test(server, closes_after_the_answer_where_the_client_says_so)
     turn();
     cr_expect(strstr(hear(fd), "\r\nConnection: close\r\nContent-Type"));
     cr_expect_str_eq(hear(fd), "-", "and the second request has no answer");
+    close(fd);
+    turn();
 }
 
 Test(server, takes_a_100_for_no_last_answer)
@@ -222,6 +224,7 @@ Test(server, gives_the_place_of_a_connection_that_is_over_to_another)
         turn();
         cr_expect(strstr(hear(fd), i == 0 ? "HTTP/1.1 200 " : "HTTP/1.1 503 "));
     }
+    cr_expect_eq(send(clients[4], "x", 1, MSG_NOSIGNAL), -1, "it is closed");
     say(clients[3], VERSION);
     turn();
     cr_expect_str_eq(hear(clients[3]), ANSWER, "the others stay");
