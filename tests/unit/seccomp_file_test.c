@@ -151,6 +151,9 @@ Test(seccomp_file, is_refused_when_it_is_not_what_the_threads_need)
     add_filter("vcpu", 1, 1);
     expect_refused("two filters");
     add_three("vmm", "api", "vcpu");
+    file[0] = 2;
+    expect_refused("three filters where there should be two");
+    add_three("vmm", "api", "vcpu");
     file[used++] = 0;
     expect_refused("a byte too many");
     add_length(3);
@@ -160,6 +163,8 @@ Test(seccomp_file, is_refused_when_it_is_not_what_the_threads_need)
     expect_refused("a filter of nothing");
     add_three("vmm", "api", "vcpu-vcpu-vcpu-vc");
     expect_refused("a name of 17 bytes");
+    add_three("vmm", "api", "vcpu-vcpu-vcpu-v");
+    expect_refused("a name of 16 bytes");
     add_length(3);
     add_filter("vmm", BPF_MAXINSNS + 1, 1);
     expect_refused("a filter that is too long");

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FILE_MAX_BYTES 100000u /* Firecracker's own limit */
+#define FILE_MAX_BYTES 100000u /* Firecracker's own limit: more than three filters can have */
 #define NAME_MAX_BYTES 16u
 
 enum { THREAD_VMM, THREAD_VCPU, THREAD_API, THREADS };
@@ -58,6 +58,7 @@ static bool parse_filters(struct bytes b, struct sock_fprog programs[THREADS])
 {
     uint64_t count;
 
+    memset(programs, 0, THREADS * sizeof(*programs));
     if (!take(&b, &count, sizeof(count)) || count != THREADS)
         return false;
     for (unsigned i = 0; i < THREADS; i++)
@@ -84,7 +85,7 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
 {
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
     static struct sock_fprog programs[THREADS];
-    static char bytes[FILE_MAX_BYTES + 1];
+    static char bytes[FILE_MAX_BYTES];
     ssize_t n;
 
     if (fd < 0)
@@ -92,7 +93,7 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
     n = read_pieces(fd, bytes, sizeof(bytes));
     if (n < 0)
         return fail_os(e, errno, "Filter file read error");
-    if (n > FILE_MAX_BYTES || !parse_filters((struct bytes){ bytes, (size_t)n }, programs))
+    if (!parse_filters((struct bytes){ bytes, (size_t)n }, programs))
         return fail(
             e, ERR_INVALID,
             "Filter deserialization failed: %s does not have the three filters vmm, api and "
