@@ -61,13 +61,24 @@ size_t http_reader_space(struct http_reader *r, char **at)
     }
     r->kept = r->end;
     *at = r->line + r->end;
+    if (r->state == HTTP_SKIPPING && r->body_length - r->skipped < sizeof(r->line))
+        return r->body_length - r->skipped;
     return sizeof(r->line) - r->end;
+}
+
+static void skip_body(struct http_reader *r, size_t n)
+{
+    r->skipped += n;
+    if (r->skipped >= r->body_length)
+        r->state = HTTP_AT_REQUEST_LINE;
 }
 
 void http_reader_fed(struct http_reader *r, size_t n)
 {
     if (r->state == HTTP_AT_BODY)
         r->body_have += n;
+    else if (r->state == HTTP_SKIPPING)
+        skip_body(r, n);
     else
         r->end += n;
     r->is_waiting = false;
@@ -298,6 +309,23 @@ static enum http_event refuse_header(struct http_reader *r, const char *line, si
     }
 }
 
+/* Not read as requests: a client that sends all of it before it looks would get so many answers
+ * that both ends wait for ever. One that waits for a 100 may send it or not: nobody knows what
+ * follows. */
+static enum http_event refuse_body(struct http_reader *r)
+{
+    const size_t at_hand = r->end - r->begin;
+
+    refuse_bytes(r, HTTP_SKIPPING,
+                 "Request payload with size %zu is larger than the limit of %zu allowed by "
+                 "server.",
+                 r->body_length, r->max_payload);
+    r->closes |= r->expects_continue;
+    r->skipped = 0;
+    skip_body(r, at_hand);
+    return HTTP_REFUSED;
+}
+
 static enum http_event end_of_headers(struct http_reader *r)
 {
     http_parser *p = parser_of(r);
@@ -306,11 +334,7 @@ static enum http_event end_of_headers(struct http_reader *r)
     r->body_have = 0;
     r->closes = !http_should_keep_alive(p);
     if (r->body_length > r->max_payload)
-        return refuse_bytes(
-            r, HTTP_POISONED,
-            "Request payload with size %zu is larger than the limit of %zu allowed by "
-            "server.",
-            r->body_length, r->max_payload);
+        return refuse_body(r);
     if (r->body_length == 0) {
         r->state = HTTP_AT_END;
         return HTTP_NEED_MORE;
@@ -357,11 +381,8 @@ static enum http_event parse_line(struct http_reader *r, bool *parsed)
     }
     n = (size_t)(end - line) + 2;
     r->begin += n;
-    switch (r->state) {
-    case HTTP_AT_REQUEST_LINE: return parse_request_line(r, line, n);
-    case HTTP_AT_HEADERS: return parse_header(r, line, n);
-    default: return refuse_bytes(r, HTTP_POISONED, "Invalid request.");
-    }
+    return r->state == HTTP_AT_REQUEST_LINE ? parse_request_line(r, line, n)
+                                            : parse_header(r, line, n);
 }
 
 static void take_payload(struct http_reader *r)
@@ -388,7 +409,7 @@ enum http_event http_reader_next(struct http_reader *r)
         http_reader_fini(r); /* of the request before */
         r->body_length = 0;
     }
-    while (parsed && r->state != HTTP_AT_BODY && r->state != HTTP_AT_END) {
+    while (parsed && (r->state == HTTP_AT_REQUEST_LINE || r->state == HTTP_AT_HEADERS)) {
         event = parse_line(r, &parsed);
         if (event != HTTP_NEED_MORE)
             return event;

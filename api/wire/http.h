@@ -34,7 +34,7 @@ enum http_state {
     HTTP_AT_HEADERS,
     HTTP_AT_BODY,
     HTTP_AT_END,
-    HTTP_POISONED, /* after a body that was too large: nothing on this connection is trusted */
+    HTTP_SKIPPING, /* a body that was refused as too large */
 };
 
 enum http_header { HTTP_OTHER, HTTP_CONTENT_LENGTH, HTTP_EXPECT, HTTP_ACCEPT_ENCODING };
@@ -53,6 +53,7 @@ struct http_reader {
     enum http_header header; /* the one whose value comes next */
     bool is_waiting;         /* for bytes: those at hand have been looked at */
     size_t begin, end;       /* what of line[] is not yet parsed */
+    size_t skipped;          /* how many bytes of a refused body have come */
     size_t kept;             /* what of line[] was there before the last bytes came */
     char line[HTTP_LINE_MAX];
     uint64_t parser[4]; /* the library's state, 32 bytes */
@@ -72,9 +73,10 @@ size_t http_reader_space(struct http_reader *r, char **at);
 /* n bytes, at most what http_reader_space() said, have been put there. */
 void http_reader_fed(struct http_reader *r, size_t n);
 
-/* The next event. After HTTP_REFUSED the rest of what was fed is gone; the connection goes on all
- * the same, as with Firecracker, unless the reader `closes`: the client asked for that, or nobody
- * can say where its next request begins. */
+/* The next event. After HTTP_REFUSED the rest of what was fed is gone, and of a body that was
+ * refused what is still to come is skipped; the connection goes on all the same, as with
+ * Firecracker, unless the reader `closes`: the client asked for that, or nobody can say where its
+ * next request begins. */
 enum http_event http_reader_next(struct http_reader *r);
 
 /* Whether bytes are at hand that http_reader_next() has not looked at. */

@@ -93,6 +93,7 @@ Test(http_connection, ends_with_a_refusal_only_where_it_must)
         { "PUT / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n", false },
         { "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n", false },
         { "PUT / HTTP/1.1\r\nConnection: close\r\nContent-Length: 101\r\n\r\n", true },
+        { "PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 101\r\n\r\n", true },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
@@ -257,11 +258,36 @@ Test(http_connection, goes_on_after_a_refusal)
     cr_expect_str_eq(reader.path, "/after");
 }
 
-Test(http_connection, trusts_nothing_after_a_body_that_was_too_large)
+Test(http_connection, skips_a_body_that_was_too_large_and_goes_on)
 {
-    cr_assert_eq(next_of("PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n"), HTTP_REFUSED);
-    cr_expect_eq(next_of("GET /in-the-body HTTP/1.1\r\n\r\n"), HTTP_REFUSED);
-    cr_expect_eq(next_of("\r\n\r\nGET /in-the-body HTTP/1.1\r\n\r\n"), HTTP_REFUSED);
+    static const char head[] = "PUT / HTTP/1.1\r\nContent-Length: 3000\r\n\r\n";
+    static char body[3001];
+    size_t fed;
+
+    memset(body, ' ', 3000);
+    memcpy(body + 100, "\r\n\r\nGET /in-the-body HTTP/1.1\r\n\r\n", 34);
+    memcpy(body + 2000, "\r\n\r\nGET /in-the-body HTTP/1.1\r\n\r\n", 34);
+    for (size_t step = 1; step < 3000; step += 7) {
+        cr_assert_eq(next_of(head), HTTP_REFUSED);
+        cr_expect_eq(feed_in_steps(body, 3000, step, &fed), HTTP_NEED_MORE);
+        cr_expect(!http_reader_has_more(&reader));
+        cr_expect_eq(next_of("GET /after HTTP/1.1\r\n\r\n"), HTTP_HAVE_REQUEST);
+        cr_expect_str_eq(reader.path, "/after");
+    }
+}
+
+Test(http_connection, counts_what_of_a_refused_body_came_with_its_head)
+{
+    static const char head[] = "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n";
+    char request[256];
+
+    for (int n = 0; n <= 101; n++) {
+        snprintf(request, sizeof(request), "%s%*s", head, n, "");
+        cr_assert_eq(next_of(request), HTTP_REFUSED);
+        snprintf(request, sizeof(request), "%*sGET /after HTTP/1.1\r\n\r\n", 101 - n, "");
+        cr_assert_eq(next_of(request), HTTP_HAVE_REQUEST, "%d bytes", n);
+        cr_expect_str_eq(reader.path, "/after");
+    }
 }
 
 Test(http_connection, goes_on_with_a_header_that_was_too_long)
@@ -418,6 +444,7 @@ Test(http_connection, survives_any_two_bytes_in_any_state)
         "GET /x HTTP/1.1\r\n",
         "GET /x HTTP/1.1\r\nContent-Length: ",
         "PUT /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+        "PUT /x HTTP/1.1\r\nContent-Length: 103\r\n\r\n",
         "GET /x HTTP/1.1\r\nX",
     };
 
