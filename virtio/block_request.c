@@ -117,7 +117,7 @@ static void fail_request(struct block_request *r, struct block_file *f, ssize_t 
     r->status = VIRTIO_BLK_S_IOERR;
     if (result < 0)
         log_limited(&f->failures, LOG_ERROR, "Disk %s: a %s failed: %s (os error %d)", f->path,
-                    names[r->type], strerror((int)-result), (int)-result);
+                    names[r->type], os_error_text((int)-result), (int)-result);
     else
         log_limited(&f->failures, LOG_ERROR, "Disk %s: a %s failed: the file is too short", f->path,
                     names[r->type]);

@@ -93,7 +93,7 @@ static bool has_buffers(struct net *n)
 static void report_tap(struct net *n, const char *what, int os_errno)
 {
     log_limited(&n->trouble, LOG_ERROR, "Cannot %s the tap %s: %s (os error %d)", what,
-                n->host.tap->name, strerror(os_errno), os_errno);
+                n->host.tap->name, os_error_text(os_errno), os_errno);
 }
 
 /* Reads the next frame. False: there is none, or no place for it. */

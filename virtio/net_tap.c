@@ -53,14 +53,14 @@ int net_tap_open(struct net_tap *t, const char *name, struct error *e)
                     "setting up the network devices.",
                     os_error_text(errno), errno, name);
     if (ioctl(fd, TUNSETVNETHDRSZ, &header_bytes) < 0)
-        return fail_os(e, errno,
-                       "Open tap device failed: Error while setting size of the vnet "
-                       "header");
+        return fail_path(e, errno, name,
+                         "Open tap device failed: Error while setting size of the vnet header");
     *t = (struct net_tap){ .fd = -1 };
     memcpy(t->name, r.ifr_name, sizeof(t->name));
     t->has_uso = ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | USO) == 0;
     if (ioctl(fd, TUNSETOFFLOAD, 0) < 0)
-        return fail_os(e, errno, "Open tap device failed: Error while setting the offload flags");
+        return fail_path(e, errno, name,
+                         "Open tap device failed: Error while setting the offload flags");
     t->fd = take_fd(&fd);
     return 0;
 }

@@ -265,7 +265,7 @@ static void reset_conn(struct vsock *v, struct vsock_conn *c)
 static void report_socket(struct vsock *v, const char *what, int os_errno)
 {
     log_limited(&v->trouble, LOG_ERROR, "vsock cannot %s: %s (os error %d)", what,
-                strerror(os_errno), os_errno);
+                os_error_text(os_errno), os_errno);
 }
 
 /* The guest makes a connection. That nobody serves the port, or is busy, is between it and them. */

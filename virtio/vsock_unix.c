@@ -58,12 +58,12 @@ int vsock_unix_listen(struct vsock_listener *l, const char *path, struct error *
         return fail(e, ERR_INVALID, BIND_ERROR ": path must be shorter than SUN_LEN");
     fd = socket(AF_UNIX, SOCKET_TYPE, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) < 0)
-        return fail_os(e, errno, BIND_ERROR);
+        return fail_path(e, errno, path, BIND_ERROR);
     lstat(path, &st);
     *l = (struct vsock_listener){ take_fd(&fd), st.st_dev, st.st_ino };
     if (listen(l->fd, BACKLOG) == 0)
         return 0;
-    fail_os(e, errno, BIND_ERROR);
+    fail_path(e, errno, path, BIND_ERROR);
     vsock_unix_close(l, path); /* the file would be in the way of another try */
     return -1;
 }

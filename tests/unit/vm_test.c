@@ -202,6 +202,18 @@ Test(vm, does_not_start_without_a_kernel)
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
 }
 
+/* The kernel of a VM that doesn't run is nobody's but its owner's. */
+Test(vm, holds_up_nobody_who_writes_to_its_kernel_after_a_failed_start)
+{
+    autofd int writer = -1;
+
+    cr_assert_eq(put_boot(file("kernel"), file("text"), "x"), 0, "%s", e.msg);
+    cr_assert_eq(apply(ACT_START), -1);
+    cr_expect(strstr(e.msg, "Cannot load initrd"), "%s", e.msg);
+    writer = open(file("kernel"), O_WRONLY | O_NONBLOCK);
+    cr_expect(writer >= 0, "it still has a lease");
+}
+
 Test(vm, can_be_configured_anew_after_a_failed_start)
 {
     need_kvm();
@@ -346,13 +358,20 @@ Test(machine_config, has_the_template_that_was_given_last)
 
 Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
 {
+    char text[200];
+
     cr_assert_eq(put_boot(file("kernel"), NULL, "first"), 0);
     cr_expect_eq(put_boot(file("none"), NULL, "second"), -1);
-    cr_expect_str_eq(e.msg, "The kernel file cannot be opened: No such file or "
-                            "directory (os error 2)");
+    snprintf(text, sizeof(text),
+             "The kernel file cannot be opened: No such file or directory (os error 2) %s/none",
+             dir);
+    cr_expect_str_eq(e.msg, text);
     cr_expect_eq(put_boot(file("kernel"), file("none"), "second"), -1);
-    cr_expect_str_eq(e.msg, "The initrd file cannot be opened due to invalid "
-                            "path or invalid permissions. No such file or directory (os error 2)");
+    snprintf(text, sizeof(text),
+             "The initrd file cannot be opened due to invalid path or invalid permissions. "
+             "No such file or directory (os error 2) %s/none",
+             dir);
+    cr_expect_str_eq(e.msg, text);
     cr_expect_str_eq(vm_config(vm)->boot_source.boot_args, "first");
     cr_expect_null(vm_config(vm)->boot_source.initrd_path);
 }

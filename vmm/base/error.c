@@ -84,6 +84,13 @@ int fail_os(struct error *e, int os_errno, const char *fmt, ...)
     return -1;
 }
 
+int fail_path(struct error *e, int os_errno, const char *path, const char *what)
+{
+    fail(e, ERR_HOST, "%s: %s (os error %d) %s", what, os_error_text(os_errno), os_errno, path);
+    e->os_errno = os_errno;
+    return -1;
+}
+
 int fail_within(struct error *e, const char *prefix)
 {
     char inner[sizeof(e->msg)];

@@ -57,7 +57,7 @@ int log_open(const char *path, struct error *e)
     int fd = console_open_lines(path);
 
     if (fd < 0)
-        return fail_os(e, errno, "Failed to open target file");
+        return fail_path(e, errno, path, "Failed to open target file");
     close_fdp(&sink.fd);
     sink.fd = fd;
     return 0;

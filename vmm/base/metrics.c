@@ -151,9 +151,8 @@ int metrics_open(const struct metrics_config *config, const char *instance_id, s
                     "of metrics not allowed.");
     fd = console_open_lines(config->metrics_path);
     if (fd < 0)
-        return fail(e, ERR_HOST,
-                    "Cannot initialize the metrics system due to bad user input: %s (os error %d)",
-                    os_error_text(errno), errno);
+        return fail_path(e, errno, config->metrics_path,
+                         "Cannot initialize the metrics system due to bad user input");
     prepare();
     state.line_size = LINE_BYTES + properties;
     state.line = malloc(state.line_size);
@@ -412,7 +411,7 @@ void metrics_write_unasked(void)
     int ret = metrics_write();
 
     if (ret < 0)
-        log_error("Failed to write metrics: %s (os error %d)", strerror(-ret), -ret);
+        log_error("Failed to write metrics: %s (os error %d)", os_error_text(-ret), -ret);
 }
 
 static void on_minute(struct loop_source *src, uint32_t ready)

@@ -126,7 +126,7 @@ static void pass_on(struct serial *s, uint8_t byte)
         return;
     metric_inc(&metrics.uart.error_count);
     log_limited(&s->trouble, LOG_ERROR, "Output of the guest's console is lost: %s (os error %d)",
-                strerror(errno), errno);
+                os_error_text(errno), errno);
 }
 
 static void transmit_byte(struct serial *s, uint8_t byte)
@@ -250,8 +250,8 @@ static bool take_input(struct serial *s)
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return true;
     if (got < 0)
-        log_error("The guest's console has no input any more: %s (os error %d)", strerror(errno),
-                  errno);
+        log_error("The guest's console has no input any more: %s (os error %d)",
+                  os_error_text(errno), errno);
     for (ssize_t i = 0; i < got; i++)
         fifo_push(&s->state, bytes[i]);
     raise_from(s, before);

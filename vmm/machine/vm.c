@@ -103,14 +103,14 @@ static int put_boot_source(struct vm *vm, struct action *a, struct error *e)
     struct cmdline cmdline;
 
     if (kernel < 0)
-        return fail_os(e, errno, "The kernel file cannot be opened");
+        return fail_path(e, errno, b->kernel_image_path, "The kernel file cannot be opened");
     if (b->initrd_path) {
         initrd = open_image(b->initrd_path);
         if (initrd < 0)
             return fail(e, ERR_HOST,
                         "The initrd file cannot be opened due to invalid path or invalid "
-                        "permissions. %s (os error %d)",
-                        os_error_text(errno), errno);
+                        "permissions. %s (os error %d) %s",
+                        os_error_text(errno), errno, b->initrd_path);
     }
     if (cmdline_init(&cmdline, b->boot_args, e) < 0)
         return -1;

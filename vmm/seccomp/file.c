@@ -89,10 +89,10 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
     ssize_t n;
 
     if (fd < 0)
-        return fail_os(e, errno, "Filter file open error");
+        return fail_path(e, errno, path, "Filter file open error");
     n = read_pieces(fd, bytes, sizeof(bytes));
     if (n < 0)
-        return fail_os(e, errno, "Filter file read error");
+        return fail_path(e, errno, path, "Filter file read error");
     if (!parse_filters((struct bytes){ bytes, (size_t)n }, programs))
         return fail(
             e, ERR_INVALID,
