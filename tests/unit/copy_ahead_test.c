@@ -1,12 +1,19 @@
 #include "vmm/boot/copy_ahead.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "vmm/base/error.h"
+#include "vmm/base/log.h"
 
 #define MIB        (1u << 20)
 #define TEXT_GPA   0x200000u
@@ -19,11 +26,12 @@
 static struct guest_mem mem;
 static struct loop loop;
 static struct error e;
+static int text_fd;
 static uint8_t image[TEXT_BYTES];
 
 static void set_up(void)
 {
-    autofd int fd = memfd_create("image", MFD_CLOEXEC);
+    int fd = text_fd = memfd_create("image", MFD_CLOEXEC);
 
     for (size_t i = 0; i < TEXT_BYTES; i++)
         image[i] = (uint8_t)(i * 31 + i / 4096 + 1);
@@ -56,11 +64,25 @@ static unsigned own_pages(uint64_t at, uint64_t bytes)
     return own;
 }
 
+static unsigned holds, releases;
+
+static void hold(struct copy_ahead *c)
+{
+    (void)c;
+    cr_assert_eq(holds++, releases);
+}
+
+static void release(struct copy_ahead *c)
+{
+    (void)c;
+    cr_assert_eq(++releases, holds);
+}
+
 static void copy_parts(const struct kernel_image *kernel, const struct initrd *initrd)
 {
     static struct copy_ahead c; /* the loop may keep it */
 
-    copy_ahead_init(&c, &mem, kernel, initrd);
+    copy_ahead_init(&c, &mem, kernel, initrd, hold, release);
     copy_ahead_start(&c, &loop);
     while (c.timer.fd >= 0)
         cr_assert(loop_turn(&loop, -1));
@@ -95,7 +117,7 @@ Test(copy_ahead, has_the_pages_to_itself_that_it_has_a_part_of)
 Test(copy_ahead, copies_every_part)
 {
     struct kernel_image kernel = { .is_bzimage = false };
-    struct initrd initrd = { gpa(TEXT_GPA), 1 };
+    struct initrd initrd = { .start = gpa(TEXT_GPA), .bytes = 1 };
 
     for (unsigned i = 0; i < IMAGE_PARTS_MAX; i++)
         kernel.written[i] = (struct image_part){ gpa(TEXT_GPA + (2 * i + 3) * GMEM_PAGE_BYTES), 1 };
@@ -106,15 +128,15 @@ Test(copy_ahead, copies_every_part)
 Test(copy_ahead, takes_an_initrd_as_a_whole_unless_it_is_large)
 {
     const struct kernel_image kernel = { .is_bzimage = false };
-    struct initrd initrd = { gpa(TEXT_GPA), UNPACKED_BYTES_MAX };
+    struct initrd initrd = { .start = gpa(TEXT_GPA), .bytes = UNPACKED_BYTES_MAX };
     struct copy_ahead c;
 
-    copy_ahead_init(&c, &mem, &kernel, &initrd);
+    copy_ahead_init(&c, &mem, &kernel, &initrd, hold, release);
     cr_assert_eq(c.count, 1);
     cr_expect_eq(c.parts[0].at.v, TEXT_GPA);
     cr_expect_eq(c.parts[0].bytes, UNPACKED_BYTES_MAX);
     initrd.bytes++;
-    copy_ahead_init(&c, &mem, &kernel, &initrd);
+    copy_ahead_init(&c, &mem, &kernel, &initrd, hold, release);
     cr_expect_eq(c.count, 0);
 }
 
@@ -141,4 +163,195 @@ Test(copy_ahead, gives_up_where_pages_cannot_be_copied)
 {
     copy(4 * MIB, MIB);
     cr_expect_not(loop_turn(&loop, 0));
+}
+
+/* From here on: images that are no longer the guest's than until their file changes. */
+static char path[] = "/tmp/mayfly-copy-XXXXXX";
+static struct copy_ahead ahead; /* the loop may keep it */
+
+#define LATE_GPA 0x100000u /* of a second mapping, of the same bytes */
+
+static int image_file(void)
+{
+    int writer = mkstemp(path), fd;
+
+    cr_assert_eq(write(writer, image, TEXT_BYTES), (ssize_t)TEXT_BYTES);
+    close(writer);
+    fd = open(path, O_RDONLY);
+    cr_assert_eq(gmem_load_file(&mem, gpa(LATE_GPA), fd, 0, MIB / 2, &e), 0, "%s", e.msg);
+    return fd;
+}
+
+/* An initrd of that file, so large that the guest is not known to write to it. */
+static void start_with(struct image_source source)
+{
+    const struct kernel_image kernel = { .is_bzimage = false };
+    const struct initrd initrd = { .start = gpa(LATE_GPA), .source = source };
+
+    copy_ahead_init(&ahead, &mem, &kernel, &initrd, hold, release);
+    copy_ahead_start(&ahead, &loop);
+}
+
+static bool are_own(void)
+{
+    return own_pages(LATE_GPA, MIB / 2) == MIB / 2 / GMEM_PAGE_BYTES;
+}
+
+static void overwrite(int fd)
+{
+    static const uint8_t other[MIB];
+
+    cr_assert_eq(pwrite(fd, other, sizeof(other), 0), (ssize_t)sizeof(other));
+}
+
+static void expect_the_image(void)
+{
+    static uint8_t now[MIB / 2];
+
+    cr_assert_eq(gmem_read_(&mem, gpa(LATE_GPA), now, sizeof(now)), 0);
+    cr_expect_arr_eq(now, image, sizeof(now));
+}
+
+static void run_the_timer(void)
+{
+    while (ahead.timer.fd >= 0)
+        cr_assert(loop_turn(&loop, -1));
+}
+
+Test(copy_ahead, parts_from_a_file_that_may_change)
+{
+    int fd = image_file(), writer = open(path, O_WRONLY);
+
+    unlink(path);
+    start_with((struct image_source){ fd, IMAGE_LOOSE, TEXT_BYTES });
+    run_the_timer();
+    cr_expect(are_own());
+    cr_expect_eq(own_pages(TEXT_GPA, MIB), 0, "from that file only");
+    cr_expect_eq(holds, 1);
+    overwrite(writer);
+    cr_assert_eq(ftruncate(writer, 0), 0);
+    expect_the_image();
+}
+
+/* A kernel's text, which is copied first, is not copied twice; what lies around it is the rest. */
+Test(copy_ahead, parts_from_a_loose_kernel_what_is_written_first)
+{
+    const struct image_source source = { text_fd, IMAGE_LOOSE, TEXT_BYTES };
+    const struct initrd none = { .bytes = 0 };
+    struct kernel_image kernel = {
+        .source = source,
+        .written = { { gpa(TEXT_GPA + 0x2345), MIB / 2 }, { gpa(LATE_GPA), 0x1000 } },
+    };
+
+    copy_ahead_init(&ahead, &mem, &kernel, &none, hold, release);
+    cr_assert_eq(ahead.count, 3);
+    cr_expect_eq(ahead.parts[0].at.v, TEXT_GPA + 0x2000);
+    cr_expect_eq(ahead.parts[0].bytes, MIB / 2 + 0x1000);
+    cr_expect(ahead.parts[0].is_final);
+    cr_expect_not(ahead.parts[1].is_final, "it is mapped from no file");
+    cr_expect_eq(ahead.parts[2].at.v, TEXT_GPA);
+    cr_expect_eq(ahead.parts[2].bytes, TEXT_BYTES & ~0xfffu);
+    kernel =
+        (struct kernel_image){ .source = source, .written = { { gpa(TEXT_GPA), TEXT_BYTES } } };
+    copy_ahead_init(&ahead, &mem, &kernel, &none, hold, release);
+    cr_expect_eq(ahead.count, 1);
+    copy_ahead_start(&ahead, &loop);
+    run_the_timer();
+    cr_expect_eq(holds, 2);
+    cr_assert_eq(ftruncate(text_fd, 0), 0);
+    cr_assert_eq(gmem_read_(&mem, gpa(TEXT_GPA), image, TEXT_BYTES), 0);
+}
+
+Test(copy_ahead, copies_nothing_of_a_file_that_cannot_change)
+{
+    int fd = image_file();
+
+    unlink(path);
+    start_with((struct image_source){ fd, IMAGE_FIXED, TEXT_BYTES });
+    cr_expect_not(loop_turn(&loop, 0));
+    cr_expect_eq(own_pages(LATE_GPA, MIB / 2), 0);
+    cr_expect_eq(ahead.timer.fd, -1);
+}
+
+static int try_to_write(void)
+{
+    return open(path, O_WRONLY | O_TRUNC | O_NONBLOCK);
+}
+
+static struct image_source leased_file(void)
+{
+    struct image_source source = image_guard_take(image_file());
+    struct statfs fs;
+
+    cr_assert_eq(fstatfs(source.fd, &fs), 0);
+    if (fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != TMPFS_MAGIC)
+        cr_skip_test("/tmp is on a file system whose leases are not trusted");
+    cr_assert_eq(source.guard, IMAGE_LEASED);
+    return source;
+}
+
+Test(copy_ahead, parts_from_a_leased_file_when_somebody_wants_to_write_and_then_lets_him)
+{
+    int writer;
+
+    start_with(leased_file());
+    cr_expect_not(loop_turn(&loop, 0), "no timer runs");
+    cr_expect_eq(own_pages(LATE_GPA, MIB / 2), 0);
+    cr_assert_eq(try_to_write(), -1);
+    cr_assert_eq(errno, EWOULDBLOCK);
+    while ((writer = try_to_write()) < 0) {
+        cr_assert_not(are_own() && ahead.timer.fd < 0, "and the lease is not given back");
+        cr_assert(loop_turn(&loop, -1));
+    }
+    cr_expect(are_own());
+    overwrite(writer);
+    expect_the_image();
+    cr_expect_not(loop_turn(&loop, 0), "no timer runs");
+    unlink(path);
+}
+
+/* As with huge pages: it was read. */
+Test(copy_ahead, lets_the_writer_of_a_leased_file_go_on_that_is_mapped_nowhere)
+{
+    start_with(leased_file());
+    mem.file_part_count = 0;
+    cr_assert_eq(try_to_write(), -1);
+    cr_assert(loop_turn(&loop, -1));
+    cr_expect(try_to_write() >= 0);
+    unlink(path);
+}
+
+/* A host that is out of descriptors: the copies are made at once. */
+Test(copy_ahead, needs_no_timer)
+{
+    struct image_source source = leased_file();
+    struct rlimit none, some;
+
+    unlink(path);
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &some), 0);
+    none = some;
+    none.rlim_cur = 0;
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    start_with(source);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &some), 0);
+    cr_expect_eq(ahead.timer.fd, -1);
+    cr_expect_eq(ahead.sources[1].guard, IMAGE_NONE);
+    cr_expect(are_own());
+}
+
+Test(copy_ahead, says_which_file_was_truncated_too_soon)
+{
+    int fd = image_file(), log = memfd_create("log", 0);
+    char text[512] = { 0 }, name[32];
+
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", log);
+    cr_assert_eq(log_open(name, &e), 0, "%s", e.msg);
+    cr_assert_eq(truncate(path, MIB / 4), 0);
+    unlink(path);
+    start_with((struct image_source){ fd, IMAGE_LOOSE, TEXT_BYTES });
+    run_the_timer();
+    cr_assert_gt(pread(log, text, sizeof(text) - 1, 0), 0);
+    cr_expect(strstr(text, "The guest goes on depending on its initrd's file, which can't be "
+                           "copied: it was truncated"),
+              "%s", text);
 }

@@ -2,6 +2,8 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -341,4 +343,103 @@ Test(gmem_load_file, refuses_a_file_that_is_too_short)
         cr_expect(strstr(e.msg, "truncated"), "%s", e.msg);
     }
     close(fd);
+}
+
+Test(gmem_load_file, lists_what_it_maps_and_reads_where_the_list_is_full)
+{
+    enum { step = 4 * GMEM_PAGE_BYTES, n = 3 * GMEM_PAGE_BYTES + 5 };
+    int fd = file_of(100000);
+
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_load_file(&m, gpa(step), fd, 1, n, &e), 0, "%s", e.msg);
+    cr_expect_eq(m.file_part_count, 0);
+    for (unsigned i = 0; i <= GMEM_FILE_PARTS_MAX; i++) {
+        uint8_t want[n], got[n];
+        gpa_t at = gpa(0x10000 + i * step);
+
+        cr_assert_eq(gmem_load_file(&m, at, fd, 0, n, &e), 0, "%s", e.msg);
+        cr_assert_eq(pread(fd, want, n, 0), (ssize_t)n);
+        cr_assert_eq(gmem_read_(&m, at, got, n), 0);
+        cr_expect_arr_eq(got, want, n);
+        if (i == GMEM_FILE_PARTS_MAX)
+            break;
+        cr_assert_eq(m.file_part_count, i + 1);
+        cr_expect_eq(m.file_parts[i].at.v, at.v);
+        cr_expect_eq(m.file_parts[i].bytes, 3 * GMEM_PAGE_BYTES);
+        cr_expect_eq(m.file_parts[i].fd, fd);
+    }
+    cr_expect_eq(m.file_part_count, GMEM_FILE_PARTS_MAX);
+    close(fd);
+}
+
+Test(gmem_make_own, fails_where_the_file_has_become_shorter)
+{
+    int fd = file_of(100000);
+
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_load_file(&m, gpa(0), fd, 0, 100000, &e), 0, "%s", e.msg);
+    cr_expect(gmem_make_own(&m, gpa(0), 8192));
+    cr_assert_eq(ftruncate(fd, 16384), 0);
+    cr_expect(gmem_make_own(&m, gpa(0), 16384));
+    cr_expect_not(gmem_make_own(&m, gpa(0), 16385));
+    cr_expect_not(gmem_make_own(&m, gpa(4 * MIB), 1));
+    close(fd);
+}
+
+/* Truncating the file takes even those pages of its mappings that have been copied. */
+Test(gmem_part_from_file, leaves_the_bytes_and_nothing_of_the_file)
+{
+    static uint8_t want[96 * 1024], got[96 * 1024];
+    const uint8_t written = 0x5a;
+    int fd = file_of(sizeof(want));
+
+    cr_assert_eq(gmem_init(&m, 4, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_assert_eq(pread(fd, want, sizeof(want), 0), sizeof(want));
+    cr_assert_eq(gmem_load_file(&m, gpa(MIB), fd, 0, sizeof(want), &e), 0, "%s", e.msg);
+    cr_assert(gmem_make_own(&m, gpa(MIB), 8192));
+    want[12345] = written;
+    cr_assert_eq(gmem_put(&m, gpa(MIB + 12345), &written), 0);
+    for (uint64_t at = 0; at < sizeof(want); at += 32768) {
+        void *spare = gmem_spare(32768);
+
+        cr_assert_not_null(spare);
+        cr_assert_eq(gmem_part_from_file(&m, gpa(MIB + at), 32768, spare), 0);
+    }
+    cr_assert_eq(ftruncate(fd, 0), 0);
+    cr_assert_eq(gmem_read_(&m, gpa(MIB), got, sizeof(got)), 0);
+    cr_expect_arr_eq(got, want, sizeof(want));
+    close(fd);
+}
+
+/* More than any host has: their reservation fails, and what fits is told. */
+Test(gmem_init, says_how_many_huge_pages_are_needed_and_free)
+{
+    const uint64_t mib = UINT64_C(1) << 23;
+    unsigned long long needed = 0, available = 0;
+    const char *counts;
+    uint64_t want = 0;
+
+    cr_assert_eq(gmem_init(&m, mib, HUGE_PAGES_2M, &e), -1);
+    counts = strstr(e.msg, "(os error 12): ");
+    cr_assert(counts &&
+                  strstr(e.msg, "Invalid Memory Configuration: Cannot create mmap region: ") ==
+                      e.msg,
+              "%s", e.msg);
+    cr_assert_eq(sscanf(counts, "(os error 12): %llu huge pages of 2 MiB are needed, %llu are free",
+                        &needed, &available),
+                 2, "%s", e.msg);
+    cr_expect_eq(needed, mib / 2);
+    for (const char *const *name = (const char *const[]){ "free", "resv", NULL }; *name; name++) {
+        char path[96], text[32] = { 0 };
+        int fd;
+
+        snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-2048kB/%s_hugepages",
+                 *name);
+        fd = open(path, O_RDONLY);
+        if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
+            cr_skip_test("no huge pages on this host");
+        want = **name == 'f' ? strtoull(text, NULL, 10) : want - strtoull(text, NULL, 10);
+        close(fd);
+    }
+    cr_expect_eq(available, want, "%llu", available);
 }

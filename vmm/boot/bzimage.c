@@ -46,7 +46,9 @@ static int check_header(const struct setup_header *h, struct error *e)
     if (h->boot_flag != 0xaa55)
         return fail(e, ERR_INVALID, "Invalid bzImage: boot_flag is 0x%x, not 0xaa55", h->boot_flag);
     if (h->version < PROTOCOL_MIN)
-        return fail(e, ERR_INVALID, "Invalid bzImage: version is 0x%x, at least 0x%x is needed",
+        return fail(e, ERR_INVALID,
+                    "Invalid bzImage: version is 0x%x, at least 0x%x is needed: the boot protocol "
+                    "is that of a kernel before Linux 3.8",
                     h->version, PROTOCOL_MIN);
     if (!(h->loadflags & LOADED_HIGH))
         return fail(e, ERR_INVALID, "Invalid bzImage: loadflags lack LOADED_HIGH");
@@ -95,6 +97,8 @@ int bzimage_load(struct guest_mem *m, const struct kernel_file *f, struct kernel
         return -1;
     offset = (1 + (uint64_t)(h.setup_sects ? h.setup_sects : SETUP_SECTS_DEFAULT)) * SECTOR_BYTES;
     bytes = f->bytes > offset ? f->bytes - offset : 0;
+    if (f->is_device && bytes / 16 >= h.syssize)
+        bytes = 16 * (uint64_t)h.syssize; /* what lies behind is not the kernel's */
     if (bytes <= ENTRY_64_OFFSET || bytes / 16 < h.syssize)
         return fail(e, ERR_INVALID,
                     "Unable to read bzImage compressed kernel: "

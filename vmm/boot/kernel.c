@@ -18,23 +18,31 @@ static bool has_magic(const struct kernel_file *f, uint64_t offset, const char *
            !memcmp(found, magic, sizeof(found));
 }
 
+static int refuse_kernel(const struct kernel_file *f, struct error *e)
+{
+    const char *kind = kernel_file_kind(f);
+
+    return kind ? fail(e, ERR_INVALID, "Unable to read elf header: it is %s, not a kernel", kind)
+                : fail(e, ERR_INVALID, "Unable to read elf header");
+}
+
 int kernel_load(struct guest_mem *m, int fd, struct kernel_image *out, struct error *e)
 {
-    struct kernel_file f = { .fd = fd };
     const char *format = "Kernel Loader: failed to load ELF kernel image: Kernel Loader";
+    struct kernel_file f = { .fd = fd };
     struct stat st;
     int ret;
 
-    if (fstat(fd, &st) == 0 && st.st_size > 0)
-        f.bytes = (uint64_t)st.st_size;
-    *out = (struct kernel_image){ 0 };
+    *out = (struct kernel_image){ .source = image_guard_take(fd) };
+    f.bytes = out->source.bytes;
+    f.is_device = fstat(fd, &st) == 0 && S_ISBLK(st.st_mode);
     if (has_magic(&f, 0, ELFMAG)) {
         ret = elf_load(m, &f, out, e);
     } else if (has_magic(&f, BZIMAGE_MAGIC_OFFSET, "HdrS")) {
         format = "Kernel Loader: failed to load bzImage kernel image: Kernel Loader";
         ret = bzimage_load(m, &f, out, e);
     } else {
-        ret = fail(e, ERR_INVALID, "Unable to read elf header");
+        ret = refuse_kernel(&f, e);
     }
     if (ret < 0) {
         fail_within(e, format);
@@ -51,15 +59,15 @@ int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel, 
     uint64_t top = m->regions[0].bytes, start = 0, bytes;
     struct stat st;
 
-    *out = (struct initrd){ 0 };
+    *out = (struct initrd){ .source = image_guard_take(fd) };
     if (fstat(fd, &st) < 0)
         return fail_os(e, errno, "Cannot load initrd due to an invalid image");
-    if (!S_ISREG(st.st_mode))
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return fail(e, ERR_INVALID,
                     "Cannot load initrd due to an invalid image: it is not a regular file");
-    if (st.st_size <= 0)
+    bytes = out->source.bytes;
+    if (bytes == 0)
         return fail(e, ERR_INVALID, "Cannot load initrd due to an invalid image: it is empty");
-    bytes = (uint64_t)st.st_size;
     if (bytes <= top)
         start = (top - bytes) & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
     if (start < kernel->end.v)
@@ -69,6 +77,7 @@ int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel, 
                     bytes, kernel->end.v, top);
     if (gmem_load_file(m, gpa(start), fd, 0, bytes, e) < 0)
         return fail_within(e, "Cannot load initrd due to an invalid image");
-    *out = (struct initrd){ .start = gpa(start), .bytes = bytes };
+    out->start = gpa(start);
+    out->bytes = bytes;
     return 0;
 }

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/boot/image_guard.h"
 #include "vmm/kvm/guest_mem.h"
 
 enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
@@ -29,6 +30,7 @@ static inline struct image_part unpacked_part(gpa_t at, uint64_t bytes)
 }
 
 struct kernel_image {
+    struct image_source source;
     enum boot_protocol protocol;
     gpa_t entry;
     gpa_t end; /* first byte after what the image occupies, its bss included */

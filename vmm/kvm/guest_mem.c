@@ -4,6 +4,7 @@
 #include <string.h>
 #include <linux/mman.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include "vmm/kvm/layout.h"
@@ -15,10 +16,15 @@
  * read. */
 #define MAP_MIN_BYTES (2u * GMEM_PAGE_BYTES)
 
-/* A core dump is for whoever mends the VMM, and no place for a tenant's secrets. Each mapping of
- * guest memory has to be kept from it, also one that comes to lie over another. 0 or -errno. */
-static int keep_from_dumps(void *host, uint64_t bytes)
+#define LAZY        (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+#define RESERVED_2M (MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB)
+
+/* What each mapping of guest memory gets, also one that comes to lie over another: its name, which
+ * a host that does not know it does without, and that no core dump has it. A dump is for whoever
+ * mends the VMM, and no place for a tenant's secrets. 0 or -errno. */
+static int claim_pages(void *host, uint64_t bytes)
 {
+    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, host, bytes, "guest memory");
     return madvise(host, bytes, MADV_DONTDUMP) < 0 ? -errno : 0;
 }
 
@@ -28,22 +34,19 @@ static int map_over(void *host, uint64_t bytes, int fd, uint64_t offset)
     if (mmap(host, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
              (off_t)offset) == MAP_FAILED)
         return -errno;
-    return keep_from_dumps(host, bytes);
+    return claim_pages(host, bytes);
 }
 
 /* Guest-physical and host address agree modulo 2 MiB: only then can KVM map a huge page of the host
  * (hugetlb, or a transparent one where the host's policy gives them) as one in the guest. */
 static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
 {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    uint64_t slack = HUGE_2M_BYTES, lead;
+    const bool is_2m = huge_pages == HUGE_PAGES_2M;
+    uint64_t slack = is_2m ? 0 : HUGE_2M_BYTES; /* a huge page is aligned as it is */
+    uint64_t lead;
     uint8_t *host;
 
-    if (huge_pages == HUGE_PAGES_2M) {
-        flags |= MAP_HUGETLB | MAP_HUGE_2MB;
-        slack = 0; /* aligned as it is */
-    }
-    host = mmap(NULL, r->bytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
+    host = mmap(NULL, r->bytes + slack, PROT_READ | PROT_WRITE, is_2m ? RESERVED_2M : LAZY, -1, 0);
     if (host == MAP_FAILED)
         return -errno;
     if (slack) {
@@ -56,7 +59,7 @@ static int region_map(struct gmem_region *r, enum huge_pages huge_pages)
     if (huge_pages == HUGE_PAGES_TRANSPARENT)
         madvise(host, r->bytes, MADV_HUGEPAGE); /* a host without them still runs the VM */
     r->host = host;
-    return keep_from_dumps(host, r->bytes);
+    return claim_pages(host, r->bytes);
 }
 
 /* Cuts size_bytes of RAM into the ranges between the gaps. False: more than can be addressed. */
@@ -81,6 +84,34 @@ static bool lay_out(struct guest_mem *m, uint64_t size_bytes)
     return size_bytes == 0;
 }
 
+/* How many of so many huge pages could be reserved now. By trying: a jail has no /sys to ask. */
+static uint64_t huge_pages_free(uint64_t needed)
+{
+    uint64_t some = 0, too_many = needed;
+
+    while (too_many - some > 1) {
+        uint64_t pages = some + (too_many - some) / 2;
+        void *p = mmap(NULL, pages * HUGE_2M_BYTES, PROT_READ | PROT_WRITE, RESERVED_2M, -1, 0);
+
+        if (p == MAP_FAILED) {
+            too_many = pages;
+        } else {
+            munmap(p, pages * HUGE_2M_BYTES);
+            some = pages;
+        }
+    }
+    return some;
+}
+
+static int fail_huge_pages(struct error *e, int os_errno, uint64_t needed)
+{
+    return fail(e, ERR_HOST,
+                "Invalid Memory Configuration: Cannot create mmap region: %s (os error %d): %llu "
+                "huge pages of 2 MiB are needed, %llu are free",
+                os_error_text(os_errno), os_errno, (unsigned long long)needed,
+                (unsigned long long)huge_pages_free(needed));
+}
+
 int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_pages,
               struct error *e)
 {
@@ -93,6 +124,8 @@ int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_p
         ret = region_map(&m->regions[i], huge_pages);
     if (ret) {
         gmem_fini(m);
+        if (huge_pages == HUGE_PAGES_2M)
+            return fail_huge_pages(e, -ret, mem_size_mib / 2);
         return fail_os(e, -ret, "Invalid Memory Configuration: Cannot create mmap region");
     }
     return 0;
@@ -207,6 +240,38 @@ bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n)
     return r && madvise(r->host + (at.v - head - r->start), n + head, MADV_POPULATE_WRITE) == 0;
 }
 
+void *gmem_spare(uint64_t n)
+{
+    void *spare = mmap(NULL, n, PROT_READ | PROT_WRITE, LAZY | MAP_POPULATE, -1, 0);
+
+    if (spare == MAP_FAILED)
+        return NULL;
+    if (claim_pages(spare, n) < 0) {
+        munmap(spare, n);
+        return NULL;
+    }
+    return spare;
+}
+
+int gmem_part_from_file(struct guest_mem *m, gpa_t at, uint64_t n, void *spare)
+{
+    void *host = gmem_host_(m, at, n);
+
+    BUG_ON(!host);
+    memcpy(spare, host, n);
+    return mremap(spare, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, host) == MAP_FAILED ? -errno : 0;
+}
+
+uint64_t gmem_file_bytes(int fd)
+{
+    struct stat st;
+    off_t bytes = 0;
+
+    if (fstat(fd, &st) == 0)
+        bytes = S_ISREG(st.st_mode) ? st.st_size : S_ISBLK(st.st_mode) ? lseek(fd, 0, SEEK_END) : 0;
+    return bytes > 0 ? (uint64_t)bytes : 0;
+}
+
 static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct error *e)
 {
     while (n) {
@@ -226,14 +291,17 @@ static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct er
     return 0;
 }
 
-/* Maps the whole pages of [*offset, *offset + n) over dst, if that pays; the bytes mapped. */
-static uint64_t map_pages(const struct guest_mem *m, uint8_t *dst, int fd, uint64_t offset,
-                          uint64_t n)
+/* Maps the whole pages of [offset, offset + n) at a page of the guest's, if that pays; the bytes
+ * mapped. */
+static uint64_t map_pages(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint64_t n)
 {
     uint64_t bytes = n & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
+    void *host = gmem_host_(m, at, bytes);
 
-    if (m->hugetlb || bytes < MAP_MIN_BYTES || map_over(dst, bytes, fd, offset) < 0)
+    if (m->hugetlb || bytes < MAP_MIN_BYTES || m->file_part_count == GMEM_FILE_PARTS_MAX ||
+        map_over(host, bytes, fd, offset) < 0)
         return 0;
+    m->file_parts[m->file_part_count++] = (struct gmem_file_part){ at, bytes, fd };
     return bytes;
 }
 
@@ -241,25 +309,23 @@ int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint6
                    struct error *e)
 {
     const struct gmem_region *r = region_of(m, at, n);
-    uint64_t head = -at.v & (GMEM_PAGE_BYTES - 1);
-    struct stat st;
+    uint64_t head = -at.v & (GMEM_PAGE_BYTES - 1), file_bytes = gmem_file_bytes(fd);
     uint8_t *dst;
 
     if (!r)
         return fail(e, ERR_INVALID, "the image does not fit in guest memory: %llu bytes at 0x%llx",
                     (unsigned long long)n, (unsigned long long)at.v);
-    if (fstat(fd, &st) < 0)
-        return fail_os(e, errno, "cannot read the image");
-    if (st.st_size < 0 || offset > (uint64_t)st.st_size || n > (uint64_t)st.st_size - offset)
-        return fail(e, ERR_INVALID, "the image is truncated: %llu bytes at %llu of a file of %lld",
-                    (unsigned long long)n, (unsigned long long)offset, (long long)st.st_size);
+    if (offset > file_bytes || n > file_bytes - offset)
+        return fail(e, ERR_INVALID, "the image is truncated: %llu bytes at %llu of a file of %llu",
+                    (unsigned long long)n, (unsigned long long)offset,
+                    (unsigned long long)file_bytes);
     dst = r->host + (at.v - r->start);
     if ((at.v ^ offset) % GMEM_PAGE_BYTES == 0 && head < n) {
         uint64_t mapped;
 
         if (read_all(dst, fd, offset, head, e) < 0)
             return -1;
-        mapped = map_pages(m, dst + head, fd, offset + head, n - head);
+        mapped = map_pages(m, gpa(at.v + head), fd, offset + head, n - head);
         dst += head + mapped;
         offset += head + mapped;
         n -= head + mapped;

@@ -20,8 +20,9 @@
 #include "vmm/base/error.h"
 #include "vmm/kvm/layout.h"
 
-#define GMEM_PAGE_BYTES  4096u
-#define GMEM_REGIONS_MAX 3
+#define GMEM_PAGE_BYTES     4096u
+#define GMEM_REGIONS_MAX    3
+#define GMEM_FILE_PARTS_MAX 16
 
 struct gmem_region {
     uint64_t start; /* guest-physical */
@@ -29,14 +30,25 @@ struct gmem_region {
     uint8_t *host;
 };
 
+/* What gmem_load_file() has mapped, in whole pages. */
+struct gmem_file_part {
+    gpa_t at;
+    uint64_t bytes;
+    int fd; /* as it was given: says which file it was, and may be closed */
+};
+
 struct guest_mem {
     struct gmem_region regions[GMEM_REGIONS_MAX]; /* ascending, disjoint */
     unsigned region_count;
     bool hugetlb; /* backed by 2 MiB pages: files can't be mapped over them */
+    struct gmem_file_part file_parts[GMEM_FILE_PARTS_MAX];
+    unsigned file_part_count;
 };
 
-/* Maps mem_size_mib of zeroed, lazily allocated memory. Fails, leaving *m empty, where the size
- * can't be addressed or the host refuses. */
+/* Maps mem_size_mib of zeroed memory, allocated when it is touched; huge pages of 2 MiB are
+ * reserved at once, since one that lacks later is a SIGBUS. Fails, leaving *m empty, where the size
+ * can't be addressed or the host refuses. The mappings are named "guest memory" where the host has
+ * names for them (Linux 5.17). */
 must_check int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_pages,
                          struct error *e);
 
@@ -61,17 +73,34 @@ must_check int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_
 #define gmem_get(m, at, obj) gmem_read_((m), (at), (obj), sizeof(*(obj)))
 #define gmem_put(m, at, obj) gmem_write_((m), (at), (obj), sizeof(*(obj)))
 
+/* How long a regular file or a block device is; 0: it is neither, or empty. Moves the offset of a
+ * block device. */
+uint64_t gmem_file_bytes(int fd);
+
 /* Makes guest memory at [at, at + n) hold n bytes of fd from offset, in the cheapest way: whole
  * pages are mapped copy-on-write from the page cache where address and offset agree modulo the page
- * size (so that a start copies little, and what no guest writes is shared), the rest is read. fd
- * stays the caller's. Fails where the range leaves RAM or the file is shorter. */
+ * size (so that a start copies little, and what no guest writes is shared), and listed in
+ * file_parts while there is room; the rest is read. fd stays the caller's. Fails where the range
+ * leaves RAM or the file is shorter.
+ *
+ * While a part is mapped, a change of the file changes what the guest has not written there, and a
+ * file that is truncated takes the guest's own pages with it: it ends by SIGBUS. */
 must_check int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint64_t n,
                               struct error *e);
 
-/* Gives the pages that [at, at + n) is in to the guest as its own where they still are a file's, as
- * its first write would. False where they stay as they are: no RAM, or a host that can't (before
- * Linux 5.14). */
+/* Gives the pages that [at, at + n) is in to the guest where they still are a file's, as its first
+ * write would. The guest may run. False where they stay as they are: no RAM, or a host that can't
+ * (before Linux 5.14). */
 must_check bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n);
+
+/* Memory to put in the place of a file's pages: n bytes, whole pages, allocated. NULL: the host has
+ * none. */
+void *gmem_spare(uint64_t n);
+
+/* Copies [at, at + n), whole pages of RAM that are mapped from a file, to a spare of that size and
+ * puts this in their place: from then on they have nothing to do with the file. Nobody touches
+ * guest memory meanwhile. Takes the spare. 0 or -errno. */
+must_check int gmem_part_from_file(struct guest_mem *m, gpa_t at, uint64_t n, void *spare);
 
 /* Host address of [at, at + n), or NULL unless it lies within one region and n > 0. The contents
  * change under the caller's feet. */

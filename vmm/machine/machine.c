@@ -73,6 +73,16 @@ static int write_cmdline(struct cmdline *c, const struct vm_config *config,
     return 0;
 }
 
+static void hold_for_copy(struct copy_ahead *c)
+{
+    machine_hold(owner_of(c, struct machine, copy_ahead));
+}
+
+static void release_for_copy(struct copy_ahead *c)
+{
+    machine_release(owner_of(c, struct machine, copy_ahead));
+}
+
 /* Kernel, initrd, command line and firmware tables into guest memory. */
 static int load(struct machine *m, const struct vm_config *config, struct kernel_image *kernel,
                 struct error *e)
@@ -89,7 +99,7 @@ static int load(struct machine *m, const struct vm_config *config, struct kernel
     if (m->opened->initrd_fd >= 0 &&
         initrd_load(&m->mem, m->opened->initrd_fd, kernel, &initrd, e) < 0)
         return -1;
-    copy_ahead_init(&m->copy_ahead, &m->mem, kernel, &initrd);
+    copy_ahead_init(&m->copy_ahead, &m->mem, kernel, &initrd, hold_for_copy, release_for_copy);
     if (write_cmdline(&cmdline, config, &m->platform, e) < 0 ||
         boot_info_write(&m->mem, kernel, &cmdline, &initrd, e) < 0 ||
         mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
@@ -282,6 +292,8 @@ int machine_build(struct machine **out, const struct vm_config *config, struct o
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
     m->end.event_fd = m->serial_out_fd = -1;
     if (build(m, config, boot_timer, e) < 0) {
+        image_guard_give_back(opened->kernel_fd);
+        image_guard_give_back(opened->initrd_fd);
         machine_free(m);
         return -1;
     }

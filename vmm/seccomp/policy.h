@@ -4,6 +4,7 @@
  *   ALLOW(who, call, why)                 with any arguments
  *   ALLOW_IF(who, call, test, why)        if an argument passes a test: IS(place, value),
  *                                         HAS_NONE_OF(place, bits), HAS_ONLY(place, bits)
+ *   ALLOW_IF_BOTH(who, call, test, test, why)   if two do
  *   REFUSE(who, call, errno, why)         fails with an error instead of ending the process
  *
  * The first argument of a call has place 0. who is one of
@@ -22,6 +23,7 @@
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
 ALLOW_IF(MAIN, tgkill, IS(2, SIGURG), "to get a vCPU out of the guest, to be held")
+ALLOW_IF(VCPU, ioctl, IS(1, KVM_GET_REGS), "to log where a guest is that can't go on")
 ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 
 /* Locks and conditions between threads; no other kind of futex. */
@@ -85,14 +87,20 @@ ALLOW(EVER, lseek, "the size of a disk")
 ALLOW_IF(EVER, fcntl, IS(1, F_SETFL), "disks block; the console does not")
 ALLOW_IF(START, fcntl, IS(1, F_GETFL), "the console's flags, when it is a socket")
 ALLOW(START, pread64, "kernel and initrd")
+ALLOW(START, fstatfs, "whether the files of kernel and initrd can change")
+ALLOW(START, statx, "whether the files of kernel and initrd can change")
+ALLOW_IF(START, fcntl, IS(1, F_GET_SEALS), "whether the files of kernel and initrd can change")
+ALLOW_IF(START, fcntl, IS(1, F_SETLEASE), "a lease on kernel and initrd")
+ALLOW_IF_BOTH(MAIN, fcntl, IS(1, F_SETLEASE), IS(2, F_UNLCK), "to give it back")
+ALLOW(MAIN, signalfd4, "to hear that somebody waits for it")
 
 /* Memory: never executable. */
 ALLOW(EVER, brk, "the heap")
 ALLOW_IF(EVER, mmap, HAS_NONE_OF(2, PROT_EXEC), "the heap; guest memory, vCPUs, stacks, rings")
 ALLOW(EVER, munmap, "the heap; what a failed start leaves")
-ALLOW(EVER, mremap, "the heap: large requests to the API")
+ALLOW(EVER, mremap, "the heap: large requests to the API; memory parts from a file")
 ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
-ALLOW_IF(START, madvise, IS(2, MADV_DONTDUMP), "guest memory is in no core dump")
+ALLOW_IF(EVER, madvise, IS(2, MADV_DONTDUMP), "guest memory is in no core dump")
 ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
 ALLOW_IF(START, mprotect, HAS_NONE_OF(2, PROT_EXEC), "stacks, relocations")
 
@@ -145,12 +153,13 @@ ALLOW(START, set_robust_list, "threads")
 ALLOW(START, rseq, "threads")
 ALLOW_IF(START, prctl, IS(0, PR_GET_NAME), "the threads' names")
 ALLOW_IF(START, prctl, IS(0, PR_SET_NAME), "the threads' names")
+ALLOW_IF(EVER, prctl, IS(0, PR_SET_VMA), "guest memory's name")
 ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install the filters of the threads")
 ALLOW(START, seccomp, "the filters of the threads")
 
 /* From the jailer's execve to main(). */
 ALLOW(START, execve, "the jailer becomes the VMM")
-ALLOW(START, arch_prctl, "the C library's start")
+ALLOW(START, arch_prctl, "the C library's start; to ask for the state of AMX")
 ALLOW(START, set_tid_address, "the C library's start")
 ALLOW(START, readlink, "the C library's start")
 ALLOW(START, prlimit64, "the C library's start")

@@ -61,12 +61,14 @@ static const struct row {
     int call;
     uint32_t action;
     unsigned count; /* of tests */
-    struct scmp_arg_cmp test;
+    struct scmp_arg_cmp tests[2];
     const char *text, *why;
 } rows[] = {
-#define ALLOW(w, c, y)       { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 0, { 0 }, #c, y },
-#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 1, t, #c " " #t, y },
-#define REFUSE(w, c, e, y)   { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { 0 }, #c, y },
+#define ALLOW(w, c, y)       { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 0, { { 0 } }, #c, y },
+#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 1, { t }, #c " " #t, y },
+#define ALLOW_IF_BOTH(w, c, t, u, y)                                                               \
+    { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 2, { t, u }, #c " " #t " " #u, y },
+#define REFUSE(w, c, e, y) { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { { 0 } }, #c, y },
 #include "vmm/seccomp/policy.h"
 };
 #define ROWS (sizeof(rows) / sizeof(*rows))
@@ -122,7 +124,7 @@ static void compile(const char *name, unsigned who, bool is_tree)
     for (size_t i = 0; i < ROWS; i++)
         if (rows[i].who & who)
             check(seccomp_rule_add_array(ctx, rows[i].action, rows[i].call, rows[i].count,
-                                         &rows[i].test),
+                                         rows[i].tests),
                   rows[i].text);
     for (size_t i = ROWS; i-- > 0;) /* the first row of a call decides */
         if (rows[i].who & who)
@@ -132,24 +134,27 @@ static void compile(const char *name, unsigned who, bool is_tree)
     seccomp_release(ctx);
 }
 
-/* For each row of a filter: the filter, the row's number, the call (and test), why, "unseen" or
- * "seen", and the number of the argument that is tested, a mask, and the value that the masked
+/* For each row of a filter: the filter, the row's number, the call (and tests), why, "unseen" or
+ * "seen", and for each test the number of the argument, a mask, and the value that the masked
  * argument must have; separated by tabs. */
 static void list(void)
 {
     for (size_t f = 0; f < FILTERS; f++)
         for (size_t i = 0; i < ROWS; i++) {
             const struct row *r = &rows[i];
-            bool is_exact = r->test.op == SCMP_CMP_EQ;
 
             if (!(r->who & filters[f].who))
                 continue;
             printf("%s\t%zu\t%s\t%s\t%s", filters[f].name, i, r->text, r->why,
                    r->who & UNSEEN ? "unseen" : "seen");
-            if (r->count > 0)
-                printf("\t%u\t%llu\t%llu", r->test.arg,
-                       is_exact ? ~0ULL : (unsigned long long)r->test.datum_a,
-                       (unsigned long long)(is_exact ? r->test.datum_a : r->test.datum_b));
+            for (unsigned t = 0; t < r->count; t++) {
+                const struct scmp_arg_cmp *test = &r->tests[t];
+                bool is_exact = test->op == SCMP_CMP_EQ;
+
+                printf("\t%u\t%llu\t%llu", test->arg,
+                       is_exact ? ~0ULL : (unsigned long long)test->datum_a,
+                       (unsigned long long)(is_exact ? test->datum_a : test->datum_b));
+            }
             putchar('\n');
         }
 }
