@@ -46,7 +46,7 @@ struct rsdp {
     uint8_t extended_checksum;
     uint8_t reserved[3];
 } __attribute__((packed));
-_Static_assert(sizeof(struct rsdp) == 36, "5.2.5.3");
+_Static_assert(sizeof(struct rsdp) == LAYOUT_RSDP_END - LAYOUT_RSDP, "5.2.5.3");
 
 /* 5.2.8 */
 struct xsdt {

@@ -165,6 +165,34 @@ static int write_pvh_start(struct guest_mem *m, const struct initrd *initrd)
     return gmem_put(m, gpa(LAYOUT_PVH_START), &start);
 }
 
+const char *boot_info_meets(enum boot_protocol protocol, gpa_t at, uint64_t bytes)
+{
+    enum { LINUX64 = 1 << BOOT_LINUX64, PVH = 1 << BOOT_PVH, BOTH = LINUX64 | PVH };
+    static const struct {
+        uint64_t start, end;
+        unsigned protocols;
+        const char *what;
+    } ours[] = {
+        { LAYOUT_GDT, LAYOUT_IDT + BOOT_IDT_LIMIT + 1, BOTH, "the GDT and the IDT" },
+        { LAYOUT_PVH_START, LAYOUT_PVH_MODULES + sizeof(struct pvh_module), PVH, "the start info" },
+        { LAYOUT_PVH_MEMMAP, LAYOUT_PVH_MEMMAP + E820_ENTRIES_MAX * sizeof(struct pvh_memmap_entry),
+          PVH, "the memory map" },
+        { LAYOUT_ZERO_PAGE, LAYOUT_ZERO_PAGE + sizeof(struct boot_params), LINUX64,
+          "the zero page" },
+        { LAYOUT_BOOT_STACK & ~0xfffu, LAYOUT_BOOT_STACK, LINUX64, "the stack" },
+        { LAYOUT_PML4, LAYOUT_PD + PAGE_ENTRIES * sizeof(uint64_t), LINUX64, "the page tables" },
+        { LAYOUT_CMDLINE, LAYOUT_CMDLINE + LAYOUT_CMDLINE_MAX, BOTH, "the command line" },
+        { LAYOUT_SYSTEM, LAYOUT_SYSTEM_END, BOTH, "the MPTable and the ACPI tables" },
+        { LAYOUT_RSDP, LAYOUT_RSDP_END, BOTH, "the pointer to the ACPI tables" },
+    };
+
+    for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)
+        if (ours[i].protocols & 1u << protocol && at.v < ours[i].end &&
+            (ours[i].start < at.v || ours[i].start - at.v < bytes))
+            return ours[i].what;
+    return NULL;
+}
+
 int boot_info_write(struct guest_mem *m, const struct kernel_image *kernel,
                     const struct cmdline *cmdline, const struct initrd *initrd, struct error *e)
 {

@@ -12,6 +12,10 @@
 #define BOOT_GDT_LIMIT (4u * 8 - 1)
 #define BOOT_IDT_LIMIT 7u
 
+/* What of all that a kernel of this protocol gets lies in [at, at + bytes), firmware tables
+ * included, in words; NULL: nothing. */
+const char *boot_info_meets(enum boot_protocol protocol, gpa_t at, uint64_t bytes);
+
 /* Writes all of it for the kernel's protocol; initrd->bytes 0: no initrd. Fails where guest memory
  * doesn't reach up to the command line. */
 must_check int boot_info_write(struct guest_mem *m, const struct kernel_image *kernel,

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "vmm/boot/boot_info.h"
 #include "vmm/boot/kernel_file.h"
 #include "vmm/kvm/layout.h"
 
@@ -78,11 +79,6 @@ static int check_segment(const struct elf *elf, unsigned i, const struct guest_m
                     p->p_offset, p->p_filesz, i, file_bytes);
     if (!is_loaded(p))
         return 0;
-    if (p->p_paddr < LAYOUT_HIGH_RAM)
-        return fail(e, ERR_INVALID,
-                    "Invalid Program Header Address: p_paddr 0x%" PRIx64
-                    " of segment %u is below 0x%x",
-                    p->p_paddr, i, LAYOUT_HIGH_RAM);
     if (!gmem_has(m, gpa(p->p_paddr), p->p_memsz))
         return fail(e, ERR_INVALID,
                     "Unable to read kernel image: p_paddr 0x%" PRIx64 " and p_memsz 0x%" PRIx64
@@ -107,6 +103,24 @@ static int check_segments(const struct elf *elf, const struct guest_mem *m, stru
     for (unsigned i = 0; i < elf->header.e_phnum; i++)
         if (elf->phdrs[i].p_type == PT_LOAD && check_segment(elf, i, m, e) < 0)
             return -1;
+    return 0;
+}
+
+/* Below 1 MiB there are things of ours, which the kernel needs at its start. */
+static int check_that_we_do_not_meet(const struct elf *elf, enum boot_protocol protocol,
+                                     struct error *e)
+{
+    for (unsigned i = 0; i < elf->header.e_phnum; i++) {
+        const Elf64_Phdr *p = &elf->phdrs[i];
+        const char *ours =
+            is_loaded(p) ? boot_info_meets(protocol, gpa(p->p_paddr), p->p_memsz) : NULL;
+
+        if (ours)
+            return fail(e, ERR_INVALID,
+                        "Invalid Program Header Address: p_paddr 0x%" PRIx64
+                        " and p_memsz 0x%" PRIx64 " of segment %u meet %s",
+                        p->p_paddr, p->p_memsz, i, ours);
+    }
     return 0;
 }
 
@@ -216,8 +230,9 @@ int elf_load(struct guest_mem *m, const struct kernel_file *f, struct kernel_ima
     unsigned written = 0;
 
     if (read_elf_header(&elf, e) < 0 || check_segments(&elf, m, e) < 0 ||
-        choose_entry(&elf, out, e) < 0)
+        choose_entry(&elf, out, e) < 0 || check_that_we_do_not_meet(&elf, out->protocol, e) < 0)
         return -1;
+    out->end = gpa(LAYOUT_HIGH_RAM); /* the initrd's place is not below */
     for (unsigned i = 0; i < elf.header.e_phnum; i++) {
         const Elf64_Phdr *p = &elf.phdrs[i];
 

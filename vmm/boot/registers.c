@@ -44,15 +44,19 @@ static void set_mode(struct kvm_sregs *s, enum boot_protocol protocol)
 
 int boot_registers_set(const struct vcpu *c, const struct kernel_image *kernel, struct error *e)
 {
-    struct kvm_regs regs = { .rip = kernel->entry.v, .rflags = 2 };
+    /* PVH promises no stack; Nanos calls before it has one of its own. */
+    struct kvm_regs regs = {
+        .rip = kernel->entry.v,
+        .rsp = LAYOUT_BOOT_STACK,
+        .rbp = LAYOUT_BOOT_STACK,
+        .rflags = 2,
+    };
     struct kvm_sregs sregs;
 
-    if (kernel->protocol == BOOT_PVH) {
+    if (kernel->protocol == BOOT_PVH)
         regs.rbx = LAYOUT_PVH_START;
-    } else {
+    else
         regs.rsi = LAYOUT_ZERO_PAGE;
-        regs.rsp = regs.rbp = LAYOUT_BOOT_STACK;
-    }
     if (vcpu_get_sregs(c, &sregs, e) < 0)
         return -1;
     set_mode(&sregs, kernel->protocol);

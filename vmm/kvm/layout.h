@@ -24,7 +24,7 @@ static inline gpa_t gpa(uint64_t v)
 #define LAYOUT_PVH_MODULES  0x6040u
 #define LAYOUT_PVH_MEMMAP   0x7000u
 #define LAYOUT_ZERO_PAGE    0x7000u /* boot_params, 64-bit protocol */
-#define LAYOUT_BOOT_STACK   0x8ff0u
+#define LAYOUT_BOOT_STACK   0x8ff0u /* grows down to 0x8000 */
 #define LAYOUT_PML4         0x9000u
 #define LAYOUT_PDPT         0xa000u
 #define LAYOUT_PD           0xb000u
@@ -35,7 +35,8 @@ static inline gpa_t gpa(uint64_t v)
 #define LAYOUT_VMCLOCK      0xde000u /* one page; the ACPI tables end below it */
 #define LAYOUT_VMGENID      0xdfff0u /* 16 bytes */
 #define LAYOUT_SYSTEM_END   0xe0000u
-#define LAYOUT_RSDP         0xe0000u
+#define LAYOUT_RSDP         0xe0000u /* to LAYOUT_RSDP_END */
+#define LAYOUT_RSDP_END     0xe0024u
 #define LAYOUT_HIGH_RAM     0x100000u   /* kernels are loaded from here up */
 #define LAYOUT_MMIO_GAP     0xc0000000u /* 1 GiB without RAM below 4 GiB */
 #define LAYOUT_BOOT_TIMER   0xc0000000u
