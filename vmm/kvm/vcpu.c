@@ -253,6 +253,30 @@ static void fail_vcpu(struct vcpu *c, const char *why, uint64_t detail)
     guest_end_signal(c->all->end, 1);
 }
 
+/* What a guest did that KVM can't go on with: where, and if KVM says so the instruction's bytes
+ * (Linux 5.15: its emulator could not carry it out). */
+static void fail_vcpu_there(struct vcpu *c, const char *why, uint64_t detail)
+{
+    const struct kvm_run *run = c->run;
+    struct kvm_regs regs = { .rip = 0 };
+    char text[160];
+    int n;
+
+    (void)!ioctl(c->fd, KVM_GET_REGS, &regs);
+    n = snprintf(text, sizeof(text), "%s at RIP 0x%llx", why, (unsigned long long)regs.rip);
+    if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+        run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
+        run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) {
+        n += snprintf(text + n, sizeof(text) - n, ", instruction bytes");
+        for (unsigned i = 0;
+             i < sizeof(run->emulation_failure.insn_bytes) && i < run->emulation_failure.insn_size;
+             i++)
+            n +=
+                snprintf(text + n, sizeof(text) - n, " %02x", run->emulation_failure.insn_bytes[i]);
+    }
+    fail_vcpu(c, text, detail);
+}
+
 static void on_exit_reason(struct vcpu *c)
 {
     const struct kvm_run *run = c->run;
@@ -269,8 +293,10 @@ static void on_exit_reason(struct vcpu *c)
         fail_vcpu(c, "the processor refuses to enter the guest",
                   run->fail_entry.hardware_entry_failure_reason);
         break;
-    case KVM_EXIT_INTERNAL_ERROR: fail_vcpu(c, "KVM internal error", run->internal.suberror); break;
-    default: fail_vcpu(c, "unexpected exit reason", run->exit_reason);
+    case KVM_EXIT_INTERNAL_ERROR:
+        fail_vcpu_there(c, "KVM internal error", run->internal.suberror);
+        break;
+    default: fail_vcpu_there(c, "unexpected exit reason", run->exit_reason);
     }
 }
 
@@ -309,7 +335,7 @@ static void run_vcpu(struct vcpu *c)
     else if (errno == EINTR && __atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
         stand(c);
     else if (errno != EINTR && errno != EAGAIN)
-        fail_vcpu(c, os_error_text(errno), (uint64_t)errno);
+        fail_vcpu_there(c, os_error_text(errno), (uint64_t)errno);
 }
 
 static void *vcpu_thread(void *arg)
