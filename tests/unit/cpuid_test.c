@@ -118,6 +118,38 @@ Test(cpuid_normalise, shares_intel_caches_as_the_topology_says)
     cr_expect_eq(get(4, 4)->eax, 0, "the end of the list stays");
 }
 
+/* The states of AMX's tiles are bits 17 and 18 of XCR0, which are set together or not at all: hosts
+ * of Linux 5.17 to 6.3 show one, and a template can. */
+Test(cpuid_normalise, shows_both_states_of_the_tiles_or_nothing_of_them)
+{
+    static const struct {
+        uint32_t given, shown;
+    } cases[] = {
+        { 0x602e7, 0x602e7 },
+        { 0x202e7, 0x2e7 },
+        { 0x402e7, 0x2e7 },
+        { 0x2e7, 0x2e7 },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        bool is_shown = cases[i].shown >> 17;
+
+        intel();
+        add(7, 1, 1 << 21 | 1 << 4, 0, 0, 1 << 8 | 1 << 4);
+        add(0xd, 0, cases[i].given, 0x2b00, 0x2b00, 0);
+        add(0xd, 17, 0x40, 0xac0, 2, 0);
+        add(0xd, 18, 0x2000, 0xb00, 6, 0);
+        cpuid_leaf(&c, 7, 0)->edx = 1 << 22 | 1 << 23 | 3 << 24;
+        cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+        cr_expect_eq(get(0xd, 0)->eax, cases[i].shown, "case %u: 0x%x", i, get(0xd, 0)->eax);
+        cr_expect_eq(get(0xd, 17)->eax, is_shown ? 0x40 : 0);
+        cr_expect_eq(get(0xd, 18)->ebx, is_shown ? 0xb00 : 0);
+        cr_expect_eq(get(7, 0)->edx, 1 << 23 | (is_shown ? 1 << 22 | 3 << 24 : 0));
+        cr_expect_eq(get(7, 1)->eax, 1 << 4 | (is_shown ? 1 << 21 : 0));
+        cr_expect_eq(get(7, 1)->edx, 1 << 4 | (is_shown ? 1 << 8 : 0));
+    }
+}
+
 Test(cpuid_normalise, names_a_generic_processor)
 {
     char brand[48];

@@ -4,11 +4,14 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 
+#include "vmm/base/log.h"
 #include "vmm/boot/registers.h"
 
 static struct kvm k;
@@ -82,6 +85,23 @@ Test(vcpus_create, lets_only_the_first_processor_run)
     }
 }
 
+/* Code that may be read, data that may be written, a busy TSS; all of them seen as accessed. */
+static void expect_flat_segments(const struct kvm_sregs *s)
+{
+    const struct kvm_segment *data[] = { &s->ds, &s->es, &s->fs, &s->gs, &s->ss };
+
+    cr_expect_eq(s->cs.selector, 0x08);
+    cr_expect_eq(s->cs.type, 11);
+    cr_expect_eq(s->tr.selector, 0x18);
+    cr_expect_eq(s->tr.type, 11);
+    for (unsigned i = 0; i < sizeof(data) / sizeof(*data); i++) {
+        cr_expect_eq(data[i]->selector, 0x10);
+        cr_expect_eq(data[i]->type, 3);
+        cr_expect_eq(data[i]->base, 0);
+        cr_expect_eq(data[i]->limit, 0xffffffff);
+    }
+}
+
 Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
 {
     const struct kernel_image kernels[] = {
@@ -101,6 +121,7 @@ Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
     cr_expect_eq(r.rbp, 0x8ff0);
     cr_expect_eq(s.cr3, 0x9000);
     cr_expect_eq(s.cs.l, 1);
+    expect_flat_segments(&s);
     cr_expect(s.cr0 & 0x80000000u);
     cr_expect_eq(s.efer & 0x500, 0x500);
     vcpus_fini(v);
@@ -113,6 +134,8 @@ Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
     ioctl(v->each[0].fd, KVM_GET_REGS, &r);
     cr_expect_eq(r.rip, 0x2000000);
     cr_expect_eq(r.rbx, 0x6000);
+    cr_expect_eq(r.rsp, 0x8ff0, "a kernel may call before it has a stack of its own");
+    expect_flat_segments(&s);
     cr_expect_eq(s.cs.l, 0);
     cr_expect_eq(s.cs.db, 1);
     cr_expect_eq(s.cs.limit, 0xffffffff);
@@ -310,6 +333,78 @@ Test(vcpus_hold, finds_a_repeated_access_as_far_as_its_counter_says)
         cr_expect_eq(p->reads + p->writes, count, "%s: %u", cases[i].what, p->reads + p->writes);
         cr_expect_eq(page_b.writes, i == 4 ? count : 0);
     }
+}
+
+#define ITEMS 40u
+
+static uint8_t seen[ITEMS];
+
+static void note_item(struct probe *p)
+{
+    seen[(p->writes - 1) % ITEMS] = p->written[0];
+}
+
+/* rep outsb, rep insb; out DONE_PORT, al; jmp to itself */
+Test(vcpu, takes_and_gives_the_items_of_a_string_instruction_in_their_order)
+{
+    static const uint8_t out[] = { 0xf3, 0x6e, 0xe6, DONE_PORT, 0xeb, 0xfe };
+    static const uint8_t in[] = { 0xf3, 0x6c, 0xe6, DONE_PORT, 0xeb, 0xfe };
+    uint8_t items[ITEMS];
+
+    for (unsigned i = 0; i < ITEMS; i++)
+        items[i] = (uint8_t)(i * 7 + 1);
+    port.reads = port.writes = 0;
+    port.on_access = note_item;
+    done.on_access = tell;
+    load_code(out, sizeof(out), (struct kvm_regs){ .rcx = ITEMS, .rdx = PORT, .rsi = DATA });
+    cr_assert_eq(gmem_write_(&m, gpa(DATA), items, ITEMS), 0);
+    vcpus_release(v);
+    wait_for(arrived);
+    vcpus_hold(v);
+    cr_expect_eq(port.writes, ITEMS);
+    cr_expect_arr_eq(seen, items, ITEMS);
+
+    pio = mmio = (struct bus){ 0 };
+    port.on_access = NULL;
+    load_code(in, sizeof(in), (struct kvm_regs){ .rcx = ITEMS, .rdx = PORT, .rdi = DATA });
+    vcpus_release(v);
+    wait_for(arrived);
+    vcpus_hold(v);
+    cr_assert_eq(gmem_read_(&m, gpa(DATA), items, ITEMS), 0);
+    for (unsigned i = 0; i < ITEMS; i++)
+        cr_expect_eq(items[i], 0x40 + i, "item %u", i);
+}
+
+/* flds to a register of a device: KVM's emulator has no floating point. */
+Test(vcpu, says_where_the_guest_is_that_kvm_cannot_go_on_with)
+{
+    static const uint8_t load[] = { 0x90, 0xd9, 0x05, 0x00, 0x10, 0x00, 0xc0 };
+    int log = memfd_create("log", 0);
+    char text[512] = { 0 }, name[32];
+
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", log);
+    cr_assert_eq(log_open(name, &e), 0, "%s", e.msg);
+    load_code(load, sizeof(load), (struct kvm_regs){ 0 });
+    vcpus_release(v);
+    wait_for(end.event_fd);
+    vcpus_hold(v);
+    cr_assert_gt(pread(log, text, sizeof(text) - 1, 0), 0);
+    cr_expect(strstr(text, "vCPU 0: KVM internal error at RIP 0x8001, instruction bytes d9 05 00 "
+                           "10 00 c0"),
+              "%s", text);
+}
+
+Test(vcpus_create, says_which_vcpu_it_cannot_map)
+{
+    make(1);
+    vcpus_fini(v);
+    kvm_close(&k);
+    cr_assert_eq(kvm_open(&k, NULL, &e), 0, "%s", e.msg);
+    k.run_bytes = 0;
+    cr_assert_eq(vcpus_create(v, &k, 2, &pio, &mmio, &end, &e), -1);
+    cr_expect_str_eq(e.msg, "cannot map vCPU 0: Invalid argument (os error 22)");
+    vcpus_fini(v);
+    cr_expect_eq(v->count, 0);
 }
 
 Test(vcpus_hold, is_counted)

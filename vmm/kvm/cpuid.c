@@ -1,11 +1,18 @@
 #include "vmm/kvm/cpuid.h"
 
+#include <asm/prctl.h>
 #include <cpuid.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The states of AMX's tiles, by their number in XCR0. */
+#define XTILE_CFG  17
+#define XTILE_DATA 18
 
 /* Replaces the bits [high:low] of a register. */
 static void set_bits(uint32_t *reg, unsigned high, unsigned low, uint32_t value)
@@ -20,8 +27,21 @@ static void set_bit(uint32_t *reg, unsigned bit, bool value)
     set_bits(reg, bit, bit, value);
 }
 
+/* What a guest's tiles hold is 8 KiB for each vCPU, which Linux does not give unasked: before its
+ * first vCPU a process asks (Linux Documentation/arch/x86/xstate.rst). Else KVM shows no tiles, or
+ * half of them (5.17 to 6.3). A host or a processor without them refuses. */
+static void ask_for_tiles(void)
+{
+    uint64_t supported = 0;
+
+    if (syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 &&
+        supported >> XTILE_DATA & 1)
+        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XTILE_DATA);
+}
+
 int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e)
 {
+    ask_for_tiles();
     c->nent = CPUID_ENTRIES_MAX - 2; /* cpuid_normalise may add the topology leaf's two */
     if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
         return fail_os(e, errno, "KVM_GET_SUPPORTED_CPUID");
@@ -153,6 +173,31 @@ static void normalise_brand_intel(struct cpuid *c)
     set_brand(c, brand);
 }
 
+/* XCR0 takes both states of the tiles or neither, and their instructions need both. */
+static void normalise_tiles(struct cpuid *c)
+{
+    struct kvm_cpuid_entry2 *l = cpuid_leaf(c, 0xd, 0);
+
+    if (!l || (l->eax >> XTILE_CFG & 3) == 3)
+        return;
+    set_bits(&l->eax, XTILE_DATA, XTILE_CFG, 0);
+    for (uint32_t state = XTILE_CFG; state <= XTILE_DATA; state++) {
+        l = cpuid_leaf(c, 0xd, state);
+        if (l)
+            l->eax = l->ebx = l->ecx = l->edx = 0;
+    }
+    l = cpuid_leaf(c, 7, 0);
+    if (l) {
+        set_bit(&l->edx, 22, false);  /* AMX-BF16 */
+        set_bits(&l->edx, 25, 24, 0); /* AMX-TILE, AMX-INT8 */
+    }
+    l = cpuid_leaf(c, 7, 1);
+    if (l) {
+        set_bit(&l->eax, 21, false); /* AMX-FP16 */
+        set_bit(&l->edx, 8, false);  /* AMX-COMPLEX */
+    }
+}
+
 static void normalise_intel(struct cpuid *c, const struct cpu_topology *t)
 {
     struct kvm_cpuid_entry2 *l;
@@ -207,6 +252,7 @@ void cpuid_normalise(struct cpuid *c, const struct cpu_topology *t)
     if (!vendor)
         return;
     normalise_features(c, t);
+    normalise_tiles(c);
     normalise_topology(c, 0xb, t);
     from_host(c, 0x80000005u); /* caches and TLBs */
     from_host(c, 0x80000006u);
