@@ -12,7 +12,8 @@ enum { QUEUE_RX, QUEUE_TX, QUEUE_EVENT, QUEUES };
 
 /* What a turn of the event loop moves each way, beside what it looks at
  * (VIRTQ_TURN_DESCRIPTORS). The packet or the read that passes one of the bounds is still carried
- * out, and is the turn's last. A buffer that is of no use counts as a packet. */
+ * out, and is the turn's last. A buffer that is of no use counts as a packet, and so does a
+ * connection that has nothing any more. */
 #define TURN_BYTES   (1u << 20)
 #define TURN_PACKETS 128u
 
@@ -225,6 +226,7 @@ static bool serve_conn(struct vsock *v, struct vsock_conn *c, struct turn *t)
     if (op == VIRTIO_VSOCK_OP_INVALID) {
         vsock_table_end_turn(&v->table, c);
         vsock_conn_watch(c);
+        vsock_spend(t, 0);
         return true;
     }
     if (!(op == VIRTIO_VSOCK_OP_RW ? send_data(v, c, t) : send_control(v, c, op, t)))

@@ -184,6 +184,40 @@ Test(hostile_guest, that_sends_much_has_its_turn_and_no_more)
     cr_expect_eq(ring_used_idx(tx), 40);
 }
 
+/* There are no buffers for what the hosts have sent, and then the guest wants none of it. */
+Test(hostile_guest, that_loses_interest_in_many_connections_at_once_has_its_turn_and_no_more)
+{
+    const unsigned count = 200;
+    struct virtio_vsock_hdr h = guest_header(0, 1, VIRTIO_VSOCK_OP_SHUTDOWN, 0);
+    char name[64];
+    int server;
+
+    snprintf(name, sizeof(name), "%s_1", g.path);
+    server = host_socket(name, true);
+    listen(server, 4096);
+    for (uint32_t port = 0; port < count; port++) {
+        guest_say(port, 1, VIRTIO_VSOCK_OP_REQUEST, 0);
+        guest_expect(VIRTIO_VSOCK_OP_RESPONSE);
+        if (rx->offered < count)
+            guest_give(1);
+    }
+    cr_assert_eq(rx->taken, rx->offered);
+    for (uint32_t port = 0; port < count; port++)
+        cr_assert_eq(write(accept(server, NULL, NULL), "x", 1), 1);
+    turn();
+    for (uint32_t port = 1; port < count; port++) /* the first stays, and waits for a buffer */
+        guest_say(port, 1, VIRTIO_VSOCK_OP_SHUTDOWN, VIRTIO_VSOCK_SHUTDOWN_RCV);
+    h.flags = VIRTIO_VSOCK_SHUTDOWN_RCV;
+    cr_assert_eq(gmem_put(&g.d.mem, gpa(TX_AT), &h), 0);
+    ring_buffer(tx, 0, TX_AT, sizeof(h), 0);
+    ring_offer(tx, 0);
+    cr_expect(driver_serve_at(&g.d, 1), "128 of them make a turn");
+    cr_expect_not(TAILQ_EMPTY(&g.v.table.turns));
+    guest_kick(1);
+    cr_expect(TAILQ_EMPTY(&g.v.table.turns));
+    close(server);
+}
+
 /* A queue of 256, of which each entry is the same chain: `empty` empty buffers, and one that is too
  * small for a packet. */
 static void offer_useless_buffers(unsigned empty)
