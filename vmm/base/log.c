@@ -108,6 +108,9 @@ static bool is_shown(enum log_level level, const char *file)
 }
 
 static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
+                         const char *fmt, va_list ap) __attribute__((format(printf, 5, 0)));
+
+static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
                          const char *fmt, va_list ap)
 {
     char line[2048];
