@@ -89,7 +89,12 @@ void block_file_close(struct block_file *f)
 
 int block_file_sync(const struct block_file *f)
 {
-    return fdatasync(f->fd) < 0 ? -errno : 0;
+    int ret;
+
+    do
+        ret = fdatasync(f->fd);
+    while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
 }
 
 int block_file_zero_mode(const struct block_file *f, bool may_deallocate)

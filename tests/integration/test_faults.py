@@ -298,17 +298,19 @@ def test_output_that_the_host_does_not_take_is_dropped_and_counted(tmp_path, err
 
 
 @needs_kvm
-def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path):
+@pytest.mark.parametrize("error, is_told", [("EIO", True), ("EINTR", False)])
+def test_a_disk_that_cannot_be_synced_in_the_end_is_told_to_the_log(tmp_path, error, is_told):
     disk = drive(make_disk(tmp_path / "disk", SECTORS), cache_type="Writeback")
     with Machine("requests", drives=[disk], stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
         machine.boot()
         machine.wait_for_output("ready\n")
         assert answer_to(machine, "w") == "w 0"
-        with traced(machine, tmp_path, "fdatasync:error=EIO:when=1") as log:
+        with traced(machine, tmp_path, f"fdatasync:error={error}:when=1") as log:
             machine.send(b"q")
             machine.finish()
         assert len(injected(log)) == 1
-        assert "cannot sync: I/O error" in machine.log()
+        assert log.read_text().count("fdatasync(") == (1 if is_told else 2)
+        assert ("cannot sync: I/O error" in machine.log()) == is_told
 
 
 # What the kernel can't refuse, however short of things it is. If it did, a guest or a client would
