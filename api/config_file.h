@@ -7,7 +7,7 @@
 
 #define CONFIG_FILE_MAX (4u << 20) /* bytes */
 
-/* Reads the file, or a pipe until its end, configures the VM as it says and starts it. The file is read and decoded whole
- * before anything is applied. -1 with the reason, for the log: the VM may then be configured in
- * part, and the process is expected to end. */
+/* Reads the file, or a pipe until its end, configures the VM as it says and starts it. All of it is
+ * read and decoded before anything is applied. -1 with the reason, for the log: the VM may then be
+ * configured in part, and the process is expected to end. */
 must_check int config_file_apply(struct vm *vm, const char *path, struct error *e);

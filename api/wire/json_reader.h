@@ -1,7 +1,7 @@
 /*
  * JSON coming in, read in the order of the document. The punctuation of objects and arrays is
- * walked here, so that an error has a place; strings and numbers, once they look like JSON, are read
- * by json-c, which is laxer. Clients match the words of Firecracker's errors, which are those of
+ * walked here, so that an error has a place; strings and numbers that look like JSON's are read by
+ * json-c, which is laxer. Clients match the words of Firecracker's errors, which are those of
  * the serde_json crate: "TEXT at line L column C", C counting bytes from 1.
  *
  * Errors come back as -1 with a filled struct error.

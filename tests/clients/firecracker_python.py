@@ -51,8 +51,8 @@ api.machine_config.put(vcpu_count=1, mem_size_mib=128)
 report("configures the machine", api.machine_config.get().json()["mem_size_mib"] == 128)
 refused("sees a fault", "API fault: Drive config error: ", api.drive.put, drive_id="x",
         path_on_host="/none", is_root_device=False)
-refused("sees that there is no network", "API fault: Invalid request method and/or path: PUT",
-        api.network.put, iface_id="eth0", host_dev_name="tap0")
+refused("sees why there is no such network", "API fault: Network config error: ",
+        api.network.put, iface_id="eth0", host_dev_name="lo")
 api.actions.put(action_type="InstanceStart")
 report("starts the VM", api.describe.get().json()["state"] == "Running")
 api.vm.patch(state="Paused")

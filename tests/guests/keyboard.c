@@ -1,5 +1,6 @@
-/* The i8042: its command byte, its answers, and scan codes by IRQ 1. With "keys" it waits for
- * Ctrl-Alt-Del, with "ignore" it never reads, with "masked" it turns the interrupt off. */
+/* The i8042: its command byte, its answers, and scan codes by IRQ 1. With "keys", or with a command
+ * line that clients write for Linux ("console=ttyS0"), it waits for Ctrl-Alt-Del; with "ignore" it
+ * never reads, with "masked" it turns the interrupt off. */
 #include "runtime/boot.h"
 #include "runtime/interrupts.h"
 #include "runtime/io.h"
@@ -66,7 +67,7 @@ static void wait_for_keys(void)
 
 void guest_main(void)
 {
-    if (boot_has("keys")) {
+    if (boot_has("keys") || boot_has("console=ttyS0")) {
         wait_for_keys();
         return;
     }

@@ -204,8 +204,8 @@ static void *write_to_fifo(void *text)
     const size_t half = strlen(text) / 2;
     int fd = open(file, O_WRONLY);
 
-    cr_expect_eq(write(fd, text, half), half);
-    cr_expect_eq(write(fd, (char *)text + half, strlen(text) - half), strlen(text) - half);
+    cr_expect_eq((size_t)write(fd, text, half), half);
+    cr_expect_eq((size_t)write(fd, (char *)text + half, strlen(text) - half), strlen(text) - half);
     close(fd);
     return NULL;
 }

@@ -55,7 +55,7 @@ static int read_filters(void)
 {
     int fd = open(path, O_WRONLY | O_TRUNC);
 
-    cr_assert_eq(write(fd, file, used), used);
+    cr_assert_eq((size_t)write(fd, file, used), used);
     close(fd);
     return seccomp_file_read(&filters, path, &e);
 }

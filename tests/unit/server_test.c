@@ -102,7 +102,7 @@ static unsigned turn(void)
 
 static void say(int fd, const char *text)
 {
-    cr_assert_eq(send(fd, text, strlen(text), MSG_NOSIGNAL), strlen(text));
+    cr_assert_eq((size_t)send(fd, text, strlen(text), MSG_NOSIGNAL), strlen(text));
 }
 
 /* What has come, without waiting; "-" at the end of the connection. */
