@@ -13,6 +13,7 @@
 
 static int submit_error, operation_error; /* -errno, or 0 */
 static unsigned error_count;              /* how often */
+static bool is_quick;                     /* what is submitted is done when that returns */
 
 int __real_io_uring_submit(struct io_uring *r);
 int __real_io_uring_submit_and_wait(struct io_uring *r, unsigned n);
@@ -35,10 +36,11 @@ static int submit(struct io_uring *r, unsigned wait_for)
         error_count--;
         return submit_error;
     }
-    if (!operation_error)
+    if (!operation_error && !is_quick)
         return wait_for ? __real_io_uring_submit_and_wait(r, wait_for) : __real_io_uring_submit(r);
     ret = __real_io_uring_submit_and_wait(r, io_uring_sq_ready(r));
-    put_errors(r);
+    if (operation_error)
+        put_errors(r);
     return ret;
 }
 
@@ -73,6 +75,23 @@ Test(async, a_ring_that_is_not_taken_is_submitted_in_a_later_turn)
         cr_expect_eq(metric_get(&block.metrics.io_engine_throttled_events) - before,
                      is_tried_at_once ? 0 : 5);
     }
+}
+
+/* The results of all that is under way are taken in by a turn that had no room for more: no other
+ * one will come and bring the next turn. */
+Test(async, a_device_that_was_full_asks_for_a_turn_when_it_is_not)
+{
+    fill_ring_with_big_reads();
+    is_quick = true;
+    submit_error = -EAGAIN;
+    error_count = 1;
+    cr_assert(driver_serve(&d));
+    cr_assert_eq(block.operations, BIG_FITTING);
+    cr_expect(driver_serve(&d));
+    cr_expect_eq(ring_used_idx(ring), BIG_FITTING);
+    while (driver_serve(&d))
+        ;
+    cr_expect_eq(ring_used_idx(ring), BIG_REQUESTS);
 }
 
 Test(async, a_drain_submits_until_it_is_taken)
@@ -117,6 +136,26 @@ Test(async, an_operation_that_the_host_puts_off_is_tried_again)
         cr_expect_eq(request(VIRTIO_BLK_T_IN, 9, SECTOR, 1), VIRTIO_BLK_S_IOERR);
         cr_expect_gt(error_count, 900, "it gives up");
     }
+}
+
+/* A request of many pieces may meet that more often than one piece may. */
+Test(async, each_piece_is_tried_as_often)
+{
+    uint32_t left = HUGE_BYTES;
+    unsigned rounds = 1;
+
+    make_huge(HUGE_BYTES);
+    offer_huge(0, VIRTIO_BLK_T_IN, 0);
+    operation_error = -EAGAIN;
+    error_count = 10;
+    while (kick())
+        if (block.current && block.current->left < left) {
+            left = block.current->left;
+            error_count = 10;
+            rounds++;
+        }
+    cr_expect_gt(rounds, 1);
+    cr_expect_eq(get16(ring, STATUS) & 0xff, VIRTIO_BLK_S_OK);
 }
 
 Test(async, a_drain_tries_again_what_the_host_puts_off)

@@ -81,17 +81,6 @@ Test(async, pause_waits_for_what_the_host_has_under_way_and_pushes_it)
 
 /* Bounds of a drain. */
 
-#define BIG_BYTES    (128u << 10)
-#define BIG_REQUESTS 80u
-#define BIG_FITTING  (BLOCK_PIECE_BYTES / BIG_BYTES)
-
-static void fill_ring_with_big_reads(void)
-{
-    make_huge(BIG_REQUESTS * (uint64_t)BIG_BYTES);
-    for (uint16_t i = 0; i < BIG_REQUESTS; i++)
-        offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i * (BIG_BYTES / SECTOR), BIG_BYTES, 1);
-}
-
 Test(async, as_many_bytes_are_under_way_as_a_drain_may_wait_for)
 {
     pthread_t thread;
@@ -123,13 +112,6 @@ static void run_until_answered(unsigned n)
     virtio_ask_turn(&block.dev, 0);
     while (ring_used_idx(ring) < n)
         cr_assert(loop_turn(&d.loop, 120000), "%u are answered", ring_used_idx(ring));
-}
-
-/* A turn that could not take all results in asks for another: nothing else would. */
-BOTH(a_device_that_is_full_goes_on_when_it_is_not)
-{
-    fill_ring_with_big_reads();
-    run_until_answered(BIG_REQUESTS);
 }
 
 #define HUGE_REQUESTS 12u

@@ -195,6 +195,18 @@ static inline void fill_ring(uint32_t type)
               type != VIRTIO_BLK_T_FLUSH);
 }
 
+/* More reads than may be under way at once. */
+#define BIG_BYTES    (128u << 10)
+#define BIG_REQUESTS 80u
+#define BIG_FITTING  (BLOCK_PIECE_BYTES / BIG_BYTES)
+
+static inline void fill_ring_with_big_reads(void)
+{
+    make_huge(BIG_REQUESTS * (uint64_t)BIG_BYTES);
+    for (uint16_t i = 0; i < BIG_REQUESTS; i++)
+        offer((uint16_t)(3 * i), VIRTIO_BLK_T_IN, i * (BIG_BYTES / SECTOR), BIG_BYTES, 1);
+}
+
 /* A file of so many sectors of 0xcc. */
 static char other_path[] = NEW_FILE;
 
