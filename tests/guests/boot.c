@@ -28,6 +28,7 @@ static void check_pvh(void)
     expect_equal(entry_state.info, START_INFO, "rbx_points_to_the_start_info");
     expect_equal(entry_state.cr0 & ~CR0_ET, CR0_PE, "protected_mode_is_all_that_is_on");
     expect_equal(entry_state.cr4, 0, "cr4_is_clear");
+    expect_equal(entry_state.rsp, 0x8ff0, "there_is_a_stack_though_pvh_promises_none");
     expect_equal(mmio_read32(START_INFO + 4), 1, "the_start_info_is_version_1");
 }
 

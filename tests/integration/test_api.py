@@ -289,7 +289,8 @@ def test_files_that_can_not_be_opened_are_faults(vm, files):
     vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
     vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     refused(vm, "PUT", "/boot-source", {"kernel_image_path": files["none"]},
-            "The kernel file cannot be opened: No such file or directory (os error 2)")
+            "The kernel file cannot be opened: No such file or directory (os error 2) "
+            f"{files['none']}")
     refused(vm, "PUT", "/boot-source",
             {"kernel_image_path": files["kernel"], "initrd_path": files["none"]},
             "The initrd file cannot be opened")

@@ -475,6 +475,11 @@ def make_bzimage(elf_path, path):
     return path
 
 
+@pytest.mark.parametrize("guest, protocol", [("boot-low", "linux64"), ("boot-low-pvh", "pvh")])
+def test_a_kernel_below_1_mib_boots(guest, protocol):
+    assert printed(run(guest), "protocol") == protocol
+
+
 def test_a_bzimage_is_entered_by_the_64_bit_protocol(tmp_path):
     bzimage = make_bzimage(os.path.join(mayfly.GUESTS, "boot-1m"), tmp_path / "bzImage")
     with Machine("boot", "from a bzImage") as machine:

@@ -45,12 +45,12 @@ def run(*args):
     (["--level", "Loud"], 152, "Failed to parse string to level filter: Loud."),
     (["--log-path", "/none/log"], 1,
      "Could not initialize logger: Failed to open target file: No such file or directory "
-     "(os error 2)"),
+     "(os error 2) /none/log"),
     (["--metrics-path", "/none/m"], 1,
      "Could not initialize metrics: Cannot initialize the metrics system due to bad user input: "
-     "No such file or directory (os error 2)"),
+     "No such file or directory (os error 2) /none/m"),
     (["--seccomp-filter", "/none"], 1,
-     "Seccomp error: Filter file open error: No such file or directory (os error 2)"),
+     "Seccomp error: Filter file open error: No such file or directory (os error 2) /none"),
     (["--seccomp-filter", "/dev/null"], 1, "Seccomp error: Filter deserialization failed"),
     (["--enable-pci"], 1, "--enable-pci: there is no PCI"),
     (["--metadata", "x"], 1, "--metadata: there is no MMDS"),
@@ -188,7 +188,7 @@ def test_a_log_that_can_not_be_opened_changes_nothing(vm):
     status, _, answer = vm.request("PUT", "/logger", {"log_path": "/none/x", "level": "Off"})
     assert status == 400
     assert answer["fault_message"] == (
-        "Logger error: Failed to open target file: No such file or directory (os error 2)")
+        "Logger error: Failed to open target file: No such file or directory (os error 2) /none/x")
     assert "Logger error: Failed to open" in vm.output()
     vm.ok("GET", "/version")
     assert 'received a Get request on "/version"' in vm.output()

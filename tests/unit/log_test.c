@@ -125,7 +125,8 @@ Test(log, waits_for_no_reader_of_a_fifo_and_counts_what_is_lost)
 Test(log, keeps_its_sink_when_another_cannot_be_opened)
 {
     cr_expect_eq(log_open("/nowhere/log", &e), -1);
-    cr_expect_str_eq(e.msg, "Failed to open target file: No such file or directory (os error 2)");
+    cr_expect_str_eq(e.msg, "Failed to open target file: No such file or directory (os error 2) "
+                            "/nowhere/log");
     log_info("still here");
     cr_expect(strstr(logged(), "still here"));
 }

@@ -1,14 +1,11 @@
 #include "vmm/kvm/cpuid.h"
 
-#include <asm/prctl.h>
 #include <cpuid.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 /* The states of AMX's tiles, by their number in XCR0. */
 #define XTILE_CFG  17
@@ -27,21 +24,8 @@ static void set_bit(uint32_t *reg, unsigned bit, bool value)
     set_bits(reg, bit, bit, value);
 }
 
-/* What a guest's tiles hold is 8 KiB for each vCPU, which Linux does not give unasked: before its
- * first vCPU a process asks (Linux Documentation/arch/x86/xstate.rst). Else KVM shows no tiles, or
- * half of them (5.17 to 6.3). A host or a processor without them refuses. */
-static void ask_for_tiles(void)
-{
-    uint64_t supported = 0;
-
-    if (syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 &&
-        supported >> XTILE_DATA & 1)
-        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XTILE_DATA);
-}
-
 int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e)
 {
-    ask_for_tiles();
     c->nent = CPUID_ENTRIES_MAX - 2; /* cpuid_normalise may add the topology leaf's two */
     if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
         return fail_os(e, errno, "KVM_GET_SUPPORTED_CPUID");
