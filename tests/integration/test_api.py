@@ -293,7 +293,8 @@ def test_files_that_can_not_be_opened_are_faults(vm, files):
             f"{files['none']}")
     refused(vm, "PUT", "/boot-source",
             {"kernel_image_path": files["kernel"], "initrd_path": files["none"]},
-            "The initrd file cannot be opened")
+            "The initrd file cannot be opened due to invalid path or invalid permissions. No such file "
+            f"or directory (os error 2) {files['none']}")
     refused(vm, "PUT", "/drives/disk", drive(files["none"]),
             "Error manipulating the backing file: No such file or directory (os error 2)")
     refused(vm, "PUT", "/drives/e", drive(files["directory"], "e"), "Drive config error: ")

@@ -425,8 +425,9 @@ def test_the_configuration_shows_it_and_a_second_one_replaces_it(tmp_path):
         vm.ok("PUT", "/vsock", {"guest_cid": 5, "uds_path": str(second)})
         assert not first.exists() and second.is_socket()
         (tmp_path / "file").touch()
-        for path, text in ((tmp_path / "file", "Address in use (os error 98)"),
-                           (tmp_path / "none" / "x", "No such file or directory (os error 2)"),
+        for path, text in ((tmp_path / "file", f"Address in use (os error 98) {tmp_path}/file"),
+                           (tmp_path / "none" / "x",
+                            f"No such file or directory (os error 2) {tmp_path}/none/x"),
                            ("x" * 108, "path must be shorter than SUN_LEN")):
             status, _, body = vm.request("PUT", "/vsock", {"guest_cid": 6, "uds_path": str(path)})
             assert (status, body["fault_message"]) == (

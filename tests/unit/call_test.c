@@ -401,7 +401,7 @@ Test(boot_source, stays_when_another_is_refused)
     PUT("/boot-source", "{\"kernel_image_path\":\"" KERNEL "\"}");
     cr_expect_str_eq(PUT("/boot-source", "{\"kernel_image_path\":\"/none\"}"),
                      "{\"fault_message\":\"Boot source error: The kernel file cannot be opened: No "
-                     "such file or directory (os error 2)\"}");
+                     "such file or directory (os error 2) /none\"}");
     cr_expect(strstr(GET("/vm/config"), "\"kernel_image_path\":\"" KERNEL "\""));
 }
 

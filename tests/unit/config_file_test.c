@@ -108,7 +108,7 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
           "be 1 or an even number if SMT is enabled." },
         { "{\"drives\":[],\"boot-source\":{\"kernel_image_path\":\"/none\"}}", PARSE
           "Boot source error: The kernel file cannot be opened: No such file or directory (os "
-          "error 2)" },
+          "error 2) /none" },
         { "{" BOOT ",\"drives\":[{\"drive_id\":\"d\",\"is_root_device\":false,"
           "\"path_on_host\":\"/none\"}]}",
           PARSE "Block device error: Unable to create the virtio block device: Virtio backend "

@@ -54,6 +54,15 @@ Test(fail_os, ends_with_the_words_and_the_number)
     cr_expect_eq(e.os_errno, EMFILE);
 }
 
+Test(fail_path, names_the_file_behind_the_words)
+{
+    cr_expect_eq(fail_path(&e, EACCES, "/x y", "what"), -1);
+    cr_expect_str_eq(e.msg, "what: Permission denied (os error 13) /x y");
+    cr_expect_eq(e.os_errno, EACCES);
+    cr_expect_eq(fail_path(&e, EACCES, "", "what"), -1);
+    cr_expect_str_eq(e.msg, "what: Permission denied (os error 13)");
+}
+
 Test(fail_within, puts_the_prefix_before_the_text)
 {
     fail(&e, ERR_STATE, "not now");

@@ -199,7 +199,7 @@ Test(metrics, may_be_opened_after_a_path_that_was_refused)
 
     cr_expect_eq(metrics_open(&bad, "vm-1", &e), -1);
     cr_expect_str_eq(e.msg, "Cannot initialize the metrics system due to bad user input: No such "
-                            "file or directory (os error 2)");
+                            "file or directory (os error 2) /nowhere/m");
     open_at(path, false, NULL);
 }
 

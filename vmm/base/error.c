@@ -86,7 +86,8 @@ int fail_os(struct error *e, int os_errno, const char *fmt, ...)
 
 int fail_path(struct error *e, int os_errno, const char *path, const char *what)
 {
-    fail(e, ERR_HOST, "%s: %s (os error %d) %s", what, os_error_text(os_errno), os_errno, path);
+    fail(e, ERR_HOST, "%s: %s (os error %d)%s%s", what, os_error_text(os_errno), os_errno,
+         *path ? " " : "", path);
     e->os_errno = os_errno;
     return -1;
 }

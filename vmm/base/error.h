@@ -45,7 +45,8 @@ const char *os_error_text(int os_errno);
 int fail_os(struct error *e, int os_errno, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* As fail_os(), with " PATH" behind. */
+/* As fail_os(), with " PATH" behind it, as Firecracker does for some files: clients match what is
+ * before. An empty path adds nothing. */
 int fail_path(struct error *e, int os_errno, const char *path, const char *what);
 
 /* Puts "PREFIX: " before the text of a filled *e, keeping its kind. Returns -1. */

@@ -109,8 +109,8 @@ static int put_boot_source(struct vm *vm, struct action *a, struct error *e)
         if (initrd < 0)
             return fail(e, ERR_HOST,
                         "The initrd file cannot be opened due to invalid path or invalid "
-                        "permissions. %s (os error %d) %s",
-                        os_error_text(errno), errno, b->initrd_path);
+                        "permissions. %s (os error %d)%s%s",
+                        os_error_text(errno), errno, *b->initrd_path ? " " : "", b->initrd_path);
     }
     if (cmdline_init(&cmdline, b->boot_args, e) < 0)
         return -1;
