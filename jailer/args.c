@@ -176,7 +176,7 @@ enum request args_parse(struct args *a, char **argv)
     if (alone)
         return (enum request)alone->at; /* such a row has no other place */
     if (options_check(&options, argv + 1, &e) < 0)
-        die("Arguments parsing error: %s", e.msg);
+        die("Failed to parse arguments: %s", e.msg);
     a->vmm_args = options_take(&options, argv + 1, a, &e);
     if (!a->vmm_args)
         die("%s", e.msg);

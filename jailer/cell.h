@@ -15,6 +15,7 @@
 struct cell {
     int root_fd; /* the root as the host sees it, where the PID file goes; locked */
     int exec_fd, kvm_fd, tun_fd, urandom_fd, uffd_fd; /* detached mounts */
+    int run_fd;                                       /* the cell's /run, once it is furnished */
     int uffd_minor; /* of /dev/userfaultfd; -1: the host has none */
     bool is_reused; /* there is a PID file */
 };
@@ -26,9 +27,9 @@ void cell_make(struct cell *c, const struct plan *p);
  * the host's tree. What the host mounts below the cell's root later is seen inside. */
 void cell_enter(struct cell *c, const struct plan *p);
 
-/* Makes directories and device nodes, owned by the VMM's user and for it alone, whatever the umask.
- * From inside. */
+/* Makes directories and device nodes, owned by the VMM's user and for it alone, whatever the umask,
+ * following no link that an earlier VMM or its user may have left in their place. From inside. */
 void cell_furnish(struct cell *c, const struct plan *p);
 
 /* Takes the write permission from the root, if that is asked for. From inside. */
-void cell_seal(const struct plan *p);
+void cell_seal(const struct cell *c, const struct plan *p);

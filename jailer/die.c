@@ -4,31 +4,66 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "vmm/base/error.h"
+
+#define TEXT_BYTES (3 * PATH_MAX)
+
+static int told_to = STDERR_FILENO;
+
+void die_to(int fd)
+{
+    told_to = fd;
+}
+
+/* In one write, so that lines of jailers that share a terminal or a file stay whole. */
+__attribute__((noreturn, format(printf, 1, 0))) static void tell(const char *fmt, va_list ap,
+                                                                 const char *more)
+{
+    char text[TEXT_BYTES];
+    size_t room = sizeof(text) - strlen(more) - 1; /* the line feed is that of more */
+    int n = vsnprintf(text, room, fmt, ap);
+    size_t used = n < 0 ? 0 : (size_t)n < room ? (size_t)n : room - 1;
+
+    used += (size_t)snprintf(text + used, sizeof(text) - used, "%s\n", more);
+    (void)!write(told_to, text, used);
+    exit(1);
+}
+
+__attribute__((noreturn, format(printf, 3, 0))) static void tell_os(int os_errno, const char *hint,
+                                                                    const char *fmt, va_list ap)
+{
+    char more[512];
+
+    snprintf(more, sizeof(more), ": %s (os error %d)%s%s", os_error_text(os_errno), os_errno,
+             hint ? "; " : "", hint ? hint : "");
+    tell(fmt, ap, more);
+}
 
 void die(const char *fmt, ...)
 {
     va_list ap;
 
-    fputs("Error: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputc('\n', stderr);
-    exit(1);
+    tell(fmt, ap, "");
 }
 
 void die_os(int os_errno, const char *fmt, ...)
 {
     va_list ap;
 
-    fputs("Error: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fprintf(stderr, ": %s (os error %d)\n", os_error_text(os_errno), os_errno);
-    exit(1);
+    tell_os(os_errno, NULL, fmt, ap);
+}
+
+void die_hint(int os_errno, const char *hint, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    tell_os(os_errno, hint, fmt, ap);
 }
 
 void path_set(char *path, const char *fmt, ...)

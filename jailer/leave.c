@@ -214,7 +214,7 @@ void leave(const struct plan *p, const struct cell *c, int cgroup_fd, int null_f
 
     become_vmm_process(p, c, cgroup_fd, null_fd);
     signal(SIGHUP, SIG_DFL); /* leave_terminal() */
-    cell_seal(p);
+    cell_seal(c, p);
     drop_privileges(p->args);
     if (!p->args->new_pid_ns)
         show_pid_file(p, c);

@@ -15,11 +15,12 @@ pytestmark = [needs_strace, pytest.mark.skipif(
     os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")]
 
 FAULTS = {
-    "openat": "EMFILE", "flock": "EAGAIN", "mkdir": "ENOSPC", "copy_file_range": "ENOSPC",
+    "openat": "EMFILE", "openat2": "EMFILE", "flock": "EAGAIN", "mkdir": "ENOSPC",
+    "mkdirat": "ENOSPC", "copy_file_range": "ENOSPC",
     "ftruncate": "EIO", "fchown": "EPERM", "fchmod": "EPERM", "linkat": "EMLINK",
     "unshare": "ENOSPC", "mount": "ENOMEM", "open_tree": "ENOMEM", "mount_setattr": "EPERM",
     "move_mount": "EBUSY", "chdir": "EACCES", "pivot_root": "EBUSY", "umount2": "EBUSY",
-    "chmod": "EPERM", "lchown": "EPERM", "mknod": "EPERM", "setns": "EPERM", "write": "ENOSPC",
+    "fchownat": "EPERM", "mknodat": "EPERM", "setns": "EPERM", "write": "ENOSPC",
     "prlimit64": "EPERM", "prctl": "EPERM", "setgroups": "EPERM", "setresgid": "EAGAIN",
     "setresuid": "EAGAIN", "capset": "EPERM", "seccomp": "ENOMEM", "renameat2": "EIO",
     "close_range": "ENOMEM",

@@ -41,6 +41,7 @@ def files(tmp_path_factory):
     guest = pathlib.Path(last_line(HERE / "guest" / "build"))
     mayfly = pathlib.Path(os.environ.get("MAYFLY", ROOT / "build" / "release" / "mayfly"))
     files = {"mayfly": mayfly.resolve()}
+    files["mayfly-jailer"] = mayfly.resolve().parent / "mayfly-jailer"
     files["cpuid"] = mayfly.resolve().parent / "guests" / "cpuid"
     for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
