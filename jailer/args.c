@@ -145,7 +145,8 @@ static const struct option option_rows[] = {
       .help = "do not limit the system calls of the whole process; needed for other VMMs than "
               "mayfly" },
     { "check", NULL, REQUEST_CHECK, .rules = OPTION_ALONE,
-      .help = "say what this host lacks for running microVMs, and exit" },
+      .help = "say what this host lacks for running microVMs, and exit; with --exec-file and "
+              "--chroot-base-dir, also what is wrong with these" },
     { "version", NULL, REQUEST_VERSION, .rules = OPTION_ALONE,
       .help = "print the version and exit" },
     { "help", NULL, REQUEST_HELP, .rules = OPTION_ALONE,
@@ -163,6 +164,18 @@ void args_print_help(void)
     options_print(&options);
 }
 
+/* `--check` looks where a jail would be made, if it is told where. Whatever else is there may be
+ * wrong. */
+static void find_places_to_check(struct args *a, char **argv)
+{
+    for (; argv[0] && argv[1]; argv++) {
+        if (strcmp(argv[0], "--exec-file") == 0)
+            a->exec_file = argv[1];
+        if (strcmp(argv[0], "--chroot-base-dir") == 0)
+            a->chroot_base_dir = argv[1];
+    }
+}
+
 enum request args_parse(struct args *a, char **argv)
 {
     const struct option *alone = options_alone(&options, argv + 1);
@@ -173,8 +186,10 @@ enum request args_parse(struct args *a, char **argv)
         .cgroup_version = 1,
         .no_file = NO_FILE_DEFAULT,
     };
-    if (alone)
+    if (alone) {
+        find_places_to_check(a, argv);
         return (enum request)alone->at; /* such a row has no other place */
+    }
     if (options_check(&options, argv + 1, &e) < 0)
         die("Failed to parse arguments: %s", e.msg);
     a->vmm_args = options_take(&options, argv + 1, a, &e);

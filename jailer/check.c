@@ -1,14 +1,19 @@
 #include "jailer/check.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/magic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <unistd.h>
+
+#include "jailer/plan.h"
 
 #define TEXT_BYTES 4096
 
@@ -213,7 +218,45 @@ static bool check_userfaultfd(void)
                       ADVICE, "it makes kernel bugs easier to use: vm.unprivileged_userfaultfd=0");
 }
 
-int host_check(void)
+/* Where the cells would be. */
+static bool check_base(const char *base)
+{
+    unsigned long flags = plan_mount_flags(base);
+    char advice[PATH_MAX + 128];
+
+    snprintf(advice, sizeof(advice),
+             "%s is mounted %s%s%s, so that no cell there works: mount -o remount,dev,exec it, or "
+             "take another --chroot-base-dir",
+             base, flags & ST_NODEV ? "nodev" : "",
+             (flags & ST_NODEV && flags & ST_NOEXEC) ? " and " : "",
+             flags & ST_NOEXEC ? "noexec" : "");
+    return say(flags & (ST_NODEV | ST_NOEXEC) ? WRONG : FINE, "devices and programs in cells",
+               advice);
+}
+
+/* Clients that look for cells of `firecracker` don't find those of what it is a link to. */
+static bool check_name(const char *exec_file)
+{
+    char beside[PATH_MAX] = "", real[PATH_MAX], advice[3 * PATH_MAX];
+    const char *what = "cells have the binary's name";
+
+    if (!exec_file) {
+        if (readlink("/proc/self/exe", beside, sizeof(beside) - sizeof("/firecracker")) < 0)
+            return false;
+        strcpy(strrchr(beside, '/'), "/firecracker");
+        exec_file = beside;
+    }
+    if (!realpath(exec_file, real) || strcmp(basename(exec_file), basename(real)) == 0)
+        return say(FINE, what, "");
+    snprintf(advice, sizeof(advice),
+             "%s is a link to %s, and a cell is named after that: clients that look for "
+             "BASE/%s/ID find none. Install the file itself under the name: ln -f or install, not "
+             "ln -s",
+             exec_file, real, basename(exec_file));
+    return say(WRONG, what, advice);
+}
+
+int host_check(const char *exec_file, const char *base)
 {
     bool is_wrong = false;
 
@@ -230,5 +273,7 @@ int host_check(void)
     is_wrong |= check_transparent();
     is_wrong |= check_recovery();
     is_wrong |= check_userfaultfd();
+    is_wrong |= check_base(base);
+    is_wrong |= check_name(exec_file);
     return is_wrong ? 1 : 0;
 }

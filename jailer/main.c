@@ -119,7 +119,7 @@ int main(int argc, char **argv)
     case REQUEST_VERSION:
         printf("Jailer v%s\nmayfly %s\n", FIRECRACKER_VERSION, MAYFLY_VERSION);
         return 0;
-    case REQUEST_CHECK: return host_check();
+    case REQUEST_CHECK: return host_check(args.exec_file, args.chroot_base_dir);
     case REQUEST_JAIL: jail(&args, &start);
     }
     return 1;

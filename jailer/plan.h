@@ -17,5 +17,9 @@ struct plan {
     const char *parent_cgroup;
 };
 
+/* The mount's flags (ST_NODEV and the like of statvfs(3)) where path is, or would be made; 0: they
+ * can't be told. */
+unsigned long plan_mount_flags(const char *path);
+
 /* Borrows args. Ends the process with a message when something is not as it must be. */
 void plan_make(struct plan *p, const struct args *args);

@@ -340,7 +340,7 @@ POOR_HOST = {
 }
 
 
-def check_host(tmp_path, files, *mounts):
+def check_host(tmp_path, files, *mounts, arguments=""):
     """Exit code and {what: (verdict, advice)} where these files lie over the host's."""
     commands = ["{ [ $(stat -f -c %T /sys/fs/cgroup) = cgroup2fs ] || "
                 "mount -t cgroup2 none /sys/fs/cgroup; }"]
@@ -350,7 +350,7 @@ def check_host(tmp_path, files, *mounts):
     for path in ("/sys/module", "/sys/devices/system/cpu", "/sys/kernel/mm", "/proc/swaps",
                  "/proc/sys/vm", "/sys/fs/cgroup/cgroup.controllers"):
         commands.append(f"mount --bind {tmp_path}{path} {path}")
-    script = " && ".join([*commands, *mounts, f"exec {JAILER} --check"])
+    script = " && ".join([*commands, *mounts, f"exec {JAILER} --check {arguments}"])
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True,
                           timeout=mayfly.DEADLINE_S, check=False)
     assert done.stderr == ""
@@ -362,7 +362,7 @@ def check_host(tmp_path, files, *mounts):
 def test_a_host_that_lacks_nothing_is_told_so(tmp_path):
     code, said = check_host(tmp_path, FINE_HOST)
     said.pop("cgroups favour changes") # the one thing that is not a file
-    assert code == 0 and len(said) == 12
+    assert code == 0 and len(said) == 14
     assert {verdict for verdict, _ in said.values()} == {"ok"}
 
 
@@ -373,7 +373,8 @@ def test_a_host_is_told_what_it_lacks(tmp_path):
     assert code == 1
     assert {what for what, (verdict, _) in said.items() if verdict == "wrong"} == {
         "/dev/kvm", "KSM off", "processor's weaknesses mitigated", "cgroup version 2"}
-    assert {what for what, (verdict, _) in said.items() if verdict == "ok"} == {"seccomp"}
+    assert {what for what, (verdict, _) in said.items() if verdict == "ok"} == {
+        "seccomp", "devices and programs in cells", "cells have the binary's name"}
     assert said["processor's weaknesses mitigated"][1].endswith(
         "the processor leaks by mds tsa: newer microcode, and no mitigations=off")
 
@@ -382,6 +383,36 @@ def test_a_host_is_told_what_it_lacks(tmp_path):
 def test_a_host_with_cgroups_of_version_1_is_advised(tmp_path):
     code, said = check_host(tmp_path, FINE_HOST, "mount -t tmpfs none /sys/fs/cgroup")
     assert code == 0 and said["cgroup version 2"][0] == "advice"
+
+
+@needs_kvm
+@pytest.mark.parametrize("options, words", [
+    ("nodev", "is mounted nodev, "), ("noexec", "is mounted noexec, "),
+    ("nodev,noexec", "is mounted nodev and noexec, ")])
+def test_a_base_where_no_cell_works_is_found_by_the_check(tmp_path, options, words):
+    base = tmp_path / "base"
+    base.mkdir()
+    code, said = check_host(tmp_path, FINE_HOST, f"mount -t tmpfs -o {options} none {base}",
+                            arguments=f"--chroot-base-dir {base}")
+    verdict, text = said["devices and programs in cells"]
+    assert (code, verdict) == (1, "wrong") and words in text and str(base) in text
+
+
+@needs_kvm
+def test_a_binary_whose_cells_no_client_finds_is_found_by_the_check(tmp_path):
+    """A symbolic link is not where a cell has its name from; a hard link is."""
+    shutil.copy(EXEC_FILE, tmp_path / "mayfly")
+    (tmp_path / "firecracker").symlink_to("mayfly")
+    runner = shutil.copy(JAILER, tmp_path / "mayfly-jailer")
+    os.link(tmp_path / "mayfly", tmp_path / "hard")
+    for arguments, is_wrong in ((f"--exec-file {tmp_path}/firecracker", True),
+                                (f"--exec-file {tmp_path}/hard", False)):
+        code, said = check_host(tmp_path, FINE_HOST, arguments=arguments)
+        verdict, text = said["cells have the binary's name"]
+        assert (code, verdict) == ((1, "wrong") if is_wrong else (0, "ok")), text
+        assert f"{tmp_path}/firecracker is a link to {tmp_path}/mayfly" in text or not is_wrong
+    text = mayfly.complete(runner, "--check").stdout # looks beside itself
+    assert re.search(r"^wrong +cells have the binary's name", text, re.M)
 
 
 def test_help_and_version():
