@@ -309,6 +309,7 @@ static void put_device(const struct cell *c, const struct plan *p, int at, const
 
 void cell_furnish(struct cell *c, const struct plan *p)
 {
+    const mode_t callers = umask(0);
     const struct device in_dev[] = {
         { "/dev/kvm", MISC_MAJOR, KVM_MINOR, c->kvm_fd },
         { "/dev/urandom", MEM_MAJOR, URANDOM_MINOR, c->urandom_fd },
@@ -319,7 +320,6 @@ void cell_furnish(struct cell *c, const struct plan *p)
     int dev = make_directory(p, root, "/dev");
     int net = make_directory(p, dev, "/dev/net");
     char path[PATH_MAX];
-    mode_t callers = umask(0);
 
     c->run_fd = make_directory(p, root, "/run");
     put_device(c, p, net, &tun);

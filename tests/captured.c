@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <sched.h>
@@ -32,6 +33,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "vmm/base/capabilities.h"
 #include "vmm/seccomp/seccomp.h"
 
 static volatile sig_atomic_t was_stopped;
@@ -88,6 +90,7 @@ static void look_at_files(const char *other)
     TRY("make the node of a disk", SYS_mknodat, AT_FDCWD, "/dev/vda", S_IFBLK | 0600,
         makedev(254, 0));
     TRY("overwrite its PID file", SYS_openat, AT_FDCWD, "/mayfly.pid", O_WRONLY);
+    TRY("open a file that its mode forbids", SYS_openat, AT_FDCWD, "/closed", O_RDONLY);
     TRY("overwrite its binary", SYS_openat, AT_FDCWD, binary, O_WRONLY);
     TRY("change a file's owner", SYS_fchownat, AT_FDCWD, binary, 0, 0, 0);
     TRY("change a file's mode", SYS_fchmodat, AT_FDCWD, binary, 06755);
@@ -138,9 +141,14 @@ static void reach_the_kernel(void)
 
 static void raise_itself(void)
 {
+    struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    const struct __user_cap_data_struct capability[_LINUX_CAPABILITY_U32S_3] = {
+        { 1 << CAP_DAC_OVERRIDE, 1 << CAP_DAC_OVERRIDE, 1 << CAP_DAC_OVERRIDE }
+    };
+
     TRY("become root", SYS_setresuid, 0, 0, 0);
     TRY("join root's group", SYS_setgroups, 1, &(gid_t){ 0 });
-    TRY("take capabilities", SYS_capset, NULL, NULL);
+    TRY("take capabilities", SYS_capset, &header, &capability);
     TRY("raise its limits", SYS_prlimit64, 0, RLIMIT_NOFILE, &(struct rlimit){ 1 << 20, 1 << 20 },
         NULL);
     TRY("map executable memory", SYS_mmap, NULL, 4096, PROT_READ | PROT_EXEC,
@@ -209,6 +217,8 @@ int main(int argc, char **argv)
         take_memory();
     if (strcmp(other, "x32") == 0)
         syscall(SYS_getpid | 0x40000000);
+    if ((is_main || is_vcpu) && capabilities_give_up() < 0)
+        return 2;
     if (is_main && seccomp_install(&seccomp_main) < 0)
         return 2;
     if (is_vcpu && seccomp_install(&seccomp_vcpu) < 0)

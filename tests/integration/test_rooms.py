@@ -11,8 +11,8 @@ import mayfly
 
 ROOT = pathlib.Path(mayfly.ROOT)
 BUILD = pathlib.Path(mayfly.BINARY).parent
-SHARED_WITH_JAILER = {"vmm/base/clock.h", "vmm/base/error.h", "vmm/base/inherited.h",
-                      "vmm/base/instance_id.h",
+SHARED_WITH_JAILER = {"vmm/base/capabilities.h", "vmm/base/clock.h", "vmm/base/error.h",
+                      "vmm/base/inherited.h", "vmm/base/instance_id.h",
                       "vmm/base/options.h", "vmm/base/version.h",
                       "vmm/seccomp/seccomp.h"}
 

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "vmm/base/capabilities.h"
 #include "vmm/base/clock.h"
 #include "vmm/base/console.h"
 #include "vmm/base/log.h"
@@ -272,6 +273,9 @@ static int set_off(struct vm *vm, struct error *e)
         else
             console_raw();
     }
+    ret = capabilities_give_up(); /* the vCPUs' threads have what this one has */
+    if (ret < 0)
+        return fail_os(e, -ret, "cannot give up the capability that the jailer left");
     if (vcpus_start(&m->vcpus, seccomp ? seccomp->vcpu : NULL, e) < 0)
         return -1;
     ret = seccomp ? seccomp_install(seccomp->main) : 0;

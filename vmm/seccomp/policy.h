@@ -157,6 +157,10 @@ ALLOW_IF(EVER, prctl, IS(0, PR_SET_VMA), "guest memory's name")
 ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install the filters of the threads")
 ALLOW(START, seccomp, "the filters of the threads")
 
+/* What the jailer left for a start only. */
+ALLOW(START, capget, "whether user 0 has a capability")
+ALLOW(START, capset, "user 0 gives it up")
+
 /* From the jailer's execve to main(). */
 ALLOW(START, execve, "the jailer becomes the VMM")
 ALLOW(START, arch_prctl, "the C library's start; to ask for the state of AMX")
