@@ -18,6 +18,7 @@
 #include "vmm/base/options.h"
 #include "vmm/base/signals.h"
 #include "vmm/base/timeline.h"
+#include "vmm/base/syslog.h"
 #include "vmm/base/version.h"
 #include "vmm/machine/vm.h"
 #include "vmm/seccomp/file.h"
@@ -180,10 +181,11 @@ static int end(int code)
 }
 
 /* Said twice: for whoever reads the log, and for whoever started us. */
-static int end_with(int code, const char *what, const struct error *e)
+static int end_with(int code, const char *what, struct error *e)
 {
-    log_error("%s: %s", what, e->msg);
-    fprintf(stderr, "Error: %s: %s\n", what, e->msg);
+    fail_within(e, what);
+    log_error("%s", e->msg);
+    syslog_print_error(log_get_instance(), e->msg);
     return end(code);
 }
 
@@ -264,6 +266,7 @@ int main(int argc, char **argv)
     };
     const struct option *alone;
     struct error e;
+    int ret;
 
     (void)argc;
     inherited_settle();
@@ -279,12 +282,13 @@ int main(int argc, char **argv)
         fflush(stdout);
         return end(EXIT_OK);
     }
-    if (parse_arguments(&o, argv + 1, &e) < 0)
+    ret = parse_arguments(&o, argv + 1, &e);
+    log_set_instance(o.id);
+    if (ret < 0)
         return end_with(EXIT_BAD_ARGUMENTS, "Arguments parsing error", &e);
     if (refuse_absent(&o, &e) < 0)
         return end_with(EXIT_GENERIC, "Not supported", &e);
     timeline_begin(o.start_time_us.value);
-    log_set_instance(o.id);
     if (o.level && log_level_parse(o.level) < 0) {
         fail(&e, ERR_INVALID,
              "Failed to parse string to level filter: %s.Possible values: [Error, Warning, Info, "

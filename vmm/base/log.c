@@ -25,6 +25,11 @@ void log_set_instance(const char *id)
     sink.instance = id;
 }
 
+const char *log_get_instance(void)
+{
+    return sink.instance;
+}
+
 void log_set_options(struct log_options options)
 {
     sink.options = options;

@@ -26,6 +26,7 @@ struct log_options {
 
 /* Names the instance in every line from now on. Borrows id for the rest of the process. */
 void log_set_instance(const char *id);
+const char *log_get_instance(void);
 
 /* Those from now on. Main thread. */
 void log_set_options(struct log_options options);

@@ -9,6 +9,7 @@
 #include "vmm/base/console.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
+#include "vmm/base/syslog.h"
 #include "vmm/base/timeline.h"
 #include "vmm/boot/cmdline.h"
 #include "vmm/machine/machine.h"
@@ -278,6 +279,9 @@ static int set_off(struct vm *vm, struct error *e)
         return fail_os(e, -ret, "cannot give up the capability that the jailer left");
     if (vcpus_start(&m->vcpus, seccomp ? seccomp->vcpu : NULL, e) < 0)
         return -1;
+    ret = syslog_leave();
+    if (ret < 0)
+        return fail_os(e, -ret, "cannot give up the host's syslog");
     ret = seccomp ? seccomp_install(seccomp->main) : 0;
     if (ret < 0)
         return fail_os(e, -ret, "cannot install the seccomp filter");

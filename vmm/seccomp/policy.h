@@ -160,6 +160,8 @@ ALLOW(START, seccomp, "the filters of the threads")
 /* What the jailer left for a start only. */
 ALLOW(START, capget, "whether user 0 has a capability")
 ALLOW(START, capset, "user 0 gives it up")
+ALLOW_IF(START, getsockopt, IS(2, SO_TYPE), "whether standard error is the host's syslog")
+ALLOW_IF(START, dup2, IS(1, STDERR_FILENO), "standard error is the host's syslog no more")
 
 /* From the jailer's execve to main(). */
 ALLOW(START, execve, "the jailer becomes the VMM")
