@@ -30,8 +30,9 @@ int main(int argc, char **argv)
     struct start start = start_now();
     static struct args args;
     static struct plan plan;
+    const struct daemon_files no_files = { -1, -1 };
+    static struct cgroup group;
     struct cell cell;
-    int cgroup_fd;
 
     (void)argc;
     if (strcmp(argv[0], "/stub") == 0)
@@ -45,7 +46,7 @@ int main(int argc, char **argv)
     cell_make(&cell, &plan);
     lap("directory, binary");
     setrlimit(RLIMIT_NOFILE, &files);
-    cgroup_fd = cgroup_set_up(&plan);
+    cgroup_set_up(&group, &plan);
     lap("limits, cgroup");
     cell_enter(&cell, &plan);
     lap("mount namespace");
@@ -53,5 +54,5 @@ int main(int argc, char **argv)
     lap("devices");
     printf("leaving %llu\n", (unsigned long long)last);
     fflush(stdout);
-    leave(&plan, &cell, cgroup_fd, -1, &start);
+    leave(&plan, &cell, &group, &no_files, &start);
 }

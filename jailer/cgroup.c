@@ -3,17 +3,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <mntent.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "jailer/cgroup_tree.h"
 #include "jailer/die.h"
 
-#define MOUNTS     "/proc/self/mounts"
-#define LINE_BYTES 4096
+#define MOUNTS "/proc/self/mounts"
 
 /* Where most hosts have it, which spares reading a list of what may be hundreds of mounts. */
 static bool is_mounted_at(const char *path, long magic)
@@ -23,100 +21,34 @@ static bool is_mounted_at(const char *path, long magic)
     return statfs(path, &fs) == 0 && fs.f_type == magic;
 }
 
-static bool find_mount(char *out, const char *type, const char *controller)
+__attribute__((noreturn)) static void die_of_version(const char *other_type, int other)
 {
-    FILE *mounts = setmntent(MOUNTS, "re");
-    struct mntent entry, *found;
-    char text[LINE_BYTES];
+    static const char *const missing = "Hierarchy not found: No hierarchy found for this cgroup "
+                                       "version.";
+    char path[PATH_MAX];
 
-    if (!mounts)
-        die_os(errno, "Failed to open file %s", MOUNTS);
-    do
-        found = getmntent_r(mounts, &entry, text, sizeof(text));
-    while (found &&
-           (strcmp(entry.mnt_type, type) != 0 || (controller && !hasmntopt(&entry, controller))));
-    if (found)
-        path_set(out, "%s", entry.mnt_dir);
-    endmntent(mounts);
-    return found != NULL;
+    if (!cgroup_find_mount(path, MOUNTS, other_type, NULL))
+        die("%s This host has none of either version.", missing);
+    die("%s This host has version %d (%s): --cgroup-version %d.", missing, other, path, other);
 }
 
 static void find_v1(char *out, const char *controller)
 {
     path_set(out, "/sys/fs/cgroup/%s", controller);
-    if (is_mounted_at(out, CGROUP_SUPER_MAGIC) || find_mount(out, "cgroup", controller))
+    if (is_mounted_at(out, CGROUP_SUPER_MAGIC) ||
+        cgroup_find_mount(out, MOUNTS, "cgroup", controller))
         return;
-    if (!find_mount(out, "cgroup", NULL))
-        die("Hierarchy not found: No hierarchy found for this cgroup version.");
+    if (!cgroup_find_mount(out, MOUNTS, "cgroup", NULL))
+        die_of_version("cgroup2", 2);
     die("Controller %s is unavailable", controller);
 }
 
 static void find_v2(char *out)
 {
     path_set(out, "/sys/fs/cgroup");
-    if (!is_mounted_at(out, CGROUP2_SUPER_MAGIC) && !find_mount(out, "cgroup2", NULL))
-        die("Hierarchy not found: No hierarchy found for this cgroup version.");
-}
-
-/* Makes every directory of path beyond its first `exists` bytes. */
-static void make_path(const char *path, size_t exists)
-{
-    char at[PATH_MAX];
-
-    for (const char *end = path + exists; end;) {
-        end = strchr(end + 1, '/');
-        path_set(at, "%.*s", end ? (int)(end - path) : (int)strlen(path), path);
-        if (mkdir(at, 0755) < 0 && errno != EEXIST)
-            die_os(errno, "Failed to create directory %s", at);
-    }
-}
-
-/* These files want their value in one write. */
-static void write_file(const char *path, const char *value)
-{
-    size_t n = strlen(value);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0 || write(fd, value, n) != (ssize_t)n)
-        die_os(errno, "Failed to write to %s", path);
-    close(fd);
-}
-
-/* The first line; false if it is empty. */
-static bool read_line(const char *path, char *line)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, line, LINE_BYTES - 1);
-
-    if (n < 0)
-        die_os(errno, "Failed to read file %s into a string", path);
-    close(fd);
-    line[n] = '\0';
-    line[strcspn(line, "\n")] = '\0';
-    return line[0] != '\0';
-}
-
-/* A new cpuset is empty, and stays unusable until it says which processors and memory it has; a
- * value can only be part of what the parents have. So each level without one takes its parent's. */
-static void inherit(const char *mount, const char *location, const char *file)
-{
-    char path[PATH_MAX], line[LINE_BYTES];
-    const char *end = location + strlen(mount);
-
-    path_set(path, "%s/%s", mount, file);
-    if (!read_line(path, line))
-        die("Failed to inherit cgroups configurations from file %s in path %s", file, mount);
-    while (end) {
-        end = strchr(end + 1, '/');
-        path_set(path, "%.*s/%s", end ? (int)(end - location) : (int)strlen(location), location,
-                 file);
-        char own[LINE_BYTES];
-
-        if (read_line(path, own))
-            memcpy(line, own, sizeof(own));
-        else
-            write_file(path, line);
-    }
+    if (!is_mounted_at(out, CGROUP2_SUPER_MAGIC) &&
+        !cgroup_find_mount(out, MOUNTS, "cgroup2", NULL))
+        die_of_version("cgroup", 1);
 }
 
 static void set_v1(const struct plan *p, const struct cgroup_setting *s)
@@ -126,13 +58,17 @@ static void set_v1(const struct plan *p, const struct cgroup_setting *s)
     snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
     find_v1(mount, controller);
     path_set(location, "%s/%s/%s", mount, p->parent_cgroup, p->args->id);
-    make_path(location, strlen(mount));
+    cgroup_make(mount, location);
     if (strcmp(controller, "cpuset") == 0) {
-        inherit(mount, location, "cpuset.cpus");
-        inherit(mount, location, "cpuset.mems");
+        cgroup_inherit(mount, location, "cpuset.cpus");
+        cgroup_inherit(mount, location, "cpuset.mems");
     }
+    /* Firecracker looks at the parent's first, and clients know what it says. */
+    path_set(path, "%s/%s/%.*s", mount, p->parent_cgroup, s->file_bytes, s->file);
+    if (access(path, F_OK) < 0)
+        die_os(errno, "Failed to read file %s into a string", path);
     path_set(path, "%s/%.*s", location, s->file_bytes, s->file);
-    write_file(path, s->value);
+    cgroup_write(path, s->value);
 }
 
 /* "0" is whoever writes it. */
@@ -143,86 +79,68 @@ static void join_v1(const struct plan *p, const struct cgroup_setting *s)
     snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
     find_v1(mount, controller);
     path_set(path, "%s/%s/%s/tasks", mount, p->parent_cgroup, p->args->id);
-    write_file(path, "0");
+    cgroup_write(path, "0");
 }
 
-static bool has_word(const char *line, const char *word, size_t n)
+static void set_v2(const char *mount, const char *location, const struct cgroup_setting *s)
 {
-    for (const char *at = line; *at; at += strspn(at, " ")) {
-        size_t m = strcspn(at, " ");
+    char controller[64], path[PATH_MAX];
 
-        if (m == n && strncmp(at, word, n) == 0)
-            return true;
-        at += m;
-    }
-    return false;
+    snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
+    cgroup_hand_down(mount, location, controller);
+    path_set(path, "%s/%.*s", location, s->file_bytes, s->file);
+    cgroup_write(path, s->value);
 }
 
-/* A controller works in a cgroup when all above it hand it down. */
-static void hand_down(const char *mount, const char *location, const struct cgroup_setting *s)
-{
-    char path[PATH_MAX], line[LINE_BYTES], enable[64];
-    const char *last = strrchr(location, '/');
-    const char *end = location + strlen(mount);
-
-    path_set(path, "%s/cgroup.controllers", mount);
-    read_line(path, line);
-    if (!has_word(line, s->file, (size_t)s->controller_bytes))
-        die("Controller %.*s is unavailable", s->controller_bytes, s->file);
-    snprintf(enable, sizeof(enable), "+%.*s", s->controller_bytes, s->file);
-    for (; end && end <= last; end = strchr(end + 1, '/')) {
-        path_set(path, "%.*s/cgroup.subtree_control", (int)(end - location), location);
-        if (!read_line(path, line) || !has_word(line, enable + 1, strlen(enable + 1)))
-            write_file(path, enable);
-    }
-}
-
-static int set_up_v2(const struct plan *p)
+static void set_up_v2(struct cgroup *c, const struct plan *p)
 {
     const struct args *a = p->args;
-    char mount[PATH_MAX], location[PATH_MAX], path[PATH_MAX];
-    int fd;
+    char mount[PATH_MAX];
 
-    /* Without settings, a parent that exists is joined as it is. */
-    if (a->cgroup_count == 0 && !a->parent_cgroup)
-        return -1;
     find_v2(mount);
-    path_set(location, "%s/%s", mount, p->parent_cgroup);
+    path_set(c->path, "%s/%s", mount, p->parent_cgroup);
     if (a->cgroup_count > 0) {
-        path_set(location, "%s/%s/%s", mount, p->parent_cgroup, a->id);
-        make_path(location, strlen(mount));
+        path_set(c->path, "%s/%s/%s", mount, p->parent_cgroup, a->id);
+        cgroup_make(mount, c->path);
     }
-    for (int i = 0; i < a->cgroup_count; i++) {
-        hand_down(mount, location, &a->cgroups[i]);
-        path_set(path, "%s/%.*s", location, a->cgroups[i].file_bytes, a->cgroups[i].file);
-        write_file(path, a->cgroups[i].value);
-    }
-    fd = open(location, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 && errno == ENOENT && a->cgroup_count == 0)
-        return -1;
-    if (fd < 0)
-        die_os(errno, "Failed to open directory %s", location);
-    return fd;
+    for (int i = 0; i < a->cgroup_count; i++)
+        set_v2(mount, c->path, &a->cgroups[i]);
+    c->fd = open(c->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* Without settings, a parent that exists is joined as it is. */
+    if (c->fd < 0 && (errno != ENOENT || a->cgroup_count > 0))
+        die_os(errno, "Failed to open directory %s", c->path);
 }
 
-int cgroup_set_up(const struct plan *p)
+void cgroup_set_up(struct cgroup *c, const struct plan *p)
 {
     const struct args *a = p->args;
 
-    if (a->cgroup_version == 2)
-        return set_up_v2(p);
+    *c = (struct cgroup){ .fd = -1 };
+    if (a->cgroup_version == 2) {
+        set_up_v2(c, p);
+        return;
+    }
     for (int i = 0; i < a->cgroup_count; i++)
         set_v1(p, &a->cgroups[i]);
     for (int i = 0; i < a->cgroup_count; i++)
         join_v1(p, &a->cgroups[i]);
-    return -1;
 }
 
-void cgroup_join(int cgroup_fd)
+void cgroup_join(const struct cgroup *c)
 {
-    int fd = openat(cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+    int fd = openat(c->fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
 
     if (fd < 0 || write(fd, "0", 1) != 1)
-        die_os(errno, "Failed to write to cgroup.procs");
+        cgroup_refused(c, errno);
     close(fd);
+}
+
+void cgroup_refused(const struct cgroup *c, int os_errno)
+{
+    die_hint(os_errno,
+             os_errno == EBUSY ? "it hands controllers down (cgroup.subtree_control), and so can "
+                                 "have no processes of its own: pass --cgroup for a child of it, "
+                                 "or another --parent-cgroup"
+                               : NULL,
+             "Failed to move process to cgroup (%s)", c->path);
 }

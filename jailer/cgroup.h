@@ -3,12 +3,21 @@
  */
 #pragma once
 
+#include <limits.h>
+
 #include "jailer/plan.h"
 
-/* Makes the cgroups and writes the settings. Returns the cgroup (version 2) that the VMM is to be
- * born in or moved to, as a directory's descriptor; -1: none, or version 1, where this process has
- * already moved. */
-int cgroup_set_up(const struct plan *p);
+/* A cgroup (version 2) that the VMM is to be born in or moved to. */
+struct cgroup {
+    int fd; /* its directory; -1: none, or version 1, where this process has already moved */
+    char path[PATH_MAX];
+};
 
-/* Moves this process into a cgroup that cgroup_set_up() returned. */
-void cgroup_join(int cgroup_fd);
+/* Makes the cgroups and writes the settings. */
+void cgroup_set_up(struct cgroup *c, const struct plan *p);
+
+/* Moves this process into it. */
+void cgroup_join(const struct cgroup *c);
+
+/* Ends the process: it could not be moved into the cgroup, or not born there. */
+__attribute__((noreturn, cold)) void cgroup_refused(const struct cgroup *c, int os_errno);

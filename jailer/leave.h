@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "jailer/cell.h"
+#include "jailer/cgroup.h"
 #include "jailer/plan.h"
 
 /* When the jailer began, for the VMM's metrics. */
@@ -22,8 +23,15 @@ struct start start_now(void);
  * while /dev is that of the host. */
 void leave_terminal(void);
 
+/* For --daemonize, opened while the host's tree is in sight. */
+struct daemon_files {
+    int null_fd;
+    int syslog_fd; /* of the host, for the VMM to say why it ended (vmm/base/syslog.h); -1: none */
+};
+
 /* Detaches from the caller (--daemonize, --new-pid-ns), writes the PID file, and executes the VMM
- * without privileges, in the cgroup if there is one (-1: none). null_fd is /dev/null, for
- * --daemonize. Never returns. */
-__attribute__((noreturn)) void leave(const struct plan *p, const struct cell *c, int cgroup_fd,
-                                     int null_fd, const struct start *start);
+ * without privileges, in its cgroup. Never returns. A caller's process that stays behind ends when
+ * the VMM is executed, or with the reason why it is not. */
+__attribute__((noreturn)) void leave(const struct plan *p, const struct cell *c,
+                                     const struct cgroup *group, const struct daemon_files *files,
+                                     const struct start *start);

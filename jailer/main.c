@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <sys/personality.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "jailer/cell.h"
@@ -78,11 +80,37 @@ static void limit(int resource, const char *name, uint64_t n)
         die_os(errno, "Failed to set limit for resource: %s=%llu", name, (unsigned long long)n);
 }
 
+/* Never waits. -1: the host has none, or one of another kind. */
+static int open_syslog(void)
+{
+    const struct sockaddr_un log = { AF_UNIX, "/dev/log" };
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&log, sizeof(log)) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+static struct daemon_files open_daemon_files(void)
+{
+    const struct daemon_files files = {
+        .null_fd = open("/dev/null", O_RDWR | O_CLOEXEC),
+        .syslog_fd = open_syslog(),
+    };
+
+    if (files.null_fd < 0)
+        die_os(errno, "Failed to open /dev/null");
+    return files;
+}
+
 static void jail(const struct args *a, const struct start *start)
 {
+    struct daemon_files files = { -1, -1 };
     static struct plan plan;
+    static struct cgroup group;
     struct cell cell;
-    int cgroup_fd, null_fd = -1;
 
     plan_make(&plan, a);
     if (a->new_user_ns)
@@ -94,17 +122,14 @@ static void jail(const struct args *a, const struct start *start)
         limit(RLIMIT_FSIZE, "fsize", a->fsize);
     limit(RLIMIT_NOFILE, "no-file", a->no_file);
     limit(RLIMIT_CORE, "core", NO_CORE);
-    cgroup_fd = cgroup_set_up(&plan);
+    cgroup_set_up(&group, &plan);
     if (a->daemonize || a->new_pid_ns)
         leave_terminal();
-    if (a->daemonize) {
-        null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-        if (null_fd < 0)
-            die_os(errno, "Failed to open /dev/null");
-    }
+    if (a->daemonize)
+        files = open_daemon_files();
     cell_enter(&cell, &plan);
     cell_furnish(&cell, &plan);
-    leave(&plan, &cell, cgroup_fd, null_fd, start);
+    leave(&plan, &cell, &group, &files, start);
 }
 
 int main(int argc, char **argv)
