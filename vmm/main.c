@@ -159,6 +159,7 @@ static int set_up_log(const struct arguments *o, struct error *e)
 {
     int level = o->level ? log_level_parse(o->level) : LOG_INFO;
 
+    log_prepare();
     if (o->log_path && log_open(o->log_path, e) < 0)
         return -1;
     log_set_options((struct log_options){

@@ -1,4 +1,5 @@
-/* The boot timer device: the byte 123 at its first address, and much that is not that. */
+/* The boot timer device: the byte 123 at its first address, and much that is not that. Command
+ * line: marks=N (1), how often it is written in a row. */
 #include "runtime/boot.h"
 #include "runtime/io.h"
 #include "runtime/report.h"
@@ -7,7 +8,8 @@
 
 void guest_main(void)
 {
-    mmio_write8(BOOT_TIMER, 123);
+    for (uint64_t i = boot_number("marks", 1); i > 0; i--)
+        mmio_write8(BOOT_TIMER, 123);
     mmio_write8(BOOT_TIMER, 0);
     mmio_write8(BOOT_TIMER, 122);
     mmio_write8(BOOT_TIMER + 1, 123);

@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 
 import pytest
 
@@ -237,6 +238,16 @@ def test_the_boot_timer_logs_its_byte_once(flags, lines):
         pattern = r"Guest-boot-time = +\d+ us \d+ ms, +\d+ CPU us \d+ CPU ms"
         assert len(re.findall(pattern, machine.log())) == lines
         assert machine.log().count("Guest-boot-time") == lines
+
+
+def test_a_guest_that_marks_without_end_writes_a_line_a_second():
+    began = time.monotonic()
+    with Machine("boot_timer", "marks=20000", flags=["--boot-timer"]) as machine:
+        machine.boot().finish()
+        lines = re.findall(r"Guest-boot-time.*", machine.log())
+        left_out = re.findall(r"\((\d+) more were left out\)", "\n".join(lines))
+        assert 1 <= len(lines) <= 1 + time.monotonic() - began
+        assert len(lines) + sum(map(int, left_out)) <= 20000
 
 
 # How it ends.

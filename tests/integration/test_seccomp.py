@@ -13,8 +13,8 @@ import termios
 import pytest
 
 from filters import GETPPID, LIBC, filters, make_call, no_sanitizer, threads, wait_for
-from guests import drive, make_files, needs_kvm, run, start
-from mayfly import BINARY, DEADLINE_S, GUESTS, ROOT, Mayfly, complete
+from guests import drive, make_disk, make_files, needs_kvm, run, start
+from mayfly import BINARY, DEADLINE_S, GUESTS, IS_LONG, ROOT, Mayfly, complete
 
 TGKILL = 234
 
@@ -107,6 +107,51 @@ def test_a_forbidden_call_ends_the_process_and_is_told(tmp_path, thread):
         for what in ("signal 31, code 1", f"a bad syscall ({GETPPID})"):
             assert f":{name}] Shutting down VM after intercepting {what}.\n" in vm.output()
     assert json.loads(metrics.read_text().splitlines()[-1])["seccomp"]["num_faults"] == 1
+
+
+# At each level of the log: a thread's first line sets up nothing that its filter refuses, whether it
+# is the process's first or not, and wherever the log goes
+
+
+LEVELS = ("Off", "Error", "Warn", "Info", "Debug", "Trace")
+
+
+def end_of(tmp_path, level, guest, *flags, drives=(), boot_args=""):
+    """(status, log) of a guest whose console is not the log's place."""
+    with Mayfly("--level", level, *flags) as vm:
+        vm.ok("PUT", "/serial", {"serial_out_path": str(tmp_path / "console")})
+        for each in drives:
+            vm.ok("PUT", f"/drives/{each['drive_id']}", each)
+        vm.ok("PUT", "/boot-source",
+              {"kernel_image_path": f"{GUESTS}/{guest}", "boot_args": boot_args})
+        vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        return vm.wait(), vm.output()
+
+
+@needs_kvm
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_triple_fault_is_told_at_each_level(tmp_path, level):
+    status, log = end_of(tmp_path, level, "exit", boot_args="triple_fault")
+    assert status == 1, log
+    wanted = "fc_vcpu 0] vCPU 0: the guest's processor shut down (triple fault) (0)\n"
+    assert (wanted in log) == (level != "Off"), log
+
+
+@needs_kvm
+@pytest.mark.parametrize("level", LEVELS if IS_LONG else ("Error", "Warn"))
+def test_a_device_that_stops_is_told_at_each_level(tmp_path, level):
+    disks = [drive(make_disk(tmp_path / name, 256), name) for name in ("disk", "other")]
+    status, log = end_of(tmp_path, level, "hostile", drives=disks)
+    assert status == 0, log
+    assert ("stops until the guest resets it" in log) == (LEVELS.index(level) >= 2), log
+
+
+@needs_kvm
+@pytest.mark.parametrize("level", LEVELS if IS_LONG else ("Warn", "Info"))
+def test_a_guests_mark_is_told_at_each_level(tmp_path, level):
+    status, log = end_of(tmp_path, level, "boot_timer", "--boot-timer")
+    assert status == 0, log
+    assert ("fc_vcpu 0] Guest-boot-time" in log) == (LEVELS.index(level) >= 3), log
 
 
 # Filters of the caller's

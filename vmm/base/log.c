@@ -68,115 +68,10 @@ int log_open(const char *path, struct error *e)
     return 0;
 }
 
-static size_t prefix(char *line, size_t size, enum log_level level, const char *file, int at)
-{
-    static const char *const names[] = { "", "ERROR", "WARN", "INFO", "DEBUG", "TRACE" };
-    char thread[16] = "main";
-    struct timespec now;
-    struct tm tm;
-    size_t used;
-
-    if (gettid() != getpid())
-        prctl(PR_GET_NAME, thread);
-    clock_gettime(CLOCK_REALTIME, &now);
-    localtime_r(&now.tv_sec, &tm);
-    sink.offset = tm.tm_gmtoff;
-    used = strftime(line, size, "%Y-%m-%dT%H:%M:%S", &tm);
-    used += (size_t)snprintf(line + used, size - used, ".%09ld [%s:%s", now.tv_nsec, sink.instance,
-                             thread);
-    if (sink.options.show_level)
-        used += (size_t)snprintf(line + used, size - used, ":%s", names[level]);
-    if (sink.options.show_origin)
-        used += (size_t)snprintf(line + used, size - used, ":%s:%d", file, at);
-    used += (size_t)snprintf(line + used, size - used, "] ");
-    return used;
-}
-
-static void emit(const char *line, size_t n)
-{
-    int fd = sink.fd >= 0 ? sink.fd : console_out();
-
-    if (write(fd, line, n) != (ssize_t)n)
-        metric_inc(&metrics.logger.missed_log_count);
-}
-
-static bool is_of_module(const char *file)
-{
-    const char *module = sink.options.module;
-
-    return !module || strncmp(file, module, strlen(module)) == 0;
-}
-
-static bool is_shown(enum log_level level, const char *file)
-{
-    return level <= sink.options.level && is_of_module(file);
-}
-
-static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
-                         const char *fmt, va_list ap) __attribute__((format(printf, 5, 0)));
-
-static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
-                         const char *fmt, va_list ap)
-{
-    char line[2048];
-    size_t used = prefix(line, sizeof(line), level, file, at);
-
-    used += (size_t)vsnprintf(line + used, sizeof(line) - used, fmt, ap);
-    if (left_out && used < sizeof(line))
-        used += (size_t)snprintf(line + used, sizeof(line) - used, " (%llu more were left out)",
-                                 (unsigned long long)left_out);
-    if (used > sizeof(line) - 2)
-        used = sizeof(line) - 2;
-    line[used++] = '\n';
-    emit(line, used);
-}
-
-void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
-{
-    int saved = errno;
-    va_list ap;
-
-    if (!is_shown(level, file))
-        return;
-    va_start(ap, fmt);
-    emit_message(level, file, at, 0, fmt, ap);
-    va_end(ap);
-    errno = saved;
-}
-
-/* Of several threads that find a second over, one writes. */
-static bool log_limit_pass(struct log_limit *l, uint64_t *left_out)
-{
-    uint64_t next = __atomic_load_n(&l->next_ns, __ATOMIC_RELAXED);
-    uint64_t now = monotonic_ns();
-
-    if (now < next || !__atomic_compare_exchange_n(&l->next_ns, &next, now + NS_PER_S, false,
-                                                   __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-        __atomic_fetch_add(&l->left_out, 1, __ATOMIC_RELAXED);
-        return false;
-    }
-    *left_out = __atomic_exchange_n(&l->left_out, 0, __ATOMIC_RELAXED);
-    return true;
-}
-
-void log_line_limited(struct log_limit *limit, enum log_level level, const char *file, int at,
-                      const char *fmt, ...)
-{
-    int saved = errno;
-    uint64_t left_out;
-    va_list ap;
-
-    if (!is_shown(level, file) || !log_limit_pass(limit, &left_out))
-        return;
-    va_start(ap, fmt);
-    emit_message(level, file, at, left_out, fmt, ap);
-    va_end(ap);
-    errno = saved;
-}
-
-/* What a signal handler may use to put a line together: neither stdio nor the time zone's lock. */
+/* Put together by what a signal handler and a thread behind a filter may use: libc's own ways to
+ * tell the time take locks and memory, and read files. */
 struct plain_line {
-    char text[256];
+    char text[2048];
     size_t used;
 };
 
@@ -231,35 +126,140 @@ static void add_time(struct plain_line *l, const struct timespec *t)
     add_number(l, t->tv_nsec, 9);
 }
 
-/* An empty one with the prefix of the other lines. */
-static void begin_plain(struct plain_line *l)
+static void add_prefix(struct plain_line *l, enum log_level level, const char *file, int at)
 {
+    static const char *const names[] = { "", "ERROR", "WARN", "INFO", "DEBUG", "TRACE" };
     char thread[16] = "main";
     struct timespec now;
 
     if (gettid() != getpid())
         prctl(PR_GET_NAME, thread);
     clock_gettime(CLOCK_REALTIME, &now);
-    l->used = 0;
     add_time(l, &now);
     add_text(l, " [");
     add_text(l, sink.instance);
     add_text(l, ":");
     add_text(l, thread);
-    if (sink.options.show_level)
-        add_text(l, ":ERROR");
-    if (sink.options.show_origin)
-        add_text(l, ":" __FILE__);
+    if (sink.options.show_level) {
+        add_text(l, ":");
+        add_text(l, names[level]);
+    }
+    if (sink.options.show_origin) {
+        add_text(l, ":");
+        add_text(l, file);
+        add_text(l, ":");
+        add_number(l, at, 1);
+    }
     add_text(l, "] ");
+}
+
+static void emit(const char *line, size_t n)
+{
+    int fd = sink.fd >= 0 ? sink.fd : console_out();
+
+    if (write(fd, line, n) != (ssize_t)n)
+        metric_inc(&metrics.logger.missed_log_count);
+}
+
+static bool is_of_module(const char *file)
+{
+    const char *module = sink.options.module;
+
+    return !module || strncmp(file, module, strlen(module)) == 0;
+}
+
+static bool is_shown(enum log_level level, const char *file)
+{
+    return level <= sink.options.level && is_of_module(file);
+}
+
+/* Main thread: libc may read the zone's file for it, and take memory. */
+static void look_at_zone(void)
+{
+    time_t now = time(NULL);
+    struct tm tm;
+
+    localtime_r(&now, &tm);
+    sink.offset = tm.tm_gmtoff;
+}
+
+void log_prepare(void)
+{
+    look_at_zone();
+    console_out();
+}
+
+static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
+                         const char *fmt, va_list ap) __attribute__((format(printf, 5, 0)));
+
+static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
+                         const char *fmt, va_list ap)
+{
+    struct plain_line l = { .used = 0 };
+
+    if (gettid() == getpid())
+        look_at_zone();
+    add_prefix(&l, level, file, at);
+    l.used += (size_t)vsnprintf(l.text + l.used, sizeof(l.text) - l.used, fmt, ap);
+    if (left_out && l.used < sizeof(l.text))
+        l.used += (size_t)snprintf(l.text + l.used, sizeof(l.text) - l.used,
+                                   " (%llu more were left out)", (unsigned long long)left_out);
+    if (l.used > sizeof(l.text) - 2)
+        l.used = sizeof(l.text) - 2;
+    l.text[l.used++] = '\n';
+    emit(l.text, l.used);
+}
+
+void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
+{
+    int saved = errno;
+    va_list ap;
+
+    if (!is_shown(level, file))
+        return;
+    va_start(ap, fmt);
+    emit_message(level, file, at, 0, fmt, ap);
+    va_end(ap);
+    errno = saved;
+}
+
+/* Of several threads that find a second over, one writes. */
+static bool log_limit_pass(struct log_limit *l, uint64_t *left_out)
+{
+    uint64_t next = __atomic_load_n(&l->next_ns, __ATOMIC_RELAXED);
+    uint64_t now = monotonic_ns();
+
+    if (now < next || !__atomic_compare_exchange_n(&l->next_ns, &next, now + NS_PER_S, false,
+                                                   __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        __atomic_fetch_add(&l->left_out, 1, __ATOMIC_RELAXED);
+        return false;
+    }
+    *left_out = __atomic_exchange_n(&l->left_out, 0, __ATOMIC_RELAXED);
+    return true;
+}
+
+void log_line_limited(struct log_limit *limit, enum log_level level, const char *file, int at,
+                      const char *fmt, ...)
+{
+    int saved = errno;
+    uint64_t left_out;
+    va_list ap;
+
+    if (!is_shown(level, file) || !log_limit_pass(limit, &left_out))
+        return;
+    va_start(ap, fmt);
+    emit_message(level, file, at, left_out, fmt, ap);
+    va_end(ap);
+    errno = saved;
 }
 
 void log_signal(const siginfo_t *info, bool is_fatal)
 {
-    struct plain_line l;
+    struct plain_line l = { .used = 0 };
 
-    if (sink.options.level < LOG_ERROR || !is_of_module(__FILE__))
+    if (!is_shown(LOG_ERROR, __FILE__))
         return;
-    begin_plain(&l);
+    add_prefix(&l, LOG_ERROR, __FILE__, __LINE__);
     add_text(&l, is_fatal ? "Shutting down VM after intercepting signal " : "Received signal ");
     add_number(&l, info->si_signo, 1);
     add_text(&l, ", code ");
@@ -268,7 +268,8 @@ void log_signal(const siginfo_t *info, bool is_fatal)
     emit(l.text, l.used);
     if (info->si_signo != SIGSYS || info->si_code <= 0) /* somebody's kill() */
         return;
-    begin_plain(&l);
+    l.used = 0;
+    add_prefix(&l, LOG_ERROR, __FILE__, __LINE__);
     add_text(&l, "Shutting down VM after intercepting a bad syscall (");
     add_number(&l, info->si_syscall, 1);
     add_text(&l, ").\n");

@@ -4,7 +4,9 @@
  * (metrics.logger.missed_log_count). Any thread may log.
  *
  * A line reads `2026-01-31T12:00:00.123456789 [instance-id:thread] message`, in local time, with
- * the level and the source's place added on request; "thread" is main, fc_vcpu N.
+ * the level and the source's place added on request; "thread" is main, fc_vcpu N. Other threads
+ * than the main thread have local time as it was when that last wrote a line: they are confined to
+ * a filter, which what libc does for a time zone would not pass.
  */
 #pragma once
 
@@ -23,6 +25,10 @@ struct log_options {
     const char *module; /* only lines of source files whose path begins so ("api", "vmm/kvm");
                            NULL: all. Borrowed for as long as these options stand */
 };
+
+/* Sets up what the first line would otherwise: the time zone, stdout. Main thread, before there is
+ * another one or a filter. */
+void log_prepare(void);
 
 /* Names the instance in every line from now on. Borrows id for the rest of the process. */
 void log_set_instance(const char *id);

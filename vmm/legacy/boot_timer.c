@@ -22,7 +22,7 @@ static void boot_timer_read(struct bus_device *d, uint64_t offset, uint8_t *data
 static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_t *data,
                              unsigned bytes)
 {
-    const struct boot_timer *t = owner_of(d, struct boot_timer, bus);
+    struct boot_timer *t = owner_of(d, struct boot_timer, bus);
     uint64_t wall, cpu;
 
     if (offset != 0 || bytes != 1 || *data != BOOT_DONE_VALUE)
@@ -30,9 +30,10 @@ static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_
     timeline_mark(PHASE_GUEST_MARK);
     wall = monotonic_us() - t->start_wall_us;
     cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID) - t->start_cpu_us;
-    log_info("Guest-boot-time = %6" PRIu64 " us %" PRIu64 " ms, %6" PRIu64 " CPU us %" PRIu64
-             " CPU ms",
-             wall, wall / 1000, cpu, cpu / 1000);
+    log_limited(&t->marks, LOG_INFO,
+                "Guest-boot-time = %6" PRIu64 " us %" PRIu64 " ms, %6" PRIu64 " CPU us %" PRIu64
+                " CPU ms",
+                wall, wall / 1000, cpu, cpu / 1000);
 }
 
 static const struct bus_ops boot_timer_ops = {

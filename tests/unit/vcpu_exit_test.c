@@ -1,0 +1,160 @@
+/* What a vCPU's thread does at each exit that ends it, confined as in a microVM. KVM is played. */
+#include "vmm/kvm/vcpu.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <linux/kvm.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "tests/unit/support/files.h"
+#include "vmm/base/bug.h"
+#include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
+#include "vmm/base/signals.h"
+#include "vmm/seccomp/seccomp.h"
+
+static union {
+    struct kvm_run run;
+    uint8_t bytes[4096];
+} page;
+
+static int failure; /* of KVM_RUN */
+static bool is_our_fault;
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    va_list ap;
+    void *arg;
+
+    va_start(ap, request);
+    arg = va_arg(ap, void *);
+    va_end(ap);
+    if (request == KVM_KVMCLOCK_CTRL)
+        return 0;
+    if (request != KVM_RUN)
+        return (int)syscall(SYS_ioctl, fd, request, arg);
+    BUG_ON(is_our_fault);
+    errno = failure;
+    return failure ? -1 : 0;
+}
+
+static char log_path[] = NEW_FILE;
+static char metrics_path[] = NEW_FILE;
+static char text[4096];
+
+static void must(int ret, const struct error *e)
+{
+    if (ret < 0) {
+        fprintf(stderr, "%s\n", e->msg);
+        _exit(99);
+    }
+}
+
+/* One vCPU, whose thread writes the process's first line; the process ends as a VMM does. */
+static void run_to_the_end(void)
+{
+    static struct vcpus v;
+    static struct guest_end end;
+    struct pollfd ended;
+    struct error e;
+
+    log_prepare();
+    log_set_options((struct log_options){ .level = LOG_INFO });
+    must(log_open(log_path, &e), &e);
+    must(metrics_open(&(struct metrics_config){ .metrics_path = metrics_path }, "x", &e), &e);
+    signals_install();
+    end.event_fd = eventfd(0, EFD_CLOEXEC);
+    v = (struct vcpus){
+        .count = 1,
+        .each[0] = { .all = &v, .fd = -1, .run = &page.run },
+        .end = &end,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+    must(vcpus_start(&v, &seccomp_vcpu, &e), &e);
+    vcpus_release(&v);
+    ended = (struct pollfd){ end.event_fd, POLLIN, 0 };
+    poll(&ended, 1, -1);
+    vcpus_hold(&v); /* it stands */
+    _exit(end.exit_code);
+}
+
+/* The status of a process of its own, whose log is read then. */
+static int status_of_a_run(void)
+{
+    int status;
+    pid_t pid;
+
+    close(new_file(log_path));
+    close(new_file(metrics_path));
+    pid = fork();
+    if (pid == 0)
+        run_to_the_end();
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    read_text(log_path, text, sizeof(text));
+    unlink(log_path);
+    unlink(metrics_path);
+    return status;
+}
+
+static void expect_end(int code, const char *line)
+{
+    int status = status_of_a_run();
+    char *first = strstr(text, line);
+
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == code, "status 0x%x, not %d: %s", status,
+              code, line);
+    cr_expect(first, "no \"%s\" in:\n%s", line, text);
+    cr_expect(first && strchr(first, '\n') && !strchr(first, '\n')[1], "more than once:\n%s", text);
+}
+
+Test(vcpu_exit, of_each_kind_is_told_and_ends_the_process)
+{
+    static const struct {
+        uint32_t reason, type;
+        int code;
+        const char *line;
+    } cases[] = {
+        { KVM_EXIT_SHUTDOWN, 0, 1, "vCPU 0: the guest's processor shut down (triple fault) (0)" },
+        { KVM_EXIT_FAIL_ENTRY, 7, 1, "vCPU 0: the processor refuses to enter the guest (7)" },
+        { KVM_EXIT_INTERNAL_ERROR, 3, 1, "vCPU 0: KVM internal error (3)" },
+        { KVM_EXIT_UNKNOWN, 0, 1, "vCPU 0: unexpected exit reason (0)" },
+        { KVM_EXIT_HYPERCALL, 0, 1, "vCPU 0: unexpected exit reason (3)" },
+        { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SHUTDOWN, 0, "The guest asked for a shutdown" },
+        { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_RESET, 0, "The guest asked for a reset" },
+        { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, 1, "The guest asked for a shutdown" },
+    };
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        page.run.exit_reason = cases[i].reason;
+        page.run.hw.hardware_exit_reason = cases[i].type; /* each kind's first field lies there */
+        expect_end(cases[i].code, cases[i].line);
+    }
+}
+
+/* Also one that libc has no name for. */
+Test(vcpu_exit, by_an_error_of_kvm_is_told_and_ends_the_process)
+{
+    failure = EFAULT;
+    expect_end(1, "vCPU 0: Bad address (14)");
+    failure = EIO;
+    expect_end(1, "vCPU 0: Input/output error (5)");
+    failure = 530;
+    expect_end(1, "vCPU 0: unknown error (530)");
+}
+
+Test(vcpu_exit, by_a_fault_of_our_own_is_told)
+{
+    int status;
+
+    is_our_fault = true;
+    status = status_of_a_run();
+    cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "status 0x%x", status);
+    cr_expect(strstr(text, "broken invariant: is_our_fault\n"), "%s", text);
+}
