@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include "api/call.h"
 #include "api/wire/http.h"
@@ -63,13 +64,13 @@ static int send_rest(struct connection *c)
         { c->head + head, c->head_length - head },
         { c->body.text + body, c->body.length - body },
     };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
     ssize_t n;
 
     if (unsent(c) == 0)
         return 0;
-    /* A client that is gone raises SIGPIPE, which is counted (vmm/base/signals.h). */
-    n = sendmsg(c->source.fd, &message, MSG_DONTWAIT);
+    /* A client that is gone raises SIGPIPE, which is counted (vmm/base/signals.h). The filters
+     * leave us no sendmsg(), which could also hand out descriptors. */
+    n = writev(c->source.fd, parts, 2);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;
     c->sent += (size_t)n;
@@ -88,7 +89,7 @@ static int send_rest(struct connection *c)
 static int forget_bytes(struct connection *c)
 {
     char bytes[4096];
-    ssize_t n = recv(c->source.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    ssize_t n = read(c->source.fd, bytes, sizeof(bytes));
 
     return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)) ? 0 : -1;
 }
@@ -143,7 +144,7 @@ static int receive_bytes(struct connection *c)
 {
     char *at;
     size_t room = http_reader_space(&c->reader, &at);
-    ssize_t n = recv(c->source.fd, at, room, MSG_DONTWAIT);
+    ssize_t n = read(c->source.fd, at, room);
 
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;
@@ -187,7 +188,7 @@ static void on_connection(struct loop_source *src, uint32_t ready)
 
 static void refuse_connection(int fd)
 {
-    if (send(fd, http_busy_answer, strlen(http_busy_answer), MSG_DONTWAIT) < 0)
+    if (write(fd, http_busy_answer, strlen(http_busy_answer)) < 0)
         log_debug("The API server could not answer a connection too many: %s",
                   os_error_text(errno));
     log_warn("The API server refused a connection: %d are open.", API_CONNECTIONS_MAX);

@@ -18,6 +18,7 @@
 #include "jailer/die.h"
 #include "vmm/base/capabilities.h"
 #include "vmm/base/clock.h"
+#include "vmm/seccomp/landlock.h"
 #include "vmm/seccomp/seccomp.h"
 
 #define NEW_PID_FILE ".pid"
@@ -229,6 +230,14 @@ static void drop_privileges(const struct args *a)
         die_os(errno, "Failed to give up new privileges");
 }
 
+static void limit_files(void)
+{
+    int ret = landlock_files();
+
+    if (ret < 0)
+        die_os(-ret, "Failed to confine the process to its files");
+}
+
 static void limit_calls(const struct args *a)
 {
     int ret = a->no_seccomp ? 0 : seccomp_install(&seccomp_process);
@@ -293,6 +302,7 @@ void leave(const struct plan *p, const struct cell *c, const struct cgroup *grou
     signal(SIGHUP, SIG_DFL); /* leave_terminal() */
     cell_seal(c, p);
     drop_privileges(p->args);
+    limit_files();
     show_pid_file(p, c);
     if (p->args->daemonize)
         use_daemon_files(files);

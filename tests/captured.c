@@ -7,6 +7,8 @@
  *     NAME: SUCCEEDED
  *
  * usage (behind the jailer's own arguments): process|main|vcpu OTHER-TENANT'S-FILE
+ * standard input is a directory of the host's, with a file "secret"; two abstract sockets have the
+ * name of the other tenant's file, one of them with zeros behind it
  * or: process memory, which takes as much as it can get; process x32, which uses another ABI.
  */
 #include <errno.h>
@@ -17,6 +19,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,10 +33,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include "vmm/base/capabilities.h"
+#include "vmm/seccomp/landlock.h"
 #include "vmm/seccomp/seccomp.h"
 
 static volatile sig_atomic_t was_stopped;
@@ -79,11 +84,13 @@ static char binary[] = "/mayfly"; /* as the test calls it */
 
 static void look_at_files(const char *other)
 {
-    int root = open("/", O_PATH | O_DIRECTORY);
+    int root = open("/", O_RDONLY | O_CLOEXEC);
 
     TRY("read the host's /etc/passwd", SYS_openat, AT_FDCWD, "/etc/passwd", O_RDONLY);
     TRY("climb out of the root", SYS_openat, root, "../../../../../../etc/passwd", O_RDONLY);
     TRY("read another tenant's files", SYS_openat, AT_FDCWD, other, O_RDONLY);
+    TRY("read a file of a directory that was left open", SYS_openat, STDIN_FILENO, "secret",
+        O_RDONLY);
     TRY("read /proc", SYS_openat, AT_FDCWD, "/proc/1/environ", O_RDONLY);
     TRY("open by a file handle", SYS_open_by_handle_at, root, &(long[8]){ 8 }, O_RDONLY);
     TRY("change the root again", SYS_chroot, "/dev");
@@ -92,11 +99,47 @@ static void look_at_files(const char *other)
     TRY("overwrite its PID file", SYS_openat, AT_FDCWD, "/mayfly.pid", O_WRONLY);
     TRY("open a file that its mode forbids", SYS_openat, AT_FDCWD, "/closed", O_RDONLY);
     TRY("overwrite its binary", SYS_openat, AT_FDCWD, binary, O_WRONLY);
+    TRY("cut a file", SYS_openat, AT_FDCWD, "/run/short", O_WRONLY | O_TRUNC);
+    TRY("make a file that has no name", SYS_openat, AT_FDCWD, "/run", O_RDWR | O_TMPFILE, 0600);
     TRY("change a file's owner", SYS_fchownat, AT_FDCWD, binary, 0, 0, 0);
     TRY("change a file's mode", SYS_fchmodat, AT_FDCWD, binary, 06755);
     TRY("remove a file", SYS_unlinkat, AT_FDCWD, "/mayfly.pid", 0);
     TRY("link a file", SYS_linkat, AT_FDCWD, binary, AT_FDCWD, "/run/link", 0);
     TRY("make a symbolic link", SYS_symlinkat, "/etc/passwd", AT_FDCWD, "/run/symlink");
+}
+
+/* An abstract socket of the host's. */
+static void connect_to(const char *attempt, const char *name, bool is_padded)
+{
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    size_t length = strlen(name);
+    int fd = (int)syscall(SYS_socket, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    memcpy(a.sun_path + 1, name, length);
+    TRY(attempt, SYS_connect, fd, &a,
+        is_padded ? sizeof(a) : offsetof(struct sockaddr_un, sun_path) + 1 + length);
+}
+
+static void reach_sockets(const char *other)
+{
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))]; /* zero: standard input */
+    } control = { .head = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+    struct iovec byte = { &(char){ 0 }, 1 };
+    struct msghdr message = { .msg_iov = &byte,
+                              .msg_iovlen = 1,
+                              .msg_control = &control,
+                              .msg_controllen = sizeof(control) };
+
+    connect_to("connect to an abstract socket", other, false);
+    connect_to("connect to an abstract socket with a full name", other, true);
+    TRY("open a datagram socket", SYS_socket, AF_UNIX, SOCK_DGRAM, 0);
+    TRY("make a pair of sockets", SYS_socketpair, AF_UNIX, SOCK_STREAM, 0, (int[2]){ 0 });
+    TRY("hand out a descriptor", SYS_sendmsg, STDOUT_FILENO, &message, 0);
+    TRY("hand out several descriptors", SYS_sendmmsg, STDOUT_FILENO, &message, 1, 0);
+    TRY("take a descriptor", SYS_recvmsg, STDOUT_FILENO, &message, 0);
+    TRY("send to an address", SYS_sendto, STDOUT_FILENO, "x", 1, 0, &message, 16);
 }
 
 static void reach_the_network(void)
@@ -110,9 +153,15 @@ static void reach_the_network(void)
 
 static void reach_processes(void)
 {
-    TRY("trace its parent", SYS_ptrace, PTRACE_ATTACH, getppid(), 0, 0);
+    TRY("trace its parent", SYS_ptrace, PTRACE_ATTACH, 1, 0, 0);
     TRY("read another process's memory", SYS_process_vm_readv, 1, NULL, 0, NULL, 0, 0);
     TRY("kill its parent", SYS_kill, 1, SIGKILL);
+    TRY("abort another process", SYS_tgkill, 1, 1, SIGABRT);
+    TRY("signal another process's thread", SYS_tgkill, 1, 1, 34);
+    TRY("signal any thread", SYS_tkill, 1, SIGKILL);
+    TRY("queue a signal", SYS_rt_sigqueueinfo, 1, SIGKILL, NULL);
+    TRY("have a file's signals sent", SYS_fcntl, STDOUT_FILENO, F_SETOWN, 1);
+    TRY("make a file send signals", SYS_fcntl, STDIN_FILENO, F_SETFL, O_ASYNC);
     TRY("open a PID", SYS_pidfd_open, 1, 0);
     TRY("fork", SYS_fork);
     TRY("fork in a new user namespace", SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
@@ -153,6 +202,8 @@ static void raise_itself(void)
         NULL);
     TRY("map executable memory", SYS_mmap, NULL, 4096, PROT_READ | PROT_EXEC,
         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TRY("map a file for all to see", SYS_mmap, NULL, 4096, PROT_READ | PROT_WRITE,
+        MAP_SHARED | MAP_LOCKED, STDOUT_FILENO, 0);
     TRY("make memory executable", SYS_mprotect, (uintptr_t)binary & ~4095ul, 4096,
         PROT_READ | PROT_EXEC);
 }
@@ -163,11 +214,11 @@ static void exhaust(void)
     ssize_t n = 0;
 
     while ((last = fd) >= 0)
-        fd = open("/", O_PATH);
+        fd = open("/", O_RDONLY | O_CLOEXEC);
     report("open files without end", fd);
     for (int i = 3; i < 100; i++)
         close(i);
-    fd = open("/run/large", O_WRONLY | O_CREAT, 0600);
+    fd = open("/large", O_RDWR);
     for (int i = 0; i < 4096 && fd >= 0 && n >= 0; i++) {
         static char page[4096];
 
@@ -219,11 +270,14 @@ int main(int argc, char **argv)
         syscall(SYS_getpid | 0x40000000);
     if ((is_main || is_vcpu) && capabilities_give_up() < 0)
         return 2;
+    if (landlock_scope() < 0)
+        return 2;
     if (is_main && seccomp_install(&seccomp_main) < 0)
         return 2;
     if (is_vcpu && seccomp_install(&seccomp_vcpu) < 0)
         return 2;
     look_at_files(other);
+    reach_sockets(other);
     reach_the_network();
     reach_processes();
     reach_the_kernel();

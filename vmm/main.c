@@ -22,6 +22,7 @@
 #include "vmm/base/version.h"
 #include "vmm/machine/vm.h"
 #include "vmm/seccomp/file.h"
+#include "vmm/seccomp/landlock.h"
 
 enum exit_code {
     EXIT_OK = 0,
@@ -86,7 +87,9 @@ static const struct option option_rows[] = {
       .help = "log only what source files log whose path begins so (api, virtio, vmm/machine)" },
     { "metrics-path", "PATH", AT(metrics_path), .help = "file or FIFO for the metrics [none]" },
     { "no-seccomp", NULL, AT(no_seccomp),
-      .help = "leave the VMM's system calls unlimited (but for what the jailer allows)" },
+      .help =
+          "leave the VMM's system calls, signals and sockets unlimited (but for what the jailer "
+          "allows)" },
     { "seccomp-filter", "PATH", AT(seccomp_filter),
       .help = "use the filters of a file, as seccompiler-bin makes them, instead of the built-in "
               "ones" },
@@ -231,9 +234,14 @@ static int run(const struct arguments *o)
     static struct vm *vm;
     static struct api *api;
     struct error e;
-    int code;
+    int code, ret;
 
     log_info("Running Firecracker v%s", FIRECRACKER_VERSION);
+    ret = o->no_seccomp ? 0 : landlock_scope();
+    if (ret < 0) {
+        fail_os(&e, -ret, "cannot confine the process");
+        return end_with(EXIT_GENERIC, "Landlock error", &e);
+    }
     if (choose_filters(&vm_options.seccomp, o, &e) < 0)
         return end_with(EXIT_GENERIC, "Seccomp error", &e);
     if (set_up_metrics(o, &e) < 0)

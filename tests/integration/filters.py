@@ -44,17 +44,40 @@ def ptrace(request, tid, address=0, data=0):
     return result
 
 
-def make_call(tid, number):
-    """Makes a thread's next system call another one, before its filters see it."""
-    peek, poke, cont, detach, seize, interrupt = 3, 6, 24, 17, 0x4206, 0x4207
-    orig_rax, rax, enosys = 15 * 8, 10 * 8, -38
-    ptrace(seize, tid)
-    ptrace(interrupt, tid)
+PEEK, POKE, CONT, DETACH, SEIZE, INTERRUPT = 3, 6, 24, 17, 0x4206, 0x4207
+ORIG_RAX, RAX, ARGUMENTS, ENOSYS = 15 * 8, 10 * 8, (14 * 8, 13 * 8, 12 * 8), 38
+
+
+def to_next_call(tid):
+    ptrace(SEIZE, tid)
+    ptrace(INTERRUPT, tid)
     os.waitpid(tid, 0x40000000)
     while True:
-        ptrace(cont, tid)
+        ptrace(CONT, tid)
         os.waitpid(tid, 0x40000000)
-        if ptrace(peek, tid, rax) == enosys: # at the call's entry
+        if ptrace(PEEK, tid, RAX) == -ENOSYS: # at the call's entry
             break
-    ptrace(poke, tid, orig_rax, number)
-    ptrace(detach, tid)
+
+
+def make_call(tid, number):
+    """Makes a thread's next system call another one, before its filters see it."""
+    to_next_call(tid)
+    ptrace(POKE, tid, ORIG_RAX, number)
+    ptrace(DETACH, tid)
+
+
+def result_of_call(tid, number, *arguments):
+    """What a thread gets for a call in the place of its next wait, which is one for nothing."""
+    to_next_call(tid)
+    ptrace(POKE, tid, ORIG_RAX, number)
+    before = [ptrace(PEEK, tid, place) for place in ARGUMENTS]
+    for place, argument in zip(ARGUMENTS, arguments):
+        ptrace(POKE, tid, place, argument)
+    ptrace(CONT, tid)
+    os.waitpid(tid, 0x40000000)
+    result = ptrace(PEEK, tid, RAX)
+    for place, argument in zip(ARGUMENTS, before):
+        ptrace(POKE, tid, place, argument)
+    ptrace(POKE, tid, RAX, -4) # EINTR
+    ptrace(DETACH, tid)
+    return result

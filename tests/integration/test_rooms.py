@@ -14,7 +14,7 @@ BUILD = pathlib.Path(mayfly.BINARY).parent
 SHARED_WITH_JAILER = {"vmm/base/capabilities.h", "vmm/base/clock.h", "vmm/base/error.h",
                       "vmm/base/inherited.h", "vmm/base/instance_id.h",
                       "vmm/base/options.h", "vmm/base/version.h",
-                      "vmm/seccomp/seccomp.h"}
+                      "vmm/seccomp/landlock.h", "vmm/seccomp/seccomp.h"}
 
 
 def rooms(root):

@@ -1,5 +1,6 @@
 """The seccomp filters: that they are there in time, what they stop, and what they leave."""
 
+import errno
 import json
 import os
 import pty
@@ -12,7 +13,8 @@ import termios
 
 import pytest
 
-from filters import GETPPID, LIBC, filters, make_call, no_sanitizer, threads, wait_for
+from filters import (GETPPID, LIBC, filters, make_call, no_sanitizer, result_of_call, threads,
+                     wait_for)
 from guests import drive, make_disk, make_files, needs_kvm, run, start
 from mayfly import BINARY, DEADLINE_S, GUESTS, IS_LONG, ROOT, Mayfly, complete
 
@@ -107,6 +109,19 @@ def test_a_forbidden_call_ends_the_process_and_is_told(tmp_path, thread):
         for what in ("signal 31, code 1", f"a bad syscall ({GETPPID})"):
             assert f":{name}] Shutting down VM after intercepting {what}.\n" in vm.output()
     assert json.loads(metrics.read_text().splitlines()[-1])["seccomp"]["num_faults"] == 1
+
+
+KILL = 62
+
+
+@pytest.mark.skipif(LIBC.syscall(444, None, 0, 1) < 6, reason="this kernel's Landlock has no scopes")
+@pytest.mark.parametrize("flags, wanted", [([], -errno.EPERM), (["--no-seccomp"], 0)])
+def test_a_vmm_without_a_jail_and_a_guest_signals_nobody_else(flags, wanted):
+    with Mayfly(*flags) as vm:
+        pid = vm.process.pid
+        assert result_of_call(pid, KILL, os.getpid(), 0, 0) == wanted
+        assert result_of_call(pid, KILL, pid, 0, 0) == 0
+        assert vm.ok("GET", "/")["state"] == "Not started"
 
 
 # At each level of the log: a thread's first line sets up nothing that its filter refuses, whether it

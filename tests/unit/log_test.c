@@ -241,8 +241,9 @@ Test(log_signal, has_the_form_of_the_other_lines, .init = set_up, .fini = tear_d
               "%s", text);
     cr_assert_eq(truncate(path, 0), 0);
     log_set_options((struct log_options){ LOG_ERROR, true, true, NULL });
-    log_signal(7, 2);
-    cr_expect(matches(logged(), ":main:ERROR:[^]]*vmm/base/log.c:[0-9]+\\] Shutting down"), "%s", text);
+    log_signal(&(siginfo_t){ .si_signo = 7, .si_code = 2 }, true);
+    cr_expect(matches(logged(), ":main:ERROR:[^]]*vmm/base/log.c:[0-9]+\\] Shutting down"), "%s",
+              text);
 }
 
 static unsigned lines_with(const char *what)

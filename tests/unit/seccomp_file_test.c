@@ -178,7 +178,7 @@ Test(seccomp_file, is_refused_when_it_is_not_what_the_threads_need)
 Test(seccomp_file, must_be_readable)
 {
     cr_expect_eq(seccomp_file_read(&filters, "/none", &e), -1);
-    cr_expect_str_eq(e.msg, "Filter file open error: No such file or directory (os error 2)");
+    cr_expect_str_eq(e.msg, "Filter file open error: No such file or directory (os error 2) /none");
     cr_expect_eq(seccomp_file_read(&filters, "/", &e), -1);
-    cr_expect_str_eq(e.msg, "Filter file read error: Is a directory (os error 21)");
+    cr_expect_str_eq(e.msg, "Filter file read error: Is a directory (os error 21) /");
 }

@@ -2,13 +2,19 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 /* What a filter says to a call, by running it as the kernel would. */
 static uint32_t verdict_of(const struct sock_fprog *p, const struct seccomp_data *call)
@@ -125,4 +131,75 @@ Test(seccomp_filters, of_threads_allow_no_more_than_that_of_the_process)
             cr_expect(is_allowed || !allows(&seccomp_main, number, argument), "call %d", number);
             cr_expect(is_allowed || !allows(&seccomp_vcpu, number, argument), "call %d", number);
         }
+}
+
+static bool allows_all(const struct sock_fprog *p, int number, const uint64_t arguments[6])
+{
+    struct seccomp_data call = { .nr = number, .arch = AUDIT_ARCH_X86_64 };
+
+    memcpy(call.args, arguments, sizeof(call.args));
+    return verdict_of(p, &call) == SECCOMP_RET_ALLOW;
+}
+
+/* One argument after the other is made another one. */
+Test(seccomp_filters, look_at_each_argument_that_a_row_names)
+{
+    static const struct {
+        int number;
+        unsigned looked_at; /* a bit for each argument */
+        uint64_t arguments[6];
+    } calls[] = {
+        { SYS_socket, 7, { AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC } },
+        { SYS_accept4, 8, { 4, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC } },
+        { SYS_connect, 4, { 4, 5, 110 } },
+        { SYS_recvfrom, 8, { 4, 5, 6, MSG_PEEK } },
+        { SYS_fcntl, 6, { 5, F_SETFL, 0 } },
+        { SYS_fcntl, 3, { STDOUT_FILENO, F_SETFL, 5 } },
+        { SYS_ioctl, 2, { 5, TCSETS } },
+        { SYS_openat, 4, { 5, 5, O_RDWR | O_NONBLOCK | O_CLOEXEC } },
+        { SYS_mmap, 12, { 5, 5, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS } },
+        { SYS_tgkill, 5, { SECCOMP_OWN_PID, 5, SIGURG } },
+        { SYS_tgkill, 5, { SECCOMP_OWN_PID, 5, SIGABRT } },
+    };
+
+    for (unsigned i = 0; i < sizeof(calls) / sizeof(*calls); i++) {
+        cr_expect(allows_all(&seccomp_main, calls[i].number, calls[i].arguments), "call %d",
+                  calls[i].number);
+        for (unsigned n = 0; n < 6; n++) {
+            uint64_t arguments[6];
+
+            memcpy(arguments, calls[i].arguments, sizeof(arguments));
+            arguments[n] ^= 0x20000000;
+            cr_expect_eq(allows_all(&seccomp_main, calls[i].number, arguments),
+                         !(calls[i].looked_at >> n & 1), "call %d, argument %u", calls[i].number,
+                         n);
+        }
+    }
+}
+
+static void end_well(int number)
+{
+    _exit(number == SIGSYS ? 3 : 4);
+}
+
+/* A child's, so that a PID that was someone else's at an earlier time would be noticed. */
+Test(seccomp_install, leaves_signals_to_the_own_process)
+{
+    struct sigaction stopped = { .sa_handler = end_well }, taken = { .sa_handler = SIG_IGN };
+    pid_t parent = getpid(), child;
+    int status;
+
+    if (verdict(&seccomp_main, SYS_getppid, 0, 0) != SECCOMP_RET_TRAP)
+        cr_skip_test("a sanitizer's build only logs");
+    sigaction(SIGSYS, &stopped, NULL);
+    sigaction(34, &taken, NULL);
+    child = fork();
+    if (child == 0) {
+        if (seccomp_install(&seccomp_main) < 0 || syscall(SYS_tgkill, getpid(), gettid(), 34) < 0)
+            _exit(5);
+        syscall(SYS_tgkill, parent, parent, 34);
+        _exit(6);
+    }
+    waitpid(child, &status, 0);
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 3, "status 0x%x", status);
 }

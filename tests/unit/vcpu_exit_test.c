@@ -123,9 +123,9 @@ Test(vcpu_exit, of_each_kind_is_told_and_ends_the_process)
     } cases[] = {
         { KVM_EXIT_SHUTDOWN, 0, 1, "vCPU 0: the guest's processor shut down (triple fault) (0)" },
         { KVM_EXIT_FAIL_ENTRY, 7, 1, "vCPU 0: the processor refuses to enter the guest (7)" },
-        { KVM_EXIT_INTERNAL_ERROR, 3, 1, "vCPU 0: KVM internal error (3)" },
-        { KVM_EXIT_UNKNOWN, 0, 1, "vCPU 0: unexpected exit reason (0)" },
-        { KVM_EXIT_HYPERCALL, 0, 1, "vCPU 0: unexpected exit reason (3)" },
+        { KVM_EXIT_INTERNAL_ERROR, 3, 1, "vCPU 0: KVM internal error at RIP 0x0 (3)" },
+        { KVM_EXIT_UNKNOWN, 0, 1, "vCPU 0: unexpected exit reason at RIP 0x0 (0)" },
+        { KVM_EXIT_HYPERCALL, 0, 1, "vCPU 0: unexpected exit reason at RIP 0x0 (3)" },
         { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SHUTDOWN, 0, "The guest asked for a shutdown" },
         { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_RESET, 0, "The guest asked for a reset" },
         { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, 1, "The guest asked for a shutdown" },
@@ -142,11 +142,11 @@ Test(vcpu_exit, of_each_kind_is_told_and_ends_the_process)
 Test(vcpu_exit, by_an_error_of_kvm_is_told_and_ends_the_process)
 {
     failure = EFAULT;
-    expect_end(1, "vCPU 0: Bad address (14)");
+    expect_end(1, "vCPU 0: Bad address at RIP 0x0 (14)");
     failure = EIO;
-    expect_end(1, "vCPU 0: Input/output error (5)");
+    expect_end(1, "vCPU 0: I/O error at RIP 0x0 (5)");
     failure = 530;
-    expect_end(1, "vCPU 0: unknown error (530)");
+    expect_end(1, "vCPU 0: No error information at RIP 0x0 (530)");
 }
 
 Test(vcpu_exit, by_a_fault_of_our_own_is_told)

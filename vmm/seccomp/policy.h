@@ -3,11 +3,12 @@
  *
  *   ALLOW(who, call, why)                 with any arguments
  *   ALLOW_IF(who, call, test, why)        if an argument passes a test: IS(place, value),
- *                                         HAS_NONE_OF(place, bits), HAS_ONLY(place, bits)
- *   ALLOW_IF_BOTH(who, call, test, test, why)   if two do
+ *                                         HAS_NONE_OF(place, bits), HAS_ONLY(place, bits); or
+ *                                         several do: ALL(test, test...)
  *   REFUSE(who, call, errno, why)         fails with an error instead of ending the process
  *
- * The first argument of a call has place 0. who is one of
+ * The first argument of a call has place 0. OWN_PID is the process's when the filter is installed.
+ * What an argument points to can't be looked at. who is one of
  *
  *   START   the process until the guest runs     VCPU   a vCPU's thread
  *   MAIN    the main thread from then on         EVER   START and MAIN        BOTH   MAIN and VCPU
@@ -22,7 +23,8 @@
 /* The guest's processors. */
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
-ALLOW_IF(MAIN, tgkill, IS(2, SIGURG), "to get a vCPU out of the guest, to be held")
+ALLOW_IF(MAIN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGURG)),
+         "to get a vCPU out of the guest, to be held")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_GET_REGS), "to log where a guest is that can't go on")
 ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 
@@ -38,7 +40,7 @@ ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
 ALLOW(MAIN, preadv, "disks, to guest memory")
 ALLOW(MAIN, pwritev, "disks, from guest memory")
 ALLOW(MAIN, readv, "frames from the tap, streams from vsock's sockets")
-ALLOW(MAIN, writev, "frames to the tap, streams to vsock's sockets")
+ALLOW(EVER, writev, "answers of the API; frames to the tap, streams to vsock's sockets")
 ALLOW(MAIN, fdatasync, "a guest's flush")
 ALLOW(MAIN, fallocate, "a guest's discard or write-zeroes")
 ALLOW_IF(EVER | UNSEEN, ioctl, IS(1, BLKROGET), "whether a block device may be written")
@@ -65,44 +67,61 @@ ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics, copying ahead")
 ALLOW(VCPU, timerfd_settime, "vsock is reset: the event loop takes it from there")
 ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 
-/* The API and vsock: connections on UNIX sockets, no others. */
-ALLOW(EVER, accept4, "the API; vsock, from the host")
-ALLOW(EVER, recvfrom, "the API; what a host asks vsock for")
-ALLOW_IF(MAIN, setsockopt, IS(2, SO_SNDBUF), "what a host's vsock connection may hold")
-ALLOW(EVER, sendmsg, "the API")
-ALLOW(EVER, sendto, "the API, when there are too many connections")
+/* The API and vsock: streams on UNIX sockets. No call that carries control data, by which
+ * descriptors travel; and the whole of an address, so that of abstract sockets only those are meant
+ * whose names are that long. */
+ALLOW_IF(EVER, accept4, IS(3, SOCK_NONBLOCK | SOCK_CLOEXEC), "the API; vsock, from the host")
+ALLOW_IF(MAIN, recvfrom, IS(3, MSG_PEEK), "what a host asks vsock for")
+ALLOW_IF(MAIN, setsockopt, ALL(IS(1, SOL_SOCKET), IS(2, SO_SNDBUF)),
+         "what a host's vsock connection may hold")
 ALLOW(EVER, close, "connections of the API, replaced disks")
-ALLOW_IF(EVER, socket, IS(0, AF_UNIX), "the API's socket; vsock, to the host")
-ALLOW(MAIN, connect, "vsock, to the host")
+ALLOW_IF(EVER, socket,
+         ALL(IS(0, AF_UNIX), IS(1, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC), IS(2, 0)),
+         "the API's socket; vsock, to the host")
+ALLOW_IF(MAIN, connect, IS(2, sizeof(struct sockaddr_un)), "vsock, to the host")
 ALLOW(MAIN, poll, "vsock: whether a host is still there")
 ALLOW(EVER, shutdown, "the API's last answer; vsock: a side that sends no more")
 ALLOW(START, bind, "the sockets of the API and of vsock")
 ALLOW(START, listen, "the sockets of the API and of vsock")
 
 /* Files. Where the VMM is jailed, there are few. */
-ALLOW(EVER, openat, "what a configuration names; PATCH /drives")
+ALLOW_IF(START, openat,
+         HAS_ONLY(2, O_WRONLY | O_RDWR | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
+         "what a configuration names")
+ALLOW_IF(MAIN, openat, HAS_ONLY(2, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), "PATCH /drives")
 ALLOW(START, unlink, "vsock's socket, when it is configured anew")
 ALLOW(EVER, newfstatat, "what kind of file it is, how large")
 ALLOW(EVER, lseek, "the size of a disk")
-ALLOW_IF(EVER, fcntl, IS(1, F_SETFL), "disks block; the console does not")
-ALLOW_IF(START, fcntl, IS(1, F_GETFL), "the console's flags, when it is a socket")
+ALLOW_IF(EVER, fcntl, ALL(IS(1, F_SETFL), IS(2, 0)), "disks block")
+ALLOW_IF(START, fcntl, ALL(IS(0, STDOUT_FILENO), IS(1, F_GETFL)),
+         "the console's flags, when it is a socket")
 ALLOW(START, pread64, "kernel and initrd")
 ALLOW(START, fstatfs, "whether the files of kernel and initrd can change")
 ALLOW(START, statx, "whether the files of kernel and initrd can change")
 ALLOW_IF(START, fcntl, IS(1, F_GET_SEALS), "whether the files of kernel and initrd can change")
 ALLOW_IF(START, fcntl, IS(1, F_SETLEASE), "a lease on kernel and initrd")
-ALLOW_IF_BOTH(MAIN, fcntl, IS(1, F_SETLEASE), IS(2, F_UNLCK), "to give it back")
+ALLOW_IF(MAIN, fcntl, ALL(IS(1, F_SETLEASE), IS(2, F_UNLCK)), "to give it back")
 ALLOW(MAIN, signalfd4, "to hear that somebody waits for it")
 
 /* Memory: never executable. */
 ALLOW(EVER, brk, "the heap")
-ALLOW_IF(EVER, mmap, HAS_NONE_OF(2, PROT_EXEC), "the heap; guest memory, vCPUs, stacks, rings")
+ALLOW_IF(START, mmap,
+         ALL(HAS_ONLY(2, PROT_READ | PROT_WRITE),
+             HAS_ONLY(3, MAP_SHARED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE |
+                             MAP_POPULATE | MAP_STACK | MAP_HUGETLB | MAP_HUGE_2MB)),
+         "the heap; guest memory, vCPUs, stacks, rings")
+ALLOW_IF(MAIN, mmap, ALL(IS(2, PROT_READ | PROT_WRITE), IS(3, MAP_PRIVATE | MAP_ANONYMOUS)),
+         "the heap")
+ALLOW_IF(MAIN, mmap,
+         ALL(IS(2, PROT_READ | PROT_WRITE),
+             IS(3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE)),
+         "memory parts from a file")
 ALLOW(EVER, munmap, "the heap; what a failed start leaves")
 ALLOW(EVER, mremap, "the heap: large requests to the API; memory parts from a file")
 ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
 ALLOW_IF(EVER, madvise, IS(2, MADV_DONTDUMP), "guest memory is in no core dump")
 ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
-ALLOW_IF(START, mprotect, HAS_NONE_OF(2, PROT_EXEC), "stacks, relocations")
+ALLOW_IF(START, mprotect, HAS_ONLY(2, PROT_READ | PROT_WRITE), "stacks, relocations")
 
 /* Log lines, and ways to end. */
 ALLOW(BOTH, gettid, "the thread's name in the log")
@@ -113,13 +132,13 @@ ALLOW(BOTH | UNSEEN, clock_gettime, "time, on hosts where reading it needs the k
 ALLOW(BOTH, exit_group, "the end")
 ALLOW_IF(BOTH, ioctl, IS(1, TCGETS), "the terminal's mode")
 ALLOW_IF(BOTH, ioctl, IS(1, TCSETS), "the terminal's old mode, at the end")
+ALLOW_IF(BOTH, fcntl, ALL(IS(0, STDOUT_FILENO), IS(1, F_SETFL)), "its output's flags, likewise")
 ALLOW_IF(BOTH, ioctl, IS(1, TIOCGPGRP), "whether the terminal is somebody else's by then")
 ALLOW(BOTH, getpgrp, "whether the terminal is somebody else's by then")
-ALLOW_IF(BOTH | UNSEEN, tgkill, IS(2, SIGTERM), "to end by a signal, when all is put back")
-ALLOW_IF(BOTH | UNSEEN, tgkill, IS(2, SIGINT), "to end by a signal, when all is put back")
-ALLOW_IF(BOTH | UNSEEN, tgkill, IS(2, SIGQUIT), "to end by a signal, when all is put back")
-ALLOW_IF(VCPU, fcntl, IS(1, F_SETFL), "standard output's old flags, after a fatal signal")
-ALLOW_IF(BOTH | UNSEEN, tgkill, IS(2, SIGABRT), "a broken invariant")
+ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGTERM)), "to end by it, all put back")
+ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGINT)), "to end by it, all put back")
+ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGQUIT)), "to end by it, all put back")
+ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGABRT)), "a broken invariant")
 ALLOW(VCPU | UNSEEN, rt_sigprocmask, "a broken invariant")
 ALLOW(BOTH | UNSEEN, sched_yield, "a fatal signal while another thread writes the metrics")
 
@@ -154,8 +173,10 @@ ALLOW(START, set_robust_list, "threads")
 ALLOW(START, rseq, "threads")
 ALLOW_IF(START, prctl, IS(0, PR_GET_NAME), "the threads' names")
 ALLOW_IF(START, prctl, IS(0, PR_SET_NAME), "the threads' names")
-ALLOW_IF(EVER, prctl, IS(0, PR_SET_VMA), "guest memory's name")
-ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install the filters of the threads")
+ALLOW_IF(EVER, prctl, ALL(IS(0, PR_SET_VMA), IS(1, PR_SET_VMA_ANON_NAME)), "guest memory's name")
+ALLOW_IF(START, prctl, IS(0, PR_SET_NO_NEW_PRIVS), "to install filters and walls")
+ALLOW(START, landlock_create_ruleset, "the walls that a filter can't be")
+ALLOW(START, landlock_restrict_self, "the walls that a filter can't be")
 ALLOW(START, seccomp, "the filters of the threads")
 
 /* What the jailer left for a start only. */
@@ -169,4 +190,4 @@ ALLOW(START, execve, "the jailer becomes the VMM")
 ALLOW(START, arch_prctl, "the C library's start; to ask for the state of AMX")
 ALLOW(START, set_tid_address, "the C library's start")
 ALLOW(START, readlink, "the C library's start")
-ALLOW(START, prlimit64, "the C library's start")
+ALLOW_IF(START, prlimit64, ALL(IS(0, 0), IS(1, RLIMIT_STACK), IS(2, 0)), "the C library's start")

@@ -19,5 +19,9 @@ struct seccomp_threads {
 extern const struct seccomp_threads seccomp_threads;
 extern const struct sock_fprog seccomp_main, seccomp_vcpu; /* its two */
 
-/* Installs a filter. 0 or -errno. Sets no_new_privs, which the kernel asks for. */
+/* Stands in a program for the process's PID: greater than any, so that no call passes by itself. */
+#define SECCOMP_OWN_PID 0x7fff6f77u
+
+/* Installs a filter, with the PID of the calling process where it compares with SECCOMP_OWN_PID. 0
+ * or -errno. Sets no_new_privs, which the kernel asks for. */
 __attribute__((warn_unused_result)) int seccomp_install(const struct sock_fprog *program);

@@ -29,7 +29,12 @@
 #include <unistd.h>
 
 #include <linux/filter.h>
+#include <linux/mman.h>
 #include <linux/seccomp.h>
+#include <sys/resource.h>
+#include <sys/un.h>
+
+#include "vmm/seccomp/seccomp.h"
 
 #define START  1u
 #define MAIN   2u
@@ -37,6 +42,8 @@
 #define UNSEEN 8u
 #define EVER   (START | MAIN)
 #define BOTH   (MAIN | VCPU)
+
+#define OWN_PID SECCOMP_OWN_PID
 
 /* What pthread_create() asks for. */
 #define THREAD_FLAGS                                                                               \
@@ -55,20 +62,22 @@
     {                                                                                              \
         (arg), SCMP_CMP_MASKED_EQ, (uint32_t) ~(bits), 0                                           \
     }
+#define ALL(...)  __VA_ARGS__
+#define TESTS_MAX 4
 
 static const struct row {
     unsigned who;
     int call;
     uint32_t action;
-    unsigned count; /* of tests */
-    struct scmp_arg_cmp tests[2];
+    unsigned count; /* of tests, all of which it must pass */
+    struct scmp_arg_cmp tests[TESTS_MAX];
     const char *text, *why;
 } rows[] = {
+#define SIZE(...)            sizeof((struct scmp_arg_cmp[]){ __VA_ARGS__ })
+#define COUNT(...)           (SIZE(__VA_ARGS__) / sizeof(struct scmp_arg_cmp))
 #define ALLOW(w, c, y)       { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 0, { { 0 } }, #c, y },
-#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 1, { t }, #c " " #t, y },
-#define ALLOW_IF_BOTH(w, c, t, u, y)                                                               \
-    { w, SCMP_SYS(c), SCMP_ACT_ALLOW, 2, { t, u }, #c " " #t " " #u, y },
-#define REFUSE(w, c, e, y) { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { { 0 } }, #c, y },
+#define ALLOW_IF(w, c, t, y) { w, SCMP_SYS(c), SCMP_ACT_ALLOW, COUNT(t), { t }, #c " " #t, y },
+#define REFUSE(w, c, e, y)   { w, SCMP_SYS(c), SCMP_ACT_ERRNO(e), 0, { { 0 } }, #c, y },
 #include "vmm/seccomp/policy.h"
 };
 #define ROWS (sizeof(rows) / sizeof(*rows))
@@ -134,8 +143,16 @@ static void compile(const char *name, unsigned who, bool is_tree)
     seccomp_release(ctx);
 }
 
+static void list_test(const struct scmp_arg_cmp *t)
+{
+    bool is_exact = t->op == SCMP_CMP_EQ;
+
+    printf("\t%u\t%llu\t%llu", t->arg, is_exact ? ~0ULL : (unsigned long long)t->datum_a,
+           (unsigned long long)(is_exact ? t->datum_a : t->datum_b));
+}
+
 /* For each row of a filter: the filter, the row's number, the call (and tests), why, "unseen" or
- * "seen", and for each test the number of the argument, a mask, and the value that the masked
+ * "seen", and for each test the number of an argument, a mask, and the value that the masked
  * argument must have; separated by tabs. */
 static void list(void)
 {
@@ -147,14 +164,8 @@ static void list(void)
                 continue;
             printf("%s\t%zu\t%s\t%s\t%s", filters[f].name, i, r->text, r->why,
                    r->who & UNSEEN ? "unseen" : "seen");
-            for (unsigned t = 0; t < r->count; t++) {
-                const struct scmp_arg_cmp *test = &r->tests[t];
-                bool is_exact = test->op == SCMP_CMP_EQ;
-
-                printf("\t%u\t%llu\t%llu", test->arg,
-                       is_exact ? ~0ULL : (unsigned long long)test->datum_a,
-                       (unsigned long long)(is_exact ? test->datum_a : test->datum_b));
-            }
+            for (unsigned t = 0; t < r->count; t++)
+                list_test(&r->tests[t]);
             putchar('\n');
         }
 }

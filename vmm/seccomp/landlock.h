@@ -1,0 +1,16 @@
+/*
+ * Landlock (landlock(7)): walls around what a filter can't see, because it stands behind a pointer,
+ * where the host's kernel has them. Both are for the calling process, which must have no other
+ * threads yet, and for what it executes; they can be narrowed, but not lifted, and set
+ * no_new_privs, which the kernel asks for.
+ */
+#pragma once
+
+/* From Linux 6.12 on: no connections to abstract UNIX sockets and no signals, but to processes
+ * behind the same wall. 0, also where the kernel has no such wall; or -errno. */
+__attribute__((warn_unused_result)) int landlock_scope(void);
+
+/* From Linux 5.13 on: files that aren't below the root can't be opened, whatever directory they are
+ * named from. Below it they can be opened, and files and sockets made and removed; nothing else can
+ * be made or removed. Mounts can't be changed. The same results. */
+__attribute__((warn_unused_result)) int landlock_files(void);
