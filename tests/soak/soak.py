@@ -3,10 +3,15 @@ requests, disks, taps with frames, vsocks with clients, in jails and without, gu
 themselves, SIGTERM, SIGKILL and closed connections. At the end it shows that nothing is left: no
 process, socket, tap, cgroup, mount, shared memory; no memory of the host's.
 
+With --evil the guests live up to five minutes each and attack their VMMs (tests/guests/evil.c; a
+disk, a network interface, a vsock and the ports at once), while frames and clients come, files and
+limits are exchanged, and the VM is paused. Each VMM lives, answers, keeps its memory, threads and
+descriptors, and at the end the guest says that its other disk worked all the while.
+
 Taps are in a network namespace of its own. They and jails take root. What a jailer leaves for its
 caller to remove, the cell and the cgroup, is removed after each microVM: nothing may hold it.
 
-usage: soak.py [--seconds N] [--at-once N] [--seed N]
+usage: soak.py [--evil] [--seconds N] [--at-once N] [--seed N]
 """
 
 import argparse
@@ -17,6 +22,7 @@ import itertools
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -25,13 +31,15 @@ import tempfile
 import threading
 import time
 
+import pytest
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
 import mayfly  # noqa: E402
 import taps  # noqa: E402
 import vsock  # noqa: E402
-from guests import Machine, drive, make_disk  # noqa: E402
-from jail import UID, Jail, mayfly_ended, remove_cgroup  # noqa: E402
-from mayfly import DEADLINE_S  # noqa: E402
+from guests import Machine, at_rest, drive, make_disk  # noqa: E402
+from jail import EXEC_FILE, UID, Jail, mayfly_ended, remove_cgroup  # noqa: E402
+from mayfly import DEADLINE_S, wait_until  # noqa: E402
 from unix_http import encode  # noqa: E402
 
 ENDS = ["guest", "ctrl-alt-del", "SIGTERM", "SIGKILL", "never started", "paused"]
@@ -39,6 +47,7 @@ SHORT = ["smp", "memory", "cpuid"] # guests that end by themselves; "counter" do
 NAME = f"soak-{os.getpid()}" # in that of each jail and of their cgroups
 IS_ROOT = os.geteuid() == 0
 numbers = itertools.count()
+EVIL_KIB = 10 * 1024 # what an attack may make a VMM hold
 SLACK_KIB = 64 * 1024 # of the kernel's memory, which comes and goes for other reasons as well
 
 
@@ -47,6 +56,14 @@ TERMINATED = {0, -signal.SIGTERM} # what the process's end by SIGTERM looks like
 
 class Failure(Exception):
     """Something that must not happen did."""
+
+
+class Results:
+    """Of all workers."""
+
+    def __init__(self):
+        self.ends, self.cgroups = collections.Counter(), collections.Counter()
+        self.strikes, self.seconds = 0, 0.0
 
 
 def rubbish(rng):
@@ -81,6 +98,7 @@ class Jailed(Machine, Jail):
         super().__init__(*args, flags=flags, jail_id=f"{NAME}-{next(numbers)}",
                          vmm_args=["--log-path", "/run/log"], **options)
         self.log_path = self.inside("run/log")
+        self.cgroup = "--cgroup" in flags and (2 if "--cgroup-version" in flags else 1)
 
     def __exit__(self, *exception):
         super().__exit__(*exception)
@@ -94,16 +112,19 @@ class Jailed(Machine, Jail):
         super().configure()
 
 
-def cgroup_flags():
-    if os.path.exists("/sys/fs/cgroup/pids/tasks"):
-        return ["--cgroup", "pids.max=64", "--parent-cgroup", NAME]
-    if "pids" in " ".join(lines_of("/sys/fs/cgroup/cgroup.controllers")):
-        return ["--cgroup-version", "2", "--cgroup", "pids.max=64", "--parent-cgroup", NAME]
-    return []
+def cgroup_flags(rng):
+    """Of a version that the host has, with a limit that it has."""
+    choices = [["--cgroup", "pids.max=64"]] * os.path.exists("/sys/fs/cgroup/pids/tasks")
+    for root in "", "unified/":
+        controllers = " ".join(lines_of(f"/sys/fs/cgroup/{root}cgroup.controllers")).split()
+        for controller, value in ("pids", "pids.max=64"), ("hugetlb", "hugetlb.2MB.max=0"):
+            if controller in controllers:
+                choices.append(["--cgroup-version", "2", "--cgroup", value])
+    return [*rng.choice(choices), "--parent-cgroup", NAME] if choices else []
 
 
 def jail_flags(rng):
-    wanted = [cgroup_flags(), ["--exec-method", "bind"], ["--new-pid-ns"], ["--daemonize"],
+    wanted = [cgroup_flags(rng), ["--exec-method", "bind"], ["--new-pid-ns"], ["--daemonize"],
               ["--new-ipc-ns", "--new-uts-ns"], ["--resource-limit", "no-file=1024"]]
     return [flag for flags in wanted if rng.random() < 0.5 for flag in flags]
 
@@ -236,13 +257,122 @@ def play(machine, rng):
     return f"{machine.kind}{' in a jail' if machine.is_jailed else ''}, {end}"
 
 
-def worker(seed, deadline, results, failures):
+def evil_machine(directory, rng):
+    """The honest disk is its first device; disk, interface and vsock behind it suffer."""
+    disks = [make_disk(directory / name, 256) for name in ("other", "victim", "spare")]
+    drives = [drive(disks[0], "other"),
+              drive(disks[1], "victim", io_engine=rng.choice(["Sync", "Async"]),
+                    cache_type=rng.choice(["Unsafe", "Writeback"]))]
+    flags = [flag for flag in jail_flags(rng) if flag not in ("--daemonize", "--new-pid-ns")]
+    is_jailed = IS_ROOT and EXEC_FILE == mayfly.BINARY and rng.random() < 0.5
+    machine = (Jailed if is_jailed else Machine)(
+        "evil", f"everything writable victim=1 victims={2 + taps.CAN_MAKE_TAPS} "
+        f"queue={rng.randrange(2)} seed={rng.randrange(1 << 30)}", vcpus=3, drives=drives,
+        stdin=subprocess.PIPE, **({"flags": flags} if is_jailed else {}))
+    machine.kind, machine.is_jailed, machine.spare = "evil", is_jailed, disks[2]
+    return machine
+
+
+def limits_of(rng):
+    return {kind: {"size": rng.choice([0, 1, 1000, 1 << 20]), "refill_time": rng.choice([1, 100])}
+            for kind in ("ops", "bandwidth")}
+
+
+def limit(machine, tap, limits):
+    machine.ok("PATCH", "/drives/victim", {"drive_id": "victim", "rate_limiter": limits})
+    if tap:
+        machine.ok("PATCH", "/network-interfaces/eth0", {
+            "iface_id": "eth0", "rx_rate_limiter": limits, "tx_rate_limiter": limits})
+
+
+def send_frames(tap, rng):
+    with taps.Wire(tap) as wire, contextlib.suppress(OSError): # a full queue takes no more
+        for _ in range(200):
+            wire.socket.send(taps.make_frame(rng.randbytes(rng.randrange(46, 1501)),
+                                             to=rng.choice([taps.GUEST, "ff:ff:ff:ff:ff:ff"])))
+
+
+def call_deaf(place, rng):
+    with contextlib.suppress(OSError), \
+            vsock.dial(place, b"CONNECT %d\n" % rng.randrange(60)) as client:
+        client.sendall(rng.randbytes(rng.randrange(1, 50000)))
+
+
+def annoy(machine, files, place, tap, rng):
+    """What a client and the network do meanwhile, once."""
+    step = rng.randrange(7)
+    if step == 0:
+        limit(machine, tap, limits_of(rng))
+    elif step == 1:
+        machine.ok("PATCH", "/drives/victim",
+                   {"drive_id": "victim", "path_on_host": rng.choice(files)})
+    elif step == 2 and tap:
+        send_frames(tap, rng)
+    elif step == 3:
+        call_deaf(place, rng)
+    elif step == 4:
+        machine.ok("PATCH", "/vm", {"state": "Paused"})
+        machine.ok("PATCH", "/vm", {"state": "Resumed"})
+    elif step == 5:
+        abuse(machine, rng)
+    elif step == 6:
+        machine.ok("GET", "/metrics")
+    if machine.ok("GET", "/")["state"] != "Running":
+        raise Failure("it does not run")
+
+
+def expect_no_more(machine, before):
+    """Than it held at first; connections take their time to end."""
+    wait_until(lambda: at_rest(machine)[1:] == before[1:],
+               lambda: f"(threads, descriptors) of {before[1:]}: {at_rest(machine)[1:]}")
+    grown = at_rest(machine)[0] - before[0]
+    if grown > EVIL_KIB and "sanitize" not in mayfly.BINARY: # which keeps what is freed for a while
+        raise Failure(f"it holds {grown} KiB more than at first")
+
+
+def play_evil(machine, deadline, rng):
+    """One life of an attacker; returns how often it struck."""
+    machine.configure()
+    spare = machine.give(machine.spare) if machine.is_jailed else str(machine.spare)
+    files = [machine.drives[1]["path_on_host"], spare]
+    with contextlib.ExitStack() as stack:
+        tap = stack.enter_context(tap_for(machine, rng)) if taps.CAN_MAKE_TAPS else None
+        place = open_vsock(machine)
+        start(machine, rng, is_short=True)
+        machine.wait_for_output("attacking")
+        limit(machine, tap, limits_of(rng)) # whose timers stay
+        before, end = at_rest(machine), min(deadline, time.monotonic() + rng.randrange(10, 300))
+        while time.monotonic() < end:
+            annoy(machine, files, place, tap, rng)
+        expect_no_more(machine, before)
+        limit(machine, tap, {kind: {"size": 0, "refill_time": 0} for kind in ("ops", "bandwidth")})
+        machine.send(b"x")
+        try:
+            machine.finish()
+        except pytest.fail.Exception as hung:
+            raise Failure(str(hung)) from None
+    return sum(map(int, re.search(r"(\d+) and (\d+) strikes", machine.output()).groups()))
+
+
+def live(machine, deadline, rng, results):
+    begin = time.monotonic()
+    if machine.kind == "evil":
+        results.strikes += play_evil(machine, deadline, rng)
+        how = f"evil{' in a jail' if machine.is_jailed else ''}, guest"
+    else:
+        how = play(machine, rng)
+    results.ends[how] += 1
+    results.cgroups[machine.is_jailed and machine.cgroup] += 1
+    results.seconds += time.monotonic() - begin
+
+
+def worker(seed, deadline, make, results, failures):
     rng = random.Random(seed)
     while time.monotonic() < deadline:
         try:
             with tempfile.TemporaryDirectory() as directory, \
-                    random_machine(pathlib.Path(directory), rng) as machine:
-                results[play(machine, rng)] += 1
+                    make(pathlib.Path(directory), rng) as machine:
+                live(machine, deadline, rng, results)
         except (OSError, AssertionError, Failure, subprocess.SubprocessError) as problem:
             failures.append(f"{type(problem).__name__}: {problem}"[:600])
 
@@ -284,9 +414,11 @@ def left_overs(root):
 
 
 def report(results, failures, before, after, grown, seconds):
-    total = sum(results.values())
-    for how, count in sorted(results.items()):
+    total = sum(results.ends.values())
+    for how, count in sorted(results.ends.items()):
         print(f"{count:8d} ended by: {how}")
+    for version in 1, 2:
+        print(f"{results.cgroups[version]:8d} were in a cgroup of version {version}")
     for kind, was in before.items():
         new = after[kind] - was
         print(f"{len(new):8d} {kind} left{': ' + ', '.join(sorted(new)[:5]) if new else ''}")
@@ -297,18 +429,21 @@ def report(results, failures, before, after, grown, seconds):
         failures.append("memory left")
     for failure in failures[:10]:
         print(f"failure: {failure}")
-    print(f"soak: {total} microVMs in {seconds:.0f} s, {len(failures)} failures")
+    strikes = f", which struck {results.strikes} times" if results.strikes else ""
+    print(f"soak: {total} microVMs{strikes}, {results.seconds / 3600:.2f} VM-hours in "
+          f"{seconds:.0f} s, {len(failures)} failures")
 
 
 def main():
     parser = argparse.ArgumentParser(prog="./devtool soak")
+    parser.add_argument("--evil", action="store_true")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--at-once", type=int, default=4 * os.cpu_count())
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         sys.exit("soak needs /dev/kvm")
-    results, failures = collections.Counter(), []
+    results, failures = Results(), []
     with tempfile.TemporaryDirectory(prefix="mayfly-soak-") as root, contextlib.ExitStack() as stack:
         if IS_ROOT:
             os.chmod(root, 0o711) # for the users of the jails
@@ -317,7 +452,8 @@ def main():
         tempfile.tempdir = root
         before, memory, begin = left_overs(root), memory_kib(), time.monotonic()
         threads = [threading.Thread(target=worker, args=(
-            f"{options.seed}-{i}", begin + options.seconds, results, failures))
+            f"{options.seed}-{i}", begin + options.seconds,
+            evil_machine if options.evil else random_machine, results, failures))
             for i in range(options.at_once)]
         for thread in threads:
             thread.start()
@@ -329,7 +465,7 @@ def main():
                     remove_cgroup(path)
         report(results, failures, before, left_overs(root), grown_kib(memory),
                time.monotonic() - begin)
-    return 1 if failures or not results else 0
+    return 1 if failures or not results.ends else 0
 
 
 if __name__ == "__main__":
