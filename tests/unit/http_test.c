@@ -166,6 +166,19 @@ Test(http_request, without_a_body_has_none)
     cr_expect_null(reader.body);
 }
 
+Test(http_request, may_accept_other_encodings_beside_none)
+{
+    static const char *const values[] = { "gzip", "gzip, *", "identity;q=0.5", "*;q=0.1", "" };
+
+    for (unsigned i = 0; i < sizeof(values) / sizeof(*values); i++) {
+        char request[96];
+
+        snprintf(request, sizeof(request), "GET / HTTP/1.1\r\nAccept-Encoding: %s\r\n\r\n",
+                 values[i]);
+        cr_expect_eq(next_of(request), HTTP_HAVE_REQUEST, "%s: %s", values[i], reader.refusal);
+    }
+}
+
 Test(http_request, keeps_a_nul_in_its_body)
 {
     static const char request[] = "PUT /x HTTP/1.1\r\nContent-Length: 3\r\n\r\na\0b";
@@ -319,6 +332,8 @@ ParameterizedTestParameters(http_refusal, says_what_was_wrong)
         { "\r\n", "Invalid request." },
         { "GET\r\n", "Invalid request." },
         { "GET /\r\n", "Invalid request." },
+        { "GET /xyz\r\nX: a b\r\n", "Invalid request." },
+        { "GET http://a<b/ HTTP/1.1\r\n", "Invalid URI: Cannot parse URI." },
         { "GET\t/\tHTTP/1.1\r\n", "Invalid request." },
         { "GET /\nX HTTP/1.1\r\n", "Invalid request." },
         { "GET /\rX HTTP/1.1\r\n", "Invalid request." },
@@ -368,6 +383,10 @@ ParameterizedTestParameters(http_refusal, says_what_was_wrong)
         { "PUT / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", NOT_ENCODED },
         { "GET / HTTP/1.1\r\nAccept-Encoding: gzip, identity;q=0\r\n",
           "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value: gzip, identity;q=0" },
+        { "GET / HTTP/1.1\r\nAccept-Encoding: IDENTITY ;\tq=0\r\n",
+          "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value: IDENTITY ;\tq=0" },
+        { "GET / HTTP/1.1\r\nAccept-Encoding: *;q=0\r\n",
+          "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value: *;q=0" },
         { "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n",
           "Request payload with size 101 is larger than the limit of 100 allowed by server." },
     };

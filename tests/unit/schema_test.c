@@ -84,11 +84,11 @@ static int decode(const char *text)
 
 Test(schema_decode, fills_members_of_every_type)
 {
-    cr_assert_eq(decode(" { \"name\" : \"\\u00fcx\\n\", \"small\":255, \"yes\":true,"
+    cr_assert_eq(decode(" { \"name\" : \"\\u00fc x\\n\", \"small\":255, \"yes\":true,"
                         "\"colour\": \"Blue\", \"inner\": {\"big\": 18446744073709551615},"
                         "\"list\": [{\"big\":1},{\"big\":2}], \"later\": null }\r\n\t"),
                  0, "%s", error.msg);
-    cr_expect_str_eq(sample.name, "\xc3\xbcx\n");
+    cr_expect_str_eq(sample.name, "\xc3\xbc x\n");
     cr_expect_eq(sample.small, 255);
     cr_expect(sample.yes);
     cr_expect_eq(sample.colour, BLUE);
@@ -232,6 +232,8 @@ ParameterizedTestParameters(schema_decode, says_what_is_wrong_and_where)
           "invalid type: floating point `100.0`, expected u8 at line 1 column 12" },
         { "{\"small\":1e-9}",
           "invalid type: floating point `1e-9`, expected u8 at line 1 column 13" },
+        { "{\"small\":1e-10}",
+          "invalid type: floating point `1e-10`, expected u8 at line 1 column 14" },
         { "{\"small\":18446744073709551616}",
           "invalid type: floating point `1.8446744073709552e+19`, expected u8 at line 1 column "
           "29" },
@@ -307,6 +309,12 @@ Test(schema_decode, refuses_a_nul_between_values)
     cr_expect_eq(decode_n("{\"name\":\"\"\0}", 12), -1);
     cr_expect_eq(decode_n("{\"name\":\"\"}\0", 12), -1);
     cr_expect_str_eq(error.msg, "trailing characters at line 1 column 12");
+    cr_expect_eq(decode_n("{\0}", 3), -1);
+    cr_expect_str_eq(error.msg, "key must be a string at line 1 column 2");
+    cr_expect_eq(decode_n("{\"name\":\"\",\0}", 13), -1);
+    cr_expect_str_eq(error.msg, "key must be a string at line 1 column 12");
+    cr_expect_eq(decode_n("{\"list\":[[1]\0]}", 15), -1);
+    cr_expect_str_eq(error.msg, "expected `,` or `]` at line 1 column 13");
 }
 
 Test(schema_decode, accepts_an_empty_array_for_what_is_not_supported)
