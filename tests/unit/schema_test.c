@@ -379,6 +379,25 @@ Test(schema_decode, survives_any_byte_anywhere)
     }
 }
 
+Test(schema_deprecated, names_the_first_deprecated_member_that_was_given)
+{
+    static const struct schema_field old_and_new[] = {
+        SCHEMA_FIELD("a", U8, SCHEMA_DEPRECATED, 0),
+        SCHEMA_FIELD("b", U8, 0, 1),
+        SCHEMA_FIELD("c", U8, SCHEMA_DEPRECATED, 2),
+    };
+    static const struct schema s = { .name = "S", .size = 3, .fields = old_and_new, .count = 3 };
+
+    static const char *const first[8] = { NULL, "a", NULL, "a", "c", "a", "c", "a" };
+
+    for (uint32_t members = 0; members < 8; members++) {
+        const char *name = schema_deprecated(&s, members);
+
+        cr_expect(first[members] ? name && strcmp(name, first[members]) == 0 : !name, "%u",
+                  members);
+    }
+}
+
 Test(schema_encode, writes_what_it_would_read)
 {
     struct json_writer w = { 0 };
