@@ -280,6 +280,14 @@ static unsigned line_count(void)
     return n;
 }
 
+static unsigned missed;
+
+static void count_missed(int os_errno)
+{
+    cr_expect_eq(os_errno, EBADF);
+    missed++;
+}
+
 Test(metrics, are_written_at_the_start_and_each_minute)
 {
     const struct itimerspec at_once = { { 60, 0 }, { 0, 1 } };
@@ -287,10 +295,13 @@ Test(metrics, are_written_at_the_start_and_each_minute)
     struct epoll_event ready;
     struct loop_source *src;
     struct loop loop;
+    int metrics_fd;
 
-    open_at(path, false, NULL);
+    metrics_fd = open("/", O_PATH);
+    close(metrics_fd);
+    open_at(path, false, NULL); /* as the next descriptor */
     cr_assert_eq(loop_init(&loop, &e), 0);
-    cr_assert_eq(metrics_start(&loop, &e), 0);
+    cr_assert_eq(metrics_start(&loop, count_missed, &e), 0);
     cr_expect_eq(line_count(), 1);
     cr_assert_eq(timerfd_gettime(timer_fd(), &set), 0);
     cr_expect_eq(set.it_interval.tv_sec, 60);
@@ -302,6 +313,10 @@ Test(metrics, are_written_at_the_start_and_each_minute)
     src->on_ready(src, ready.events);
     cr_expect_eq(line_count(), 2);
     cr_expect_eq(epoll_wait(loop.epoll_fd, &ready, 1, 0), 0, "and waits for the next");
+    cr_expect_eq(missed, 0);
+    close(metrics_fd);
+    src->on_ready(src, EPOLLIN);
+    cr_expect_eq(missed, 1, "and somebody hears of one that is lost");
     loop_fini(&loop);
 }
 

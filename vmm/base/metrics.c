@@ -10,7 +10,6 @@
 
 #include "vmm/base/clock.h"
 #include "vmm/base/console.h"
-#include "vmm/base/log.h"
 
 #define PERIOD_S    60
 #define SOURCES_MAX 128
@@ -66,6 +65,7 @@ static struct {
     const char *rest; /* of a line that was taken in part: in `line` */
     size_t rest_bytes;
     atomic_flag is_writing;
+    void (*on_missed)(int os_errno); /* NULL: nobody cares */
     struct loop_source timer;
     struct itimerspec left; /* of the minute, while it stands still */
 } state = { .fd = -1, .is_writing = ATOMIC_FLAG_INIT, .timer = { .fd = -1 } };
@@ -410,8 +410,8 @@ void metrics_write_unasked(void)
 {
     int ret = metrics_write();
 
-    if (ret < 0)
-        log_error("Failed to write metrics: %s (os error %d)", os_error_text(-ret), -ret);
+    if (ret < 0 && state.on_missed)
+        state.on_missed(-ret);
 }
 
 static void on_minute(struct loop_source *src, uint32_t ready)
@@ -421,13 +421,14 @@ static void on_minute(struct loop_source *src, uint32_t ready)
     metrics_write_unasked();
 }
 
-int metrics_start(struct loop *loop, struct error *e)
+int metrics_start(struct loop *loop, void (*on_missed)(int os_errno), struct error *e)
 {
     const struct itimerspec minute = { { PERIOD_S, 0 }, { PERIOD_S, 0 } };
     int ret;
 
     if (state.fd < 0)
         return 0;
+    state.on_missed = on_missed;
     metrics_write_unasked();
     ret = loop_add_timer(loop, &state.timer, on_minute);
     if (ret < 0)

@@ -314,11 +314,12 @@ must_check int metrics_open(const struct metrics_config *config, const char *ins
  * which nothing was taken is counted, and what it told is in the next one; of one that was taken in
  * part the rest comes before the next. Async-signal-safe. */
 int metrics_write(void);
-/* The same where no client hears of it: what fails is logged. Main thread. */
+/* The same where no client hears of it: on_missed() of metrics_start() does. Main thread. */
 void metrics_write_unasked(void);
 
-/* The guest starts: a line now, and one every minute. -1: the host has no timer for the latter. */
-must_check int metrics_start(struct loop *loop, struct error *e);
+/* The guest starts: a line now, and one every minute. From now on on_missed() hears of each that is
+ * not there as a whole. -1: the host has no timer for those of the minutes. */
+must_check int metrics_start(struct loop *loop, void (*on_missed)(int os_errno), struct error *e);
 /* The minute stands still while the VM does. */
 void metrics_pause(void);
 void metrics_resume(void);

@@ -290,6 +290,11 @@ static int set_off(struct vm *vm, struct error *e)
     return 0;
 }
 
+static void report_missed_metrics(int os_errno)
+{
+    log_error("Failed to write metrics: %s (os error %d)", os_error_text(os_errno), os_errno);
+}
+
 static int start(struct vm *vm, struct action *a, struct error *e)
 {
     struct error late;
@@ -307,7 +312,7 @@ static int start(struct vm *vm, struct action *a, struct error *e)
     }
     vm->state = VM_RUNNING;
     timeline_mark(PHASE_STARTED);
-    if (metrics_start(vm->loop, &late) < 0)
+    if (metrics_start(vm->loop, report_missed_metrics, &late) < 0)
         log_error("%s", late.msg);
     return 0;
 }
