@@ -209,15 +209,14 @@ static void take_results(struct block *b, struct turn *t)
             if (is_current) /* it failed */
                 b->current = NULL;
             block_push(b, r, t);
-        } else if (is_current) {
-            r->piece = 0;
-        } else {
+        } else if (!is_current) {
             queue_up(b, r);
         }
     }
 }
 
-/* Async: the request that is to be queued up next, or a piece of it. */
+/* Async: the request that is to be queued up next, or a piece of it: while another piece of it is
+ * under way, there is no room. */
 static enum next next_to_queue(struct block *b, struct block_request **out)
 {
     struct block_request *r = b->current;
@@ -225,7 +224,7 @@ static enum next next_to_queue(struct block *b, struct block_request **out)
     if (!r)
         return block_next(b, out);
     *out = r;
-    return r->piece == 0 && has_room(b, r) ? NEXT_OK : NEXT_FULL;
+    return has_room(b, r) ? NEXT_OK : NEXT_FULL;
 }
 
 static void take_requests(struct block *b, struct turn *t)
