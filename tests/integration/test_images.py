@@ -178,6 +178,45 @@ def test_an_initrd_on_a_block_device_is_all_of_it(initrds):
         guest.end()
 
 
+HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+
+
+@pytest.fixture
+def forty_huge_pages():
+    try:
+        with open(f"{HUGE_PAGES}/nr_hugepages", "r+", encoding="ascii") as number:
+            before = int(number.read())
+            number.write("40")
+    except OSError:
+        pytest.skip("NO HUGE PAGES: their number takes root")
+    try:
+        with open(f"{HUGE_PAGES}/free_hugepages", encoding="ascii") as free:
+            if before or int(free.read()) != 40:
+                pytest.skip("NO HUGE PAGES: others use them, or the host has too few")
+        yield
+    finally:
+        with open(f"{HUGE_PAGES}/nr_hugepages", "w", encoding="ascii") as number:
+            number.write(str(before))
+
+
+@pytest.mark.usefixtures("forty_huge_pages")
+def test_huge_pages_are_reserved_at_the_start():
+    """No guest touches all of its memory, so nobody would miss them before."""
+    with Machine("image", "x", stdin=subprocess.PIPE) as first, Machine("image", "x") as second:
+        for machine in first, second:
+            machine.configure()
+            machine.ok("PATCH", "/machine-config", {"mem_size_mib": 64, "huge_pages": "2M"})
+        assert first.instance_start()[0] == 204
+        status, _, answer = second.instance_start()
+        assert status == 400
+        assert answer["fault_message"] == (
+            "Start microvm error: Invalid Memory Configuration: Cannot create mmap region: Out of "
+            "memory (os error 12): 32 huge pages of 2 MiB are needed, 8 are free")
+        first.send(b"q")
+        first.finish()
+        assert second.instance_start()[0] == 204
+
+
 @needs_strace
 def test_guest_memory_has_a_name(tmp_path):
     with Machine("exit", "reset", mem_mib=3073) as machine:

@@ -854,6 +854,7 @@ def test_whatever_a_captured_vmm_tries_fails(captured, tmp_path, how, uid):
         vm = Jail("--resource-limit", "fsize=1048576", exec_file=captured, uid=uid,
                   stdin=directory, vmm_args=[how, secret])
         vm.give(tenant / "secret", "large")
+        os.chown(vm.inside("large"), uid, GID)
         with open(vm.inside("closed"), "wb") as f:
             os.fchmod(f.fileno(), 0)
             os.fchown(f.fileno(), UID + 1, -1)
