@@ -314,6 +314,17 @@ def test_a_fatal_signal_on_a_vcpu_restores_terminal_and_standard_output():
 
 
 @needs_kvm
+def test_a_guests_end_restores_standard_output():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Mayfly("--level", "Off", stdout=theirs) as vm:
+        vm.ok("PUT", "/boot-source",
+              {"kernel_image_path": f"{GUESTS}/exit", "boot_args": "reset"})
+        vm.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        assert vm.wait() == 0
+        assert os.get_blocking(theirs.fileno())
+
+
+@needs_kvm
 @pytest.mark.parametrize("engine", ["Sync", "Async"])
 def test_a_thin_disk_is_trimmed(tmp_path, engine):
     path = tmp_path / "disk"
