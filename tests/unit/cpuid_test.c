@@ -150,6 +150,15 @@ Test(cpuid_normalise, shows_both_states_of_the_tiles_or_nothing_of_them)
     }
 }
 
+Test(cpuid_normalise, shares_caches_in_whatever_order_they_come)
+{
+    intel();
+    c.entries[c.nent++] = c.entries[0];
+    c.entries[0] = *get(4, 3);
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 8 });
+    cr_expect_eq(get(4, 3)->eax >> 14 & 0xfff, 7);
+}
+
 Test(cpuid_normalise, names_a_generic_processor)
 {
     char brand[48];

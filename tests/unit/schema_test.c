@@ -186,6 +186,8 @@ ParameterizedTestParameters(schema_decode, says_what_is_wrong_and_where)
         { "\"\\u00fc\\\"\\u0000\\u0001\"",
           "invalid type: string \"\xc3\xbc\\\"\\0\\u{1}\", expected struct Sample at line 1 column "
           "22" },
+        { "\"\x7f~\"",
+          "invalid type: string \"\\u{7f}~\", expected struct Sample at line 1 column 4" },
         { "17", "invalid type: integer `17`, expected struct Sample at line 1 column 2" },
         { "}", "expected value at line 1 column 1" },
         { "NaN", "expected value at line 1 column 1" },
