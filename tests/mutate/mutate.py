@@ -30,8 +30,11 @@ COPIES = ROOT / "build" / "mutate"
 EQUIVALENT = ROOT / "tests" / "mutate" / "equivalent"
 BUILDS = {"plain": ["-DCMAKE_C_FLAGS=-O2 -w"],
           "sanitize": ["-DCMAKE_C_FLAGS=-O1 -g1 -w", "-DMAYFLY_SANITIZE=ON"]}
+# Of shared memory, too: its names have the process's number in them, the same in each namespace.
 APART = ["unshare", *["--map-root-user"] * (os.geteuid() != 0), "--pid", "--fork", "--kill-child",
-         "--mount-proc", "--ipc", "--net"]
+         "--mount-proc", "--ipc", "--net", "sh", "-c",
+         "mount -t tmpfs none /dev/shm && rm -rf tmp && mkdir tmp && mount --bind tmp /tmp && "
+         'exec "$@"', "sh"]
 SECONDS = 120 # of a test: what takes longer hangs
 PROCESSOR_SECONDS = 20
 LEAK = b"SUMMARY: AddressSanitizer" # of a worker of Criterion's, which does not make it a failure
@@ -216,6 +219,7 @@ class Run:
         self.seen = collections.defaultdict(set) # the objects of a file
         self.killers = collections.defaultdict(list) # a file's tests, by their last success
         self.counts = collections.defaultdict(collections.Counter)
+        self.finders = collections.Counter()
         self.survivors, self.deadline = [], None
 
     def verdict(self, copy, mutant):
@@ -235,6 +239,7 @@ class Run:
                     with self.lock:
                         order = self.killers[mutant.file]
                         order.insert(0, order.pop(order.index(test)))
+                        self.finders[test] += 1
                     return "caught"
         if self.options.integration and not copy.survives_integration(self.options.integration):
             return "caught"
@@ -298,6 +303,7 @@ class Run:
             print(f"{file}: {counts['caught']} of {judged} caught{share}; besides "
                   f"{counts['equivalent']} known as equivalent, {counts['same']} the same code, "
                   f"{counts['invalid']} no C")
+        print("found by", ", ".join(f"{t} ({n})" for t, n in self.finders.most_common()))
         if self.mutants.qsize():
             print(f"{self.mutants.qsize()} were not tried in {self.options.seconds:.0f} s")
         return 1 if self.survivors else 0
