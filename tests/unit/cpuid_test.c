@@ -57,7 +57,7 @@ static void amd(void)
     add(0x80000008u, 0, 0x3928, 0, 0x1001, 0);
     add(0x8000001du, 0, 0x4121, 0, 0, 0);
     add(0x8000001du, 1, 0x4163, 0, 0, 0);
-    add(0x8000001eu, 0, 5, 0x0103, 0x300, 0);
+    add(0x8000001eu, 0, 5, 0xff03, 0x300, 0);
 }
 
 Test(cpuid_normalise, shows_package_features_for_the_vcpu_count)

@@ -1,10 +1,26 @@
 #include "vmm/legacy/generation.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static struct guest_mem mem;
 static struct error e;
+
+static int failures, failure; /* so often getrandom() fails first, and how */
+
+/* In the place of libc's. */
+ssize_t getrandom(void *to, size_t n, unsigned flags)
+{
+    if (failures == 0)
+        return syscall(SYS_getrandom, to, n, flags);
+    failures--;
+    errno = failure;
+    return -1;
+}
 
 static void write_for_a_guest(void)
 {
@@ -51,4 +67,17 @@ Test(generation_write, fails_where_there_is_no_memory)
     gmem_fini(&mem);
     cr_expect_eq(generation_write(&mem, &e), -1);
     cr_expect_str_eq(e.msg, "guest memory is too small for VMGenID and VMClock");
+}
+
+Test(generation_write, asks_again_when_a_signal_comes_and_only_then)
+{
+    failures = 2;
+    failure = EINTR;
+    write_for_a_guest();
+    cr_expect_eq(failures, 0);
+    failures = 2;
+    failure = ENOSYS;
+    cr_expect_eq(generation_write(&mem, &e), -1);
+    cr_expect_eq(failures, 1);
+    cr_expect(strstr(e.msg, "Cannot get random bytes for the VM Generation ID"), "%s", e.msg);
 }

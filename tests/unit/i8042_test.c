@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 
 #include "vmm/base/loop.h"
+#include "vmm/base/metrics.h"
 
 #define DATA    0u
 #define COMMAND 4u
@@ -76,6 +77,7 @@ Test(i8042, passes_its_self_tests)
     expect_bytes((const uint8_t[]){ 0x00 }, 1);
     out8(COMMAND, 0xa9);
     cr_expect_neq(in8(DATA), 0, "there is no auxiliary port");
+    cr_expect_eq(in8(COMMAND) & 1, 0, "nothing more");
 }
 
 Test(i8042, keeps_the_command_byte)
@@ -150,4 +152,22 @@ Test(i8042, survives_every_byte_in_any_order)
         }
         cr_assert_leq(k.state.count, I8042_BUFFER_BYTES);
     }
+}
+
+Test(i8042, counts_what_it_is_asked_and_what_it_does_not_understand)
+{
+    uint8_t bytes[4] = { 0 };
+
+    out8(DATA, 0xed);
+    out8(COMMAND, 0xa9);
+    in8(DATA);
+    k.bus.ops->write(&k.bus, DATA, bytes, 2);
+    k.bus.ops->write(&k.bus, DATA, bytes, 4);
+    k.bus.ops->write(&k.bus, COMMAND, bytes, 4);
+    k.bus.ops->read(&k.bus, DATA, bytes, 2);
+    k.bus.ops->read(&k.bus, DATA, bytes, 4);
+    cr_expect_eq(metric_get(&metrics.i8042.write_count), 2);
+    cr_expect_eq(metric_get(&metrics.i8042.read_count), 1);
+    cr_expect_eq(metric_get(&metrics.i8042.missed_write_count), 3);
+    cr_expect_eq(metric_get(&metrics.i8042.missed_read_count), 2);
 }
