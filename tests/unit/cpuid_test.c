@@ -193,6 +193,10 @@ Test(cpuid_normalise, leaves_other_vendors_and_empty_tables_alone)
     c.nent = 0;
     cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
     cr_expect_eq(c.nent, 0);
+    intel();
+    c.nent = 1; /* leaf 0 alone */
+    cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+    cr_expect_eq(c.entries[0].eax, 0x1f);
     vendor("CentaurHauls");
     cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 2 });
     cr_expect_eq(get(0x80000002u, 0)->eax, 0x41414141);
@@ -204,6 +208,7 @@ Test(cpuid_set_vcpu, writes_the_apic_id_everywhere)
     amd();
     cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 4, .smt = true });
     for (unsigned vcpu = 0; vcpu < 4; vcpu++) {
+        cpuid_leaf(&c, 1, 0)->ebx |= 0xff000000; /* what a template may have left */
         cpuid_set_vcpu(&c, vcpu, &(struct cpu_topology){ .vcpu_count = 4, .smt = true });
         cr_expect_eq(get(1, 0)->ebx >> 24, vcpu);
         cr_expect_eq(get(0xb, 0)->edx, vcpu);

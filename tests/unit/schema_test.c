@@ -441,6 +441,9 @@ Test(json_put_string, never_writes_bytes_that_are_no_utf8)
     cr_expect_str_eq(w.text, "\"\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd|\ufffd\ufffd\ufffd\ufffd|"
                              "\\u0000|\ufffd\ufffd\"");
     json_writer_fini(&w);
+    json_put_string(&w, "\xc0\x80");
+    cr_expect_str_eq(w.text, "\"\\u0000\"");
+    json_writer_fini(&w);
 }
 
 /* A member that was added after the answers were recorded. */
