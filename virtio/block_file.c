@@ -10,10 +10,12 @@
 
 #include "vmm/base/log.h"
 
+/* Not fail_path(): Firecracker puts the space also before a path that is empty. */
 static int block_file_refuse(struct error *e, int os_errno, const char *path)
 {
-    return fail_path(e, os_errno, path,
-                     "Virtio backend error: Error manipulating the backing file");
+    return fail(e, ERR_HOST,
+                "Virtio backend error: Error manipulating the backing file: %s (os error %d) %s",
+                os_error_text(os_errno), os_errno, path);
 }
 
 /* The unit of st_blocks, whatever the file system's own is. */
