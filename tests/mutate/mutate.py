@@ -39,7 +39,8 @@ SECONDS = 120 # of a test: what takes longer hangs
 PROCESSOR_SECONDS = 20
 LEAK = b"SUMMARY: AddressSanitizer" # of a worker of Criterion's, which does not make it a failure
 
-# What is put for what. Operators stand between spaces: clang-format sees to it.
+# What is put for what. Operators stand between spaces: clang-format sees to it. That -1 is another
+# negative number is seen by nobody who keeps to our rules.
 SWAPS = [(r" < ", [" <= "]), (r" <= ", [" < "]), (r" > ", [" >= "]), (r" >= ", [" > "]),
          (r" == ", [" != "]), (r" != ", [" == "]), (r" && ", [" || "]), (r" \|\| ", [" && "]),
          (r" \+ ", [" - "]), (r" - ", [" + "]), (r" \* ", [" / "]), (r" / ", [" * "]),
@@ -49,7 +50,7 @@ SWAPS = [(r" < ", [" <= "]), (r" <= ", [" < "]), (r" > ", [" >= "]), (r" >= ", [
          (r"!(?=[\w(])", [""]), (r"~(?=[\w(])", [""]), (r"\btrue\b", ["false"]),
          (r"\bfalse\b", ["true"]), (r"\bif \((?=.*\)( \{)?$)", ["if (0 && ", "if (1 || "]),
          (r"\bcontinue;", ["break;"]), (r"\bbreak;", [";"]), (r"\breturn -1;", ["return 0;"])]
-NUMBER = re.compile(r"(?<![\w.])(0x[0-9a-fA-F]+|\d+)(?=[uUlL]*\b)(?!\.)")
+NUMBER = re.compile(r"(?<![\w.-])(0x[0-9a-fA-F]+|\d+)(?=[uUlL]*\b)(?!\.)")
 STATEMENT = re.compile(r"^( +)([a-z_]\w*(\(|->|\.|\[| [-+|&^]?= |\+\+|--).*|\*.* = .*);$")
 QUIET = re.compile(r'\bBUG_ON\(.*|"(\\.|[^"\\])*"|\'(\\.|[^\'\\])\'|//.*|/\*.*?\*/|/\*.*$|^\s*#\s*include.*')
 
