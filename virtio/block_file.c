@@ -40,11 +40,20 @@ static bool is_writable_device(int fd)
     return ioctl(fd, BLKROGET, &is_read_only) < 0 || !is_read_only;
 }
 
+/* Non-blocking, so that a FIFO does not wait for a peer. Of a file it asks whether somebody has a
+ * lease on it, as a VM has on its kernel and initrd (vmm/boot/image_guard.h): that is waited for.
+ */
+static int open_disk(const char *path, bool is_read_only)
+{
+    const int flags = (is_read_only ? O_RDONLY : O_RDWR) | O_NOCTTY | O_CLOEXEC;
+    int fd = open(path, flags | O_NONBLOCK);
+
+    return fd < 0 && errno == EWOULDBLOCK ? open(path, flags) : fd;
+}
+
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
-    /* Non-blocking, so that a FIFO does not wait for a peer; it means nothing for files. */
-    autofd int fd =
-        open(path, (is_read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    autofd int fd = open_disk(path, is_read_only);
     char id[64];
     struct stat st;
     off_t bytes;

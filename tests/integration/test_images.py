@@ -11,7 +11,7 @@ import pytest
 
 import mayfly
 from faults import UNFILTERED, needs_strace, traced
-from guests import Machine, needs_kvm, printed
+from guests import Machine, drive, make_disk, needs_kvm, printed
 from test_block import loop_device
 from test_guests import make_bzimage
 
@@ -125,6 +125,25 @@ def test_a_guest_parts_from_its_files_also_while_it_is_paused(initrds):
         guest.ok("PATCH", "/vm", {"state": "Resumed"})
         assert guest.sum() == before
         guest.end()
+
+
+def test_a_disk_may_be_the_image_of_a_guest_that_runs(initrds, tmp_path):
+    """Of another VM, or of the one that the disk is given to."""
+    one, two = initrds
+    sums = sum_of(one), sum_of(two)
+    disk = make_disk(tmp_path / "disk", 8)
+    with Summing(one) as guest, Summing(two, drives=[drive(disk)]) as owner:
+        guest.boot()
+        owner.boot()
+        owner.ok("PATCH", "/drives/disk", {"drive_id": "disk", "path_on_host": str(two)})
+        with mayfly.Mayfly() as other:
+            other.ok("PUT", "/drives/disk", drive(one))
+        assert not guest.is_mapped(one) and not owner.is_mapped(two)
+        truncate(one, None)
+        truncate(two, None)
+        assert (guest.sum(), owner.sum()) == sums
+        guest.end()
+        owner.end()
 
 
 @contextlib.contextmanager

@@ -310,6 +310,37 @@ Test(copy_ahead, parts_from_a_leased_file_when_somebody_wants_to_write_and_then_
     unlink(path);
 }
 
+/* It could not wait for itself. */
+Test(copy_ahead, parts_at_once_from_a_leased_file_that_its_own_process_will_write)
+{
+    int writer;
+
+    start_with(leased_file());
+    copy_ahead_let_write(&ahead, "/none");
+    copy_ahead_let_write(&ahead, "/proc/self/exe");
+    cr_expect_eq(own_pages(LATE_GPA, MIB / 2), 0, "it is another file");
+    copy_ahead_let_write(&ahead, path);
+    cr_expect(are_own());
+    writer = try_to_write();
+    cr_assert_geq(writer, 0, "the lease is given back");
+    overwrite(writer);
+    expect_the_image();
+    copy_ahead_let_write(&ahead, path);
+    unlink(path);
+}
+
+/* The timer is set already, and goes. */
+Test(copy_ahead, parts_at_once_from_a_loose_file_that_its_own_process_will_write)
+{
+    start_with((struct image_source){ image_file(), IMAGE_LOOSE, TEXT_BYTES });
+    copy_ahead_let_write(&ahead, path);
+    cr_expect(are_own());
+    cr_expect_eq(ahead.timer.fd, -1);
+    cr_expect_not(loop_turn(&loop, 0));
+    expect_the_image();
+    unlink(path);
+}
+
 /* As with huge pages: it was read. */
 Test(copy_ahead, lets_the_writer_of_a_leased_file_go_on_that_is_mapped_nowhere)
 {

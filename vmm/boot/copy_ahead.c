@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 
 #include "vmm/base/log.h"
 
@@ -136,21 +137,26 @@ static void on_piece_due(struct loop_source *src, uint32_t ready)
         end_copying(c, ret);
 }
 
+static void copy_all_now(struct copy_ahead *c)
+{
+    int ret = 0;
+
+    while (ret == 0 && c->next < c->count)
+        ret = copy_piece(c);
+    end_copying(c, ret);
+}
+
 /* Copies what is in the list; all of it now where the host has no timer to give. */
 static void begin_copying(struct copy_ahead *c)
 {
     const struct itimerspec times = { { 0, PERIOD_NS }, { 0, FIRST_NS } };
-    int ret = 0;
 
     if (c->timer.fd >= 0)
         return;
-    if (c->next < c->count && loop_add_timer(c->loop, &c->timer, on_piece_due) == 0) {
+    if (c->next < c->count && loop_add_timer(c->loop, &c->timer, on_piece_due) == 0)
         loop_set_timer(&c->timer, 0, &times, NULL);
-        return;
-    }
-    while (ret == 0 && c->next < c->count)
-        ret = copy_piece(c);
-    end_copying(c, ret);
+    else
+        copy_all_now(c);
 }
 
 static void on_lease_break(struct loop_source *src, uint32_t ready)
@@ -205,4 +211,21 @@ void copy_ahead_start(struct copy_ahead *c, struct loop *loop)
     if (is_leased && watch_leases(c) < 0)
         part_from_all(c, IMAGE_LEASED);
     begin_copying(c);
+}
+
+void copy_ahead_let_write(struct copy_ahead *c, const char *path)
+{
+    struct stat file, image;
+
+    if (stat(path, &file) < 0)
+        return;
+    for (unsigned i = 0; i < SOURCES; i++) {
+        if (c->sources[i].guard == IMAGE_NONE || c->sources[i].guard == IMAGE_FIXED ||
+            fstat(c->sources[i].fd, &image) < 0 || image.st_dev != file.st_dev ||
+            image.st_ino != file.st_ino)
+            continue;
+        part_from_all(c, IMAGE_LEASED);
+        copy_all_now(c);
+        return;
+    }
 }

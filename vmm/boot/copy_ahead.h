@@ -52,3 +52,7 @@ void copy_ahead_init(struct copy_ahead *c, struct guest_mem *mem, const struct k
  * cache makes the loop wait for the disk, as it would make the guest. If a guest can't part from a
  * file, this is logged. */
 void copy_ahead_start(struct copy_ahead *c, struct loop *loop);
+
+/* The process itself is about to open a file for writing, and can't wait for itself: if memory is
+ * mapped from that one and it is leased, memory parts from it now. After copy_ahead_start(). */
+void copy_ahead_let_write(struct copy_ahead *c, const char *path);

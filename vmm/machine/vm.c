@@ -174,6 +174,8 @@ static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
     config = &vm->config.drives.items[at];
     if (!p->path_on_host && !limits)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
+    if (p->path_on_host && !config->is_read_only)
+        copy_ahead_let_write(&vm->machine->copy_ahead, p->path_on_host);
     if (p->path_on_host && drives_open_file(&file, config, p->path_on_host, e) < 0)
         return fail_within(e, "Block");
     if (update_block(vm, at, p->path_on_host ? &file : NULL, limits, e) < 0) {
