@@ -102,9 +102,9 @@ static enum next block_next(struct block *b, struct block_request **out)
     if (b->idle_count == 0)
         return NEXT_NONE;
     r = &b->requests[b->idle[b->idle_count - 1]];
-    do
+    popped = virtq_pop(q, &r->chain);
+    if (popped == POP_EMPTY && virtq_rearm(q)) /* a guest that takes it back notifies, too */
         popped = virtq_pop(q, &r->chain);
-    while (popped == POP_EMPTY && virtq_rearm(q));
     if (popped != POP_OK)
         return popped == POP_EMPTY ? NEXT_NONE : NEXT_BROKEN;
     block_request_begin(r, b->host.file, virtio_acked(&b->dev));

@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 
 #include "tests/unit/support/disk.h"
+#include "tests/unit/support/toggle.h"
 
 BOTH(reads_sectors_into_any_number_of_buffers)
 {
@@ -476,4 +477,14 @@ Test(block_file_open, takes_an_empty_file_as_an_empty_disk)
     block_file_close(&f);
     close(fd);
     unlink(path);
+}
+
+BOTH(request_that_comes_and_goes_is_looked_for_twice_a_turn)
+{
+    toggle_start(ring);
+    cr_expect_not(driver_serve(&d), "the guest notifies");
+    cr_expect_eq(toggle_stop(), 3, "in vain, whether one came meanwhile, and once more");
+    cr_expect_eq(ring_used_idx(ring), 0);
+    ring_publish(ring); /* what it is without them */
+    cr_expect_eq(request(VIRTIO_BLK_T_IN, 0, SECTOR, 1), VIRTIO_BLK_S_OK);
 }

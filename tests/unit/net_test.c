@@ -1,4 +1,5 @@
 #include "tests/unit/support/nic.h"
+#include "tests/unit/support/toggle.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -425,6 +426,17 @@ Test(net, looks_at_a_bounded_number_of_descriptors_a_turn_to_receive)
     cr_expect_geq(turns, 128 / LONG_CHAINS_A_TURN, "128 of them take the longest frame");
     cr_expect_eq(ring_used_idx(rx), 1);
     cr_expect_eq(METRIC(rx_packets_count), 1);
+}
+
+Test(net, looks_a_bounded_number_of_times_a_turn_for_chains_that_come_and_go)
+{
+    for (unsigned queue = RX; queue <= TX; queue++) {
+        negotiate(0);
+        net.tap_is_ready = true;
+        toggle_start(&d.rings[queue]);
+        (void)!driver_serve_at(&d, queue);
+        cr_expect_leq(toggle_stop(), 2 * VIRTQ_TURN_DESCRIPTORS + 1, "queue %u", queue);
+    }
 }
 
 Test(net, receives_while_the_indices_wrap)
