@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "jailer/plan.h"
+#include "vmm/seccomp/landlock.h"
 
 #define TEXT_BYTES 4096
 
@@ -73,6 +74,21 @@ static bool check_seccomp(void)
     if (prctl(PR_GET_SECCOMP, 0, 0, 0, 0) < 0)
         return say(WRONG, "seccomp", "the kernel was built without it");
     return say(FINE, "seccomp", "");
+}
+
+static bool check_landlock(void)
+{
+    const int abi = landlock_abi();
+    char what[32];
+
+    if (abi < LANDLOCK_ABI_FILES)
+        return say(ADVICE, "Landlock",
+                   "there is none, and a captured VMM is held by its filter and its cell alone: a "
+                   "kernel with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm=");
+    snprintf(what, sizeof(what), "Landlock, ABI %d", abi);
+    return say(abi < LANDLOCK_ABI_SCOPE ? ADVICE : FINE, what,
+               "it guards files; abstract sockets and signals from ABI 6 (Linux 6.12) on. Till "
+               "then --netns and --new-pid-ns part microVMs");
 }
 
 static bool check_nested(void)
@@ -262,6 +278,7 @@ int host_check(const char *exec_file, const char *base)
 
     is_wrong |= check_kvm();
     is_wrong |= check_seccomp();
+    is_wrong |= check_landlock();
     is_wrong |= check_nested();
     is_wrong |= check_smt();
     is_wrong |= check_ksm();

@@ -16,6 +16,7 @@ import pytest
 import mayfly
 import taps
 import vsock
+from faults import needs_strace
 from filters import GETPPID, LIBC, filters, make_call, no_sanitizer, wait_for
 from guests import drive, make_disk, needs_kvm
 from jail import EXEC_FILE, GID, JAILER, UID, Jail, jailer, mayfly_ended, remove_cgroup
@@ -371,7 +372,7 @@ POOR_HOST = {
 }
 
 
-def check_host(tmp_path, files, *mounts, arguments=""):
+def check_host(tmp_path, files, *mounts, arguments="", before=""):
     """Exit code and {what: (verdict, advice)} where these files lie over the host's."""
     commands = ["{ [ $(stat -f -c %T /sys/fs/cgroup) = cgroup2fs ] || "
                 "mount -t cgroup2 none /sys/fs/cgroup; }"]
@@ -381,7 +382,7 @@ def check_host(tmp_path, files, *mounts, arguments=""):
     for path in ("/sys/module", "/sys/devices/system/cpu", "/sys/kernel/mm", "/proc/swaps",
                  "/proc/sys/vm", "/sys/fs/cgroup/cgroup.controllers"):
         commands.append(f"mount --bind {tmp_path}{path} {path}")
-    script = " && ".join([*commands, *mounts, f"exec {JAILER} --check {arguments}"])
+    script = " && ".join([*commands, *mounts, f"exec {before} {JAILER} --check {arguments}"])
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True,
                           timeout=mayfly.DEADLINE_S, check=False)
     assert done.stderr == ""
@@ -389,10 +390,18 @@ def check_host(tmp_path, files, *mounts, arguments=""):
     return done.returncode, {what.split(": ", 1)[0]: (verdict, what) for verdict, what in lines}
 
 
+def leave_out_what_is_no_file(said):
+    del said["cgroups favour changes"], said[landlock(said)]
+
+
+def landlock(said):
+    return next(what for what in said if what.startswith("Landlock"))
+
+
 @needs_kvm
 def test_a_host_that_lacks_nothing_is_told_so(tmp_path):
     code, said = check_host(tmp_path, FINE_HOST)
-    said.pop("cgroups favour changes") # the one thing that is not a file
+    leave_out_what_is_no_file(said)
     assert code == 0 and len(said) == 14
     assert {verdict for verdict, _ in said.values()} == {"ok"}
 
@@ -400,7 +409,7 @@ def test_a_host_that_lacks_nothing_is_told_so(tmp_path):
 @needs_kvm
 def test_a_host_is_told_what_it_lacks(tmp_path):
     code, said = check_host(tmp_path, POOR_HOST, f"mount --bind {tmp_path}/proc/swaps /dev/kvm")
-    said.pop("cgroups favour changes")
+    leave_out_what_is_no_file(said)
     assert code == 1
     assert {what for what, (verdict, _) in said.items() if verdict == "wrong"} == {
         "/dev/kvm", "KSM off", "processor's weaknesses mitigated", "cgroup version 2"}
@@ -408,6 +417,19 @@ def test_a_host_is_told_what_it_lacks(tmp_path):
         "seccomp", "devices and programs in cells", "cells have the binary's name"}
     assert said["processor's weaknesses mitigated"][1].endswith(
         "the processor leaks by mds tsa: newer microcode, and no mitigations=off")
+
+
+@needs_strace
+@pytest.mark.parametrize("answer, what, verdict", [
+    ("retval=6", "Landlock, ABI 6", "ok"), ("retval=7", "Landlock, ABI 7", "ok"),
+    ("retval=5", "Landlock, ABI 5", "advice"), ("retval=1", "Landlock, ABI 1", "advice"),
+    ("error=ENOSYS", "Landlock", "advice"), ("error=EOPNOTSUPP", "Landlock", "advice")])
+def test_the_check_says_which_landlock_the_host_has(tmp_path, answer, what, verdict):
+    _, said = check_host(
+        tmp_path, FINE_HOST,
+        before=f"strace -qq -o /dev/null -e inject=landlock_create_ruleset:{answer}")
+    assert landlock(said) == what
+    assert said[what][0] == verdict
 
 
 @needs_kvm

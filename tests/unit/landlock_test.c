@@ -12,14 +12,8 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-static int version(void)
-{
-    return (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
-}
 
 static int connect_to(const char *name, size_t n)
 {
@@ -70,7 +64,7 @@ Test(landlock_scope, leaves_the_process_its_own_signals_and_sockets)
     size_t path_length = (size_t)snprintf(path, sizeof(path), "/tmp/mayfly-l%d", (int)getpid());
     pthread_t thread;
 
-    if (version() < 6)
+    if (landlock_abi() < 6)
         cr_skip_test("this kernel's Landlock has no scopes");
     listen_as(outer, n);
     listen_as(path, path_length);
@@ -97,7 +91,7 @@ Test(landlock_files, leaves_what_lies_below_the_root)
     char byte;
     int host = open("/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd;
 
-    if (version() < 1)
+    if (landlock_abi() < 1)
         cr_skip_test("this kernel has no Landlock");
     if (geteuid() != 0)
         cr_skip_test("only root may change its root");

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/landlock.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -41,6 +42,13 @@ static int restrict_self(int ruleset)
         syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
         return -errno;
     return 0;
+}
+
+int landlock_abi(void)
+{
+    int abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+
+    return abi < 0 ? 0 : abi;
 }
 
 int landlock_scope(void)

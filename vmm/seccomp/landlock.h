@@ -6,6 +6,13 @@
  */
 #pragma once
 
+/* What landlock_scope() and landlock_files() take of the kernel. */
+#define LANDLOCK_ABI_SCOPE 6
+#define LANDLOCK_ABI_FILES 1
+
+/* The version of Landlock that the kernel has for this process; 0: none. */
+int landlock_abi(void);
+
 /* From Linux 6.12 on: no connections to abstract UNIX sockets and no signals, but to processes
  * behind the same wall. 0, also where the kernel has no such wall; or -errno. */
 __attribute__((warn_unused_result)) int landlock_scope(void);
