@@ -8,39 +8,34 @@
 #include "api/cpu_schema.h"
 #include "api/routes.h"
 #include "vmm/base/log.h"
+#include "vmm/base/whole_file.h"
 
-/* All of a file, or of what comes by a pipe until its end, with a NUL behind it: a heap block; NULL
- * on failure. Pages that are not needed are never touched. */
-static char *read_file(const char *path, size_t *size, struct error *e)
+static int fail_read(struct error *e, int os_errno, const char *path)
+{
+    return fail_os(e, os_errno, "Unable to open or read from the configuration file: %s", path);
+}
+
+/* Its text with a NUL behind it, to be freed whatever is returned; how many bytes, or -1. Pages
+ * that are not needed are never touched. */
+static ssize_t read_file(char **text, const char *path, struct error *e)
 {
     const size_t room = CONFIG_FILE_MAX + 1;
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
-    autofree char *text = malloc(room + 1);
-    ssize_t n = 1;
-    char *whole;
+    ssize_t n;
 
-    BUG_ON(!text);
-    for (*size = 0; fd >= 0 && n != 0 && *size < room;) {
-        n = read(fd, text + *size, room - *size);
-        if (n < 0 && errno != EINTR)
-            break;
-        if (n > 0)
-            *size += (size_t)n;
-    }
-    if (fd < 0 || n < 0) {
-        fail_os(e, errno, "Unable to open or read from the configuration file: %s", path);
-        return NULL;
-    }
-    if (*size == room) {
-        fail(e, ERR_TOO_LARGE,
-             "Unable to open or read from the configuration file: %s: larger than %u bytes", path,
-             CONFIG_FILE_MAX);
-        return NULL;
-    }
-    text[*size] = '\0';
-    whole = text;
-    text = NULL;
-    return whole;
+    if (fd < 0)
+        return fail_read(e, errno, path);
+    *text = malloc(room + 1);
+    BUG_ON(!*text);
+    n = whole_file_read(fd, *text, room);
+    if (n < 0)
+        return fail_read(e, (int)-n, path);
+    if ((size_t)n == room)
+        return fail(e, ERR_TOO_LARGE,
+                    "Unable to open or read from the configuration file: %s: larger than %u bytes",
+                    path, CONFIG_FILE_MAX);
+    (*text)[n] = '\0';
+    return n;
 }
 
 /* A string is a path, decoded by the same means. */
@@ -53,7 +48,7 @@ static int read_cpu_config(const char *text, struct cpu_config *out, struct erro
         .name = "CpuConfig", .size = sizeof(char *), .fields = path_fields, .count = 1
     };
     autofree char *path = NULL, *file = NULL, *list = NULL;
-    size_t size = strlen(text);
+    ssize_t size = (ssize_t)strlen(text);
     uint32_t given;
 
     if (*text == '"') {
@@ -61,11 +56,12 @@ static int read_cpu_config(const char *text, struct cpu_config *out, struct erro
             BUG_ON(true);
         if (schema_decode(&path_schema, &path, list, strlen(list), &given, e) < 0)
             return -1;
-        text = file = read_file(path, &size, e); /* NOLINT(*DeadStores): freed at the end */
-        if (!text)
+        size = read_file(&file, path, e);
+        if (size < 0)
             return -1;
+        text = file;
     }
-    return schema_decode(&cpu_config_schema, out, text, size, &given, e);
+    return schema_decode(&cpu_config_schema, out, text, (size_t)size, &given, e);
 }
 
 static bool has_member(const char *name, uint32_t given)
@@ -116,12 +112,12 @@ static int configure(struct vm *vm, const char *text, size_t size, struct error 
 int config_file_apply(struct vm *vm, const char *path, struct error *e)
 {
     struct action start;
-    size_t size = 0;
-    autofree char *text = read_file(path, &size, e);
+    autofree char *text = NULL;
+    ssize_t size = read_file(&text, path, e);
 
-    if (!text)
+    if (size < 0)
         return -1;
-    if (configure(vm, text, size, e) < 0) {
+    if (configure(vm, text, (size_t)size, e) < 0) {
         fail_within(e, "Configuration for VMM from one single json failed");
         return fail_within(e, "Failed to build MicroVM from Json");
     }

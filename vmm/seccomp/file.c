@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "vmm/base/whole_file.h"
+
 #define FILE_MAX_BYTES 100000u /* Firecracker's own limit: more than three filters can have */
 #define NAME_MAX_BYTES 16u
 
@@ -67,20 +69,6 @@ static bool parse_filters(struct bytes b, struct sock_fprog programs[THREADS])
     return b.left == 0;
 }
 
-/* From a pipe, too, in as many pieces as it gives. -1: errno says why. */
-static ssize_t read_pieces(int fd, char *bytes, size_t room)
-{
-    size_t have = 0;
-    ssize_t n = 1;
-
-    for (; have < room && n != 0; have += n > 0 ? (size_t)n : 0) {
-        n = read(fd, bytes + have, room - have);
-        if (n < 0 && errno != EINTR)
-            return -1;
-    }
-    return (ssize_t)have;
-}
-
 int seccomp_file_read(struct seccomp_threads *out, const char *path, struct error *e)
 {
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
@@ -90,9 +78,9 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
 
     if (fd < 0)
         return fail_path(e, errno, path, "Filter file open error");
-    n = read_pieces(fd, bytes, sizeof(bytes));
+    n = whole_file_read(fd, bytes, sizeof(bytes));
     if (n < 0)
-        return fail_path(e, errno, path, "Filter file read error");
+        return fail_path(e, (int)-n, path, "Filter file read error");
     if (!parse_filters((struct bytes){ bytes, (size_t)n }, programs))
         return fail(
             e, ERR_INVALID,
