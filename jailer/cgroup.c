@@ -11,7 +11,8 @@
 #include "jailer/cgroup_tree.h"
 #include "jailer/die.h"
 
-#define MOUNTS "/proc/self/mounts"
+#define MOUNTS           "/proc/self/mounts"
+#define CONTROLLER_BYTES 64
 
 /* Where most hosts have it, which spares reading a list of what may be hundreds of mounts. */
 static bool is_mounted_at(const char *path, long magic)
@@ -51,11 +52,16 @@ static void find_v2(char *out)
         die_of_version("cgroup", 1);
 }
 
+static void name_controller(char name[CONTROLLER_BYTES], const struct cgroup_setting *s)
+{
+    snprintf(name, CONTROLLER_BYTES, "%.*s", s->controller_bytes, s->file);
+}
+
 static void set_v1(const struct plan *p, const struct cgroup_setting *s)
 {
-    char controller[64], mount[PATH_MAX], location[PATH_MAX], path[PATH_MAX];
+    char controller[CONTROLLER_BYTES], mount[PATH_MAX], location[PATH_MAX], path[PATH_MAX];
 
-    snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
+    name_controller(controller, s);
     find_v1(mount, controller);
     path_set(location, "%s/%s/%s", mount, p->parent_cgroup, p->args->id);
     cgroup_make(mount, location);
@@ -74,9 +80,9 @@ static void set_v1(const struct plan *p, const struct cgroup_setting *s)
 /* "0" is whoever writes it. */
 static void join_v1(const struct plan *p, const struct cgroup_setting *s)
 {
-    char controller[64], mount[PATH_MAX], path[PATH_MAX];
+    char controller[CONTROLLER_BYTES], mount[PATH_MAX], path[PATH_MAX];
 
-    snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
+    name_controller(controller, s);
     find_v1(mount, controller);
     path_set(path, "%s/%s/%s/tasks", mount, p->parent_cgroup, p->args->id);
     cgroup_write(path, "0");
@@ -84,9 +90,9 @@ static void join_v1(const struct plan *p, const struct cgroup_setting *s)
 
 static void set_v2(const char *mount, const char *location, const struct cgroup_setting *s)
 {
-    char controller[64], path[PATH_MAX];
+    char controller[CONTROLLER_BYTES], path[PATH_MAX];
 
-    snprintf(controller, sizeof(controller), "%.*s", s->controller_bytes, s->file);
+    name_controller(controller, s);
     cgroup_hand_down(mount, location, controller);
     path_set(path, "%s/%.*s", location, s->file_bytes, s->file);
     cgroup_write(path, s->value);

@@ -39,23 +39,15 @@ static struct net *net_of(struct virtio_device *d)
     return owner_of(d, struct net, dev);
 }
 
-/* To look for a chain in vain counts, too. */
-static enum pop net_pop(struct net *n, unsigned queue)
-{
-    const enum pop popped = virtq_pop(&n->dev.queues[queue], &n->chain);
-    const unsigned cost = popped == POP_OK ? n->chain.descriptors : 1;
-
-    n->descriptors -= cost < n->descriptors ? cost : n->descriptors;
-    return popped;
-}
-
 /* Takes what the guest has offered until the longest frame fits. False: the ring is broken. */
 static bool net_gather(struct net *n)
 {
+    struct virtq *q = &n->dev.queues[RX];
+
     while (n->descriptors > 0) {
         if (n->rx.bytes >= NET_FRAME_MAX || !rx_buffers_has_room(&n->rx))
             return true;
-        switch (net_pop(n, RX)) {
+        switch (virtq_pop_in_turn(q, &n->chain, &n->descriptors)) {
         case POP_EMPTY: return true;
         case POP_BROKEN:
             metric_inc(&n->metrics.event_fails);
@@ -214,7 +206,7 @@ static bool net_transmit(struct net *n)
     struct virtq *q = &n->dev.queues[TX];
 
     for (unsigned i = 0; i < TURN_FRAMES && n->descriptors > 0; i++) {
-        switch (net_pop(n, TX)) {
+        switch (virtq_pop_in_turn(q, &n->chain, &n->descriptors)) {
         case POP_EMPTY:
             if (!virtq_rearm(q))
                 return false;

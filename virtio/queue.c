@@ -163,6 +163,15 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
     return POP_OK;
 }
 
+enum pop virtq_pop_in_turn(struct virtq *q, struct chain *c, unsigned *descriptors)
+{
+    const enum pop popped = virtq_pop(q, c);
+    const unsigned cost = popped == POP_OK ? c->descriptors : 1;
+
+    *descriptors -= cost < *descriptors ? cost : *descriptors;
+    return popped;
+}
+
 void virtq_unpop(struct virtq *q)
 {
     q->state.next_avail--;

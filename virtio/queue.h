@@ -73,6 +73,10 @@ void virtq_stop(struct virtq *q);
  * any more and the device needs a reset. */
 must_check enum pop virtq_pop(struct virtq *q, struct chain *c);
 
+/* The same in a turn that may look at so many more descriptors: those of the chain are taken from
+ * them, or one where there is none, since to look in vain counts, too. */
+must_check enum pop virtq_pop_in_turn(struct virtq *q, struct chain *c, unsigned *descriptors);
+
 /* How many chains are available beyond those popped; a guess where the guest breaks the rules. */
 uint16_t virtq_waiting(const struct virtq *q);
 

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <linux/vm_sockets.h>
-#include <string.h>
 #include <sys/socket.h>
 
 #include "virtio/vsock_unix.h"
@@ -48,11 +47,8 @@ static void vsock_push(struct vsock *v, unsigned queue, struct turn *t)
 
 static enum pop pop_chain(struct vsock *v, unsigned queue, struct turn *t)
 {
-    const enum pop popped = virtq_pop(&v->dev.queues[queue], &v->chain);
+    const enum pop popped = virtq_pop_in_turn(&v->dev.queues[queue], &v->chain, &t->descriptors);
 
-    if (popped == POP_OK)
-        t->descriptors -=
-            v->chain.descriptors < t->descriptors ? v->chain.descriptors : t->descriptors;
     t->is_broken |= popped == POP_BROKEN;
     return popped;
 }

@@ -7,10 +7,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-/* The states of AMX's tiles, by their number in XCR0. */
-#define XTILE_CFG  17
-#define XTILE_DATA 18
-
 /* Replaces the bits [high:low] of a register. */
 static void set_bits(uint32_t *reg, unsigned high, unsigned low, uint32_t value)
 {
@@ -162,10 +158,10 @@ static void normalise_tiles(struct cpuid *c)
 {
     struct kvm_cpuid_entry2 *l = cpuid_leaf(c, 0xd, 0);
 
-    if (!l || (l->eax >> XTILE_CFG & 3) == 3)
+    if (!l || (l->eax >> CPUID_XTILE_CFG & 3) == 3)
         return;
-    set_bits(&l->eax, XTILE_DATA, XTILE_CFG, 0);
-    for (uint32_t state = XTILE_CFG; state <= XTILE_DATA; state++) {
+    set_bits(&l->eax, CPUID_XTILE_DATA, CPUID_XTILE_CFG, 0);
+    for (uint32_t state = CPUID_XTILE_CFG; state <= CPUID_XTILE_DATA; state++) {
         l = cpuid_leaf(c, 0xd, state);
         if (l)
             l->eax = l->ebx = l->ecx = l->edx = 0;

@@ -14,6 +14,10 @@
 
 #define CPUID_ENTRIES_MAX 128
 
+/* The states of AMX's tiles, by their number in XCR0. */
+#define CPUID_XTILE_CFG  17
+#define CPUID_XTILE_DATA 18
+
 /* struct kvm_cpuid2 with room for its entries, as the KVM ioctls take it. */
 struct cpuid {
     uint32_t nent, padding;

@@ -102,8 +102,6 @@ static int create_vcpu(struct vcpu *c, const struct kvm *k, struct error *e)
     return 0;
 }
 
-#define XTILE_DATA 18 /* its number in XCR0 */
-
 /* What the tiles of AMX hold is 8 KiB for each vCPU, which Linux does not give unasked (Linux
  * Documentation/arch/x86/xstate.rst), and not to a process that has a vCPU. Without it KVM shows no
  * tiles, or half of them (5.17 to 6.3). A host or a processor that has none refuses. */
@@ -112,8 +110,8 @@ static void ask_for_tiles(void)
     uint64_t supported = 0;
 
     if (syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 &&
-        supported >> XTILE_DATA & 1)
-        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XTILE_DATA);
+        supported >> CPUID_XTILE_DATA & 1)
+        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, CPUID_XTILE_DATA);
 }
 
 int vcpus_create(struct vcpus *v, const struct kvm *k, unsigned count, const struct bus *pio,
