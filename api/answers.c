@@ -1,7 +1,5 @@
 #include "api/answers.h"
 
-#include <string.h>
-
 #include "vmm/base/metrics.h"
 #include "vmm/base/timeline.h"
 #include "vmm/base/version.h"

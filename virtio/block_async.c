@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <liburing.h>
-#include <string.h>
 
 /* The place of the disk in the ring's table of registered files, which spares each operation the
  * look-up of a descriptor. */

@@ -1,7 +1,6 @@
 #include "virtio/block_request.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"

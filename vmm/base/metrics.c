@@ -332,7 +332,7 @@ static void put_line(struct text *t)
 }
 
 /* 0, or -errno where some of it has to wait. */
-static int send_rest(void)
+static int write_rest(void)
 {
     while (state.rest_bytes > 0) {
         ssize_t n = write(state.fd, state.rest, state.rest_bytes);
@@ -357,7 +357,7 @@ static void note_written(void)
 static int write_line(void)
 {
     struct text t = { .at = state.line, .size = state.line_size };
-    int ret = send_rest();
+    int ret = write_rest();
 
     if (ret == 0) {
         read_sources();
@@ -368,7 +368,7 @@ static int write_line(void)
         }
         state.rest = t.at;
         state.rest_bytes = t.used;
-        ret = send_rest();
+        ret = write_rest();
     }
     if (state.rest_bytes < t.used) {
         note_written();

@@ -2,7 +2,6 @@
 
 #include <stddef.h>
 #include <stdbool.h>
-#include <string.h>
 
 #include "vmm/base/loop.h"
 #include "vmm/base/metrics.h"

@@ -1,7 +1,6 @@
 #include "vmm/legacy/serial.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 
 #include "vmm/base/capabilities.h"
 #include "vmm/base/clock.h"
