@@ -121,7 +121,8 @@ static const struct option option_rows[] = {
       .help = "where the jails are: the VMM's root is PATH/EXEC-NAME/ID/root [/srv/jailer]" },
     { "netns", "PATH", AT(netns), .help = "network namespace to join" },
     { "daemonize", NULL, AT(daemonize),
-      .help = "own session, and /dev/null for standard input, output and error" },
+      .help = "own session, and /dev/null for standard input, output and error (until the guest "
+              "runs, the host's syslog for the latter)" },
     { "new-pid-ns", NULL, AT(new_pid_ns),
       .help = "new PID namespace; the jailer ends and leaves the PID in EXEC-NAME.pid" },
     { "cgroup", "FILE=VALUE", 0, parse_cgroup, OPTION_REPEATABLE,
@@ -129,7 +130,8 @@ static const struct option option_rows[] = {
     { "cgroup-version", "1|2", AT(cgroup_version), parse_cgroup_version,
       .help = "of --cgroup [1]" },
     { "parent-cgroup", "PATH", AT(parent_cgroup), parse_parent_cgroup,
-      .help = "cgroup, relative to the hierarchy's root, that ID is made in [EXEC-NAME]" },
+      .help = "cgroup, relative to the hierarchy's root, that ID is made in; without --cgroup, in "
+              "version 2, the one that is joined if it exists [EXEC-NAME]" },
     { "resource-limit", "NAME=N", 0, parse_resource_limit, OPTION_REPEATABLE,
       "fsize or no-file [no-file=2048]; repeatable" },
     { "exec-method", "HOW", AT(exec_method), parse_exec_method,

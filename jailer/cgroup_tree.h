@@ -8,7 +8,8 @@
 #include <stdbool.h>
 
 /* The first mount of that type ("cgroup" or "cgroup2") in a list as in /proc/self/mounts, which
- * has the controller (NULL: any) among its options. */
+ * has the controller (NULL: any) among its options. False: there is none. out has room for PATH_MAX
+ * bytes. */
 bool cgroup_find_mount(char *out, const char *mounts, const char *type, const char *controller);
 
 /* Makes every directory of location below the mount that is not there. */

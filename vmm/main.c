@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <string.h>
 #include <time.h>
 
 #include "api/config_file.h"
@@ -17,8 +16,8 @@
 #include "vmm/base/metrics.h"
 #include "vmm/base/options.h"
 #include "vmm/base/signals.h"
-#include "vmm/base/timeline.h"
 #include "vmm/base/syslog.h"
+#include "vmm/base/timeline.h"
 #include "vmm/base/version.h"
 #include "vmm/machine/vm.h"
 #include "vmm/seccomp/file.h"
@@ -72,7 +71,7 @@ static const struct option option_rows[] = {
     { "id", "ID", AT(id), instance_id_parse,
       .help = "name of this microVM: 1 to 64 letters, digits and hyphens [anonymous-instance]" },
     { "config-file", "PATH", AT(config_file),
-      .help = "configure from a JSON file and boot at once" },
+      .help = "configure from a JSON file, or a pipe, and boot at once" },
     { "no-api", NULL, AT(no_api), .help = "serve no API; needs --config-file" },
     { "boot-timer", NULL, AT(boot_timer),
       .help = "log the time from the start to the guest's mark (a write of 123 to 0xc0000000)" },

@@ -32,6 +32,8 @@ void log_prepare(void);
 
 /* Names the instance in every line from now on. Borrows id for the rest of the process. */
 void log_set_instance(const char *id);
+
+/* The name, for what is said elsewhere than in the log; a default before it was set. */
 const char *log_get_instance(void);
 
 /* Those from now on. Main thread. */

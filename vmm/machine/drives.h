@@ -12,7 +12,8 @@ struct drive {
     struct block_async *async; /* NULL: the Sync engine */
 };
 
-/* Opens the file at `path` for a drive. -1, with a text for the client. */
+/* Opens the file at `path` for a drive, as its `is_read_only` and `discard` say; the caller closes
+ * it. -1, with a text for the client. */
 must_check int drives_open_file(struct block_file *f, const struct drive_config *d,
                                 const char *path, struct error *e);
 

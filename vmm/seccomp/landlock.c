@@ -9,8 +9,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "vmm/base/error.h"
-
 /* As the header of Linux 6.12 has them; an older kernel takes the first members only. */
 struct ruleset {
     uint64_t handled_access_fs, handled_access_net, scoped;

@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include "vmm/base/error.h"
+
 /* What landlock_scope() and landlock_files() take of the kernel. */
 #define LANDLOCK_ABI_SCOPE 6
 #define LANDLOCK_ABI_FILES 1
@@ -15,9 +17,9 @@ int landlock_abi(void);
 
 /* From Linux 6.12 on: no connections to abstract UNIX sockets and no signals, but to processes
  * behind the same wall. 0, also where the kernel has no such wall; or -errno. */
-__attribute__((warn_unused_result)) int landlock_scope(void);
+must_check int landlock_scope(void);
 
 /* From Linux 5.13 on: files that aren't below the root can't be opened, whatever directory they are
  * named from. Below it they can be opened, and files and sockets made and removed; nothing else can
  * be made or removed. Mounts can't be changed. The same results. */
-__attribute__((warn_unused_result)) int landlock_files(void);
+must_check int landlock_files(void);
