@@ -16,6 +16,8 @@ import select
 import signal
 import subprocess
 
+import pytest
+
 import mayfly
 
 JAILER = os.environ.get("MAYFLY_JAILER",
@@ -24,8 +26,19 @@ JAILER = os.environ.get("MAYFLY_JAILER",
 # its jailer runs the release.
 EXEC_FILE = os.environ.get("MAYFLY_EXEC_FILE",
                            re.sub("/build/(sanitize|coverage)/", "/build/release/", mayfly.BINARY))
+CAPTURED = os.path.join(os.path.dirname(EXEC_FILE), "tests", "captured")
 UID, GID = 31234, 31235
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")
 numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def reachable(tmp_path):
+    """For the tests that import it. pytest's directories are for their owner only, and not every
+    jailer of these is root's."""
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
 
 
 def jailer(*args, **kwargs):

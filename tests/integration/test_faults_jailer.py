@@ -9,10 +9,9 @@ import pytest
 
 import mayfly
 from faults import STRERROR, injected, needs_strace
-from jail import Jail, remove_cgroup
+from jail import Jail, needs_root, remove_cgroup
 
-pytestmark = [needs_strace, pytest.mark.skipif(
-    os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")]
+pytestmark = [needs_strace, needs_root]
 
 FAULTS = {
     "openat": "EMFILE", "openat2": "EMFILE", "flock": "EAGAIN", "mkdir": "ENOSPC",

@@ -11,10 +11,9 @@ import subprocess
 import pytest
 
 import mayfly
-from jail import GID, UID, Jail, jailer
+from jail import GID, UID, Jail, jailer, needs_root
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")
+pytestmark = needs_root
 LOOP = "Symbolic link loop (os error 40)"
 
 

@@ -12,19 +12,11 @@ import pytest
 
 import mayfly
 from guests import needs_kvm
-from jail import EXEC_FILE, JAILER, UID, Jail, jailer
+from jail import EXEC_FILE, JAILER, UID, Jail, jailer, needs_root, reachable
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="THE JAILER WAS NOT TESTED: only root can build a jail")
+pytestmark = needs_root
 DETACHED = [["--daemonize"], ["--new-pid-ns"], ["--daemonize", "--new-pid-ns"]]
 EVERY_WAY = [[], *DETACHED]
-
-
-@pytest.fixture(autouse=True)
-def reachable(tmp_path):
-    """pytest's directories are for their owner only."""
-    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
 
 
 def refusal(vm):
