@@ -7,9 +7,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "tests/unit/support/image.h"
 #include "vmm/kvm/layout.h"
 
-#define MEM_MIB     64
 #define TEXT_GPA    0x1000000u
 #define DATA_GPA    0x1200000u
 #define TEXT_OFFSET 0x1000u
@@ -32,15 +32,6 @@ struct image {
     };
     size_t length;
 };
-
-static struct guest_mem mem;
-static struct kernel_image loaded;
-static struct error error;
-
-static uint8_t pattern(size_t i)
-{
-    return (uint8_t)(i * 31 + i / 251 + 1);
-}
 
 static void image_init(struct image *i)
 {
@@ -97,58 +88,12 @@ static void add_pvh_note(struct image *i, uint64_t entry)
     add_note(i, "Xen", NOTE_XEN_18, &entry, sizeof(entry));
 }
 
-static int file_of(const void *bytes, size_t n)
-{
-    int fd = memfd_create("kernel", MFD_CLOEXEC);
-
-    cr_assert(fd >= 0);
-    cr_assert_eq(write(fd, bytes, n), (ssize_t)n);
-    return fd;
-}
-
-static int load_bytes(const void *bytes, size_t n)
-{
-    autofd int fd = file_of(bytes, n);
-
-    return kernel_load(&mem, fd, &loaded, &error);
-}
-
 static int load(const struct image *i)
 {
     return load_bytes(i->bytes, i->length);
 }
 
-static void init_memory(void)
-{
-    cr_assert_eq(gmem_init(&mem, MEM_MIB, HUGE_PAGES_NONE, &error), 0);
-}
-
-static void drop_memory(void)
-{
-    gmem_fini(&mem);
-}
-
 TestSuite(kernel_load, .init = init_memory, .fini = drop_memory);
-TestSuite(kernel_load_bzimage, .init = init_memory, .fini = drop_memory);
-TestSuite(initrd_load, .init = init_memory, .fini = drop_memory);
-
-static void expect_file_bytes(uint64_t at, const uint8_t *want, size_t n)
-{
-    uint8_t *got = malloc(n);
-
-    cr_assert_eq(gmem_read_(&mem, gpa(at), got, n), 0);
-    for (size_t i = 0; i < n; i++)
-        cr_assert_eq(got[i], want[i], "byte %zu of those at 0x%lx", i, (unsigned long)at);
-    free(got);
-}
-
-static void expect_zeroes(uint64_t at, size_t n)
-{
-    uint8_t *zeroes = calloc(1, n);
-
-    expect_file_bytes(at, zeroes, n);
-    free(zeroes);
-}
 
 Test(kernel_load, puts_segments_at_their_physical_addresses)
 {
@@ -188,13 +133,6 @@ Test(kernel_load, accepts_adjacent_segments_in_any_order)
     i.data.p_paddr = TEXT_GPA + TEXT_BYTES;
     cr_assert_eq(load(&i), 0, "%s", error.msg);
     expect_file_bytes(TEXT_GPA + TEXT_BYTES, i.bytes + DATA_OFFSET, DATA_BYTES);
-}
-
-static void expect_part(const struct image_part *part, uint64_t at, uint64_t bytes)
-{
-    cr_expect_eq(part->bytes, bytes, "%llu", (unsigned long long)part->bytes);
-    if (bytes)
-        cr_expect_eq(part->at.v, at);
 }
 
 Test(kernel_load, tells_what_is_written_data_before_text)
@@ -419,13 +357,6 @@ Test(kernel_load, names_what_is_no_kernel_by_its_first_bytes)
     "System configuration error: Cannot load kernel due to invalid memory configuration or "       \
     "invalid kernel image: Kernel Loader: failed to load ELF kernel image: Kernel Loader: "
 
-static void expect_error(int ret, const char *beginning, const char *part)
-{
-    cr_assert_eq(ret, -1, "accepted");
-    cr_assert_eq(strncmp(error.msg, beginning, strlen(beginning)), 0, "%s", error.msg);
-    cr_assert(strstr(error.msg, part), "%s lacks %s", error.msg, part);
-}
-
 /* A kernel spoilt by the statement is refused with a text that holds the field's name, and guest
  * memory is untouched. */
 #define REFUSES(rule, spoil, field)                                                                \
@@ -519,258 +450,4 @@ Test(kernel_load, refuses_a_device)
     autofd int fd = open("/dev/zero", O_RDONLY);
 
     expect_no_header(kernel_load(&mem, fd, &loaded, &error));
-}
-
-/* bzImage: the setup header's fields by their offset in the file (Linux, boot.rst). */
-#define SETUP_BYTES   0x1000u /* boot sector and 7 of setup */
-#define PAYLOAD_BYTES 0x23450u
-#define PREF_ADDRESS  0x1000000u
-#define INIT_SIZE     0x800000u
-
-enum {
-    SETUP_SECTS = 0x1f1,
-    SYSSIZE = 0x1f4,
-    BOOT_FLAG = 0x1fe,
-    JUMP = 0x200,
-    MAGIC = 0x202,
-    VERSION = 0x206,
-    LOADFLAGS = 0x211,
-    KERNEL_ALIGNMENT = 0x230,
-    RELOCATABLE = 0x234,
-    XLOADFLAGS = 0x236,
-    PREF = 0x258,
-    INIT = 0x260,
-    HEADER_END = 0x26c,
-};
-
-struct bzimage {
-    uint8_t bytes[SETUP_BYTES + PAYLOAD_BYTES];
-    size_t length;
-};
-
-static void set(struct bzimage *b, size_t at, uint64_t value, size_t n)
-{
-    memcpy(b->bytes + at, &value, n);
-}
-
-static void bzimage_init(struct bzimage *b)
-{
-    for (size_t i = 0; i < sizeof(b->bytes); i++)
-        b->bytes[i] = pattern(i);
-    b->length = sizeof(b->bytes);
-    set(b, SETUP_SECTS, 7, 1);
-    set(b, SYSSIZE, PAYLOAD_BYTES / 16, 4);
-    set(b, BOOT_FLAG, 0xaa55, 2);
-    set(b, JUMP, 0xeb | (HEADER_END - MAGIC) << 8, 2);
-    memcpy(b->bytes + MAGIC, "HdrS", 4);
-    set(b, VERSION, 0x020f, 2);
-    set(b, LOADFLAGS, 1, 1);
-    set(b, KERNEL_ALIGNMENT, 0x200000, 4);
-    set(b, RELOCATABLE, 1, 1);
-    set(b, XLOADFLAGS, 0x7f, 2);
-    set(b, PREF, PREF_ADDRESS, 8);
-    set(b, INIT, INIT_SIZE, 4);
-}
-
-static int load_bzimage(const struct bzimage *b)
-{
-    return load_bytes(b->bytes, b->length);
-}
-
-Test(kernel_load_bzimage, puts_it_at_1_mib_and_enters_in_64_bits)
-{
-    static struct bzimage b;
-
-    bzimage_init(&b);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    expect_file_bytes(LAYOUT_HIGH_RAM, b.bytes + SETUP_BYTES, PAYLOAD_BYTES);
-    expect_zeroes(LAYOUT_HIGH_RAM + PAYLOAD_BYTES, 4096);
-    cr_assert(loaded.is_bzimage);
-    cr_assert_eq(loaded.protocol, BOOT_LINUX64);
-    cr_assert_eq(loaded.entry.v, LAYOUT_HIGH_RAM + 0x200);
-    expect_part(&loaded.written[0], LAYOUT_HIGH_RAM, PAYLOAD_BYTES);
-}
-
-Test(kernel_load_bzimage, is_written_as_a_whole_unless_it_is_large)
-{
-    static struct bzimage b;
-
-    for (unsigned more = 0; more < 2; more++) {
-        autofd int fd = -1;
-
-        bzimage_init(&b);
-        fd = file_of(b.bytes, b.length);
-        cr_assert_eq(ftruncate(fd, SETUP_BYTES + UNPACKED_BYTES_MAX + more), 0);
-        cr_assert_eq(kernel_load(&mem, fd, &loaded, &error), 0, "%s", error.msg);
-        expect_part(&loaded.written[0], LAYOUT_HIGH_RAM, more ? 0 : UNPACKED_BYTES_MAX);
-        expect_part(&loaded.written[1], 0, 0);
-    }
-}
-
-Test(kernel_load_bzimage, keeps_the_setup_header_as_long_as_it_says)
-{
-    static struct bzimage b;
-
-    bzimage_init(&b);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.setup_header_bytes, HEADER_END - SETUP_SECTS);
-    cr_assert_eq(memcmp(loaded.setup_header, b.bytes + SETUP_SECTS, loaded.setup_header_bytes), 0);
-    for (unsigned i = loaded.setup_header_bytes; i < SETUP_HEADER_BYTES; i++)
-        cr_assert_eq(loaded.setup_header[i], 0);
-}
-
-Test(kernel_load_bzimage, cuts_a_setup_header_of_a_later_protocol)
-{
-    static struct bzimage b;
-
-    bzimage_init(&b);
-    set(&b, JUMP + 1, 0xff, 1);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.setup_header_bytes, SETUP_HEADER_BYTES);
-}
-
-Test(kernel_load_bzimage, ends_where_it_unpacks_itself)
-{
-    static struct bzimage b;
-
-    bzimage_init(&b);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.end.v, PREF_ADDRESS + INIT_SIZE);
-    set(&b, PREF, LAYOUT_HIGH_RAM, 8);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.end.v, 0x200000 + INIT_SIZE, "aligned as it asks for");
-    set(&b, RELOCATABLE, 0, 1);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.end.v, LAYOUT_HIGH_RAM + INIT_SIZE);
-    set(&b, INIT, 0x1000, 4);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    cr_assert_eq(loaded.end.v, LAYOUT_HIGH_RAM + PAYLOAD_BYTES, "never before its own bytes");
-}
-
-Test(kernel_load_bzimage, takes_no_setup_sectors_for_four)
-{
-    static struct bzimage b;
-
-    bzimage_init(&b);
-    set(&b, SETUP_SECTS, 0, 1);
-    cr_assert_eq(load_bzimage(&b), 0, "%s", error.msg);
-    expect_file_bytes(LAYOUT_HIGH_RAM, b.bytes + 5 * 512, PAYLOAD_BYTES);
-}
-
-#define BZIMAGE_REFUSED                                                                            \
-    "System configuration error: Cannot load kernel due to invalid memory configuration or "       \
-    "invalid kernel image: Kernel Loader: failed to load bzImage kernel image: Kernel Loader: "
-
-#define REFUSES_BZIMAGE(rule, spoil, field)                                                        \
-    Test(kernel_load_bzimage, refuses_##rule)                                                      \
-    {                                                                                              \
-        static struct bzimage b;                                                                   \
-                                                                                                   \
-        bzimage_init(&b);                                                                          \
-        spoil;                                                                                     \
-        expect_error(load_bzimage(&b), BZIMAGE_REFUSED, field);                                    \
-        expect_zeroes(LAYOUT_HIGH_RAM, PAYLOAD_BYTES);                                             \
-    }
-
-REFUSES_BZIMAGE(a_truncated_header, b.length = INIT, "bzImage header")
-REFUSES_BZIMAGE(a_short_header, set(&b, JUMP + 1, INIT + 3 - MAGIC, 1), "jump")
-REFUSES_BZIMAGE(no_boot_flag, set(&b, BOOT_FLAG, 0, 2), "boot_flag")
-REFUSES_BZIMAGE(an_old_protocol, set(&b, VERSION, 0x020b, 2), "version")
-REFUSES_BZIMAGE(a_zimage, set(&b, LOADFLAGS, 0, 1), "loadflags")
-REFUSES_BZIMAGE(a_32_bit_kernel, set(&b, XLOADFLAGS, 0xfe, 2), "xloadflags")
-REFUSES_BZIMAGE(an_odd_alignment, set(&b, KERNEL_ALIGNMENT, 0x300000, 4), "kernel_alignment")
-REFUSES_BZIMAGE(a_truncated_image, b.length -= 17, "syssize")
-REFUSES_BZIMAGE(a_huge_syssize, set(&b, SYSSIZE, UINT32_MAX, 4), "syssize")
-REFUSES_BZIMAGE(setup_without_a_kernel, (b.length = 0x1000, set(&b, SYSSIZE, 0, 4)), "setup_sects")
-REFUSES_BZIMAGE(more_setup_than_file, (b.length = 0xfff, set(&b, SYSSIZE, 0, 4)), "setup_sects")
-REFUSES_BZIMAGE(a_size_beyond_memory, set(&b, INIT, 0x3000001, 4), "init_size")
-REFUSES_BZIMAGE(a_huge_alignment, set(&b, KERNEL_ALIGNMENT, 0x80000000, 4), "init_size")
-REFUSES_BZIMAGE(an_address_beyond_memory, set(&b, PREF, MEM_MIB << 20, 8), "init_size")
-REFUSES_BZIMAGE(an_address_that_wraps, set(&b, PREF, UINT64_MAX - 4095, 8), "init_size")
-REFUSES_BZIMAGE(a_low_fixed_address, (set(&b, RELOCATABLE, 0, 1), set(&b, PREF, 0x10000, 8)),
-                "pref_address")
-
-static int load_initrd(size_t bytes, uint64_t kernel_end, struct initrd *out)
-{
-    struct kernel_image kernel = { .end = gpa(kernel_end) };
-    uint8_t *content = malloc(bytes + 1);
-    autofd int fd = -1;
-    int ret;
-
-    for (size_t i = 0; i < bytes; i++)
-        content[i] = pattern(i);
-    fd = file_of(content, bytes);
-    ret = initrd_load(&mem, fd, &kernel, out, &error);
-    if (ret == 0)
-        expect_file_bytes(out->start.v, content, bytes);
-    free(content);
-    return ret;
-}
-
-Test(initrd_load, puts_it_at_the_top_of_memory)
-{
-    struct initrd initrd;
-
-    cr_assert_eq(load_initrd(0x21001, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
-    cr_assert_eq(initrd.start.v, (MEM_MIB << 20) - 0x22000);
-    cr_assert_eq(initrd.bytes, 0x21001);
-}
-
-Test(initrd_load, stays_below_the_mmio_gap)
-{
-    struct initrd initrd;
-
-    gmem_fini(&mem);
-    cr_assert_eq(gmem_init(&mem, 4096, HUGE_PAGES_NONE, &error), 0);
-    cr_assert_eq(load_initrd(100, LAYOUT_HIGH_RAM, &initrd), 0, "%s", error.msg);
-    cr_assert_eq(initrd.start.v, LAYOUT_MMIO_GAP - 0x1000);
-}
-
-Test(initrd_load, fills_memory_down_to_the_kernel)
-{
-    struct initrd initrd;
-
-    cr_assert_eq(load_initrd(0x2000, (MEM_MIB << 20) - 0x2000, &initrd), 0, "%s", error.msg);
-    cr_assert_eq(initrd.start.v, (MEM_MIB << 20) - 0x2000);
-}
-
-Test(initrd_load, refuses_to_overlap_the_kernel)
-{
-    struct initrd initrd;
-
-    expect_error(load_initrd(0x2000, (MEM_MIB << 20) - 0x1fff, &initrd),
-                 "Cannot load initrd due to an invalid memory configuration", "8192 bytes");
-    cr_assert_eq(initrd.bytes, 0);
-}
-
-Test(initrd_load, refuses_more_than_memory)
-{
-    struct kernel_image kernel = { .end = gpa(LAYOUT_HIGH_RAM) };
-    autofd int fd = memfd_create("initrd", MFD_CLOEXEC);
-    struct initrd initrd;
-
-    cr_assert_eq(ftruncate(fd, (MEM_MIB << 20) + 1), 0);
-    expect_error(initrd_load(&mem, fd, &kernel, &initrd, &error),
-                 "Cannot load initrd due to an invalid memory configuration", "bytes");
-    cr_assert_eq(ftruncate(fd, INT64_MAX), 0);
-    expect_error(initrd_load(&mem, fd, &kernel, &initrd, &error),
-                 "Cannot load initrd due to an invalid memory configuration", "bytes");
-}
-
-Test(initrd_load, refuses_an_empty_file)
-{
-    struct initrd initrd;
-
-    expect_error(load_initrd(0, LAYOUT_HIGH_RAM, &initrd),
-                 "Cannot load initrd due to an invalid image", "empty");
-}
-
-Test(initrd_load, refuses_a_directory)
-{
-    struct kernel_image kernel = { .end = gpa(LAYOUT_HIGH_RAM) };
-    autofd int fd = open("/", O_RDONLY | O_DIRECTORY);
-    struct initrd initrd;
-
-    expect_error(initrd_load(&mem, fd, &kernel, &initrd, &error),
-                 "Cannot load initrd due to an invalid image", "regular file");
 }
