@@ -56,6 +56,7 @@ class Jail(mayfly.Mayfly):
         super().__init__(**more)
         self.base = base or self.directory
         self.id = jail_id or f"t{os.getpid()}-{next(numbers)}"
+        self.uid, self.gid = uid, gid
         self.exec_file = exec_file or EXEC_FILE
         self.name = os.path.basename(os.path.realpath(self.exec_file))
         self.root = os.path.join(self.base, self.name, self.id, "root")
@@ -101,7 +102,7 @@ class Jail(mayfly.Mayfly):
         inside = self.inside(name or os.path.basename(path))
         with open(path, "rb") as source, open(inside, "wb") as target:
             target.write(source.read())
-        os.chown(inside, UID, GID)
+        os.chown(inside, self.uid, self.gid)
         return "/" + os.path.basename(inside)
 
     def pid(self):
