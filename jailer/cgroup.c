@@ -74,7 +74,7 @@ static void set_v1(const struct plan *p, const struct cgroup_setting *s)
     if (access(path, F_OK) < 0)
         die_os(errno, "Failed to read file %s into a string", path);
     path_set(path, "%s/%.*s", location, s->file_bytes, s->file);
-    cgroup_write(path, s->value);
+    write_once(path, s->value);
 }
 
 /* "0" is whoever writes it. */
@@ -85,7 +85,7 @@ static void join_v1(const struct plan *p, const struct cgroup_setting *s)
     name_controller(controller, s);
     find_v1(mount, controller);
     path_set(path, "%s/%s/%s/tasks", mount, p->parent_cgroup, p->args->id);
-    cgroup_write(path, "0");
+    write_once(path, "0");
 }
 
 static void set_v2(const char *mount, const char *location, const struct cgroup_setting *s)
@@ -95,7 +95,7 @@ static void set_v2(const char *mount, const char *location, const struct cgroup_
     name_controller(controller, s);
     cgroup_hand_down(mount, location, controller);
     path_set(path, "%s/%.*s", location, s->file_bytes, s->file);
-    cgroup_write(path, s->value);
+    write_once(path, s->value);
 }
 
 static void set_up_v2(struct cgroup *c, const struct plan *p)

@@ -43,16 +43,6 @@ void cgroup_make(const char *mount, const char *location)
     }
 }
 
-void cgroup_write(const char *path, const char *value)
-{
-    size_t n = strlen(value);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0 || write(fd, value, n) != (ssize_t)n)
-        die_os(errno, "Failed to write to %s", path);
-    close(fd);
-}
-
 /* The first line; false if it is empty. */
 static bool read_line(const char *path, char *line)
 {
@@ -86,7 +76,7 @@ void cgroup_inherit(const char *mount, const char *location, const char *file)
         if (read_line(path, own))
             memcpy(line, own, sizeof(own));
         else
-            cgroup_write(path, line);
+            write_once(path, line);
     }
 }
 

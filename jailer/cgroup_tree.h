@@ -21,6 +21,3 @@ void cgroup_inherit(const char *mount, const char *location, const char *file);
 
 /* Has everything above the location hand a controller down to it (version 2). */
 void cgroup_hand_down(const char *mount, const char *location, const char *controller);
-
-/* Writes a value into a file in one write. */
-void cgroup_write(const char *path, const char *value);

@@ -1,5 +1,7 @@
 #include "jailer/die.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -76,4 +78,14 @@ void path_set(char *path, const char *fmt, ...)
     va_end(ap);
     if (n < 0 || n >= PATH_MAX)
         die("A path is longer than %d bytes: %.200s...", PATH_MAX - 1, path);
+}
+
+void write_once(const char *path, const char *text)
+{
+    size_t n = strlen(text);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, text, n) != (ssize_t)n)
+        die_os(errno, "Failed to write to %s", path);
+    close(fd);
 }

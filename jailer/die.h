@@ -21,3 +21,7 @@ void die_to(int fd);
 
 /* snprintf() into a path of PATH_MAX bytes; a path that does not fit ends the process. */
 __attribute__((format(printf, 2, 3))) void path_set(char *path, const char *fmt, ...);
+
+/* Writes a text into a file that is there, in one write, as the kernel's files want it, or ends the
+ * process. */
+void write_once(const char *path, const char *text);

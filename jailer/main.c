@@ -32,15 +32,6 @@ static void forget_caller(void)
     personality(PER_LINUX);
 }
 
-static void write_once(const char *path, const char *text, int bytes)
-{
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0 || write(fd, text, (size_t)bytes) != bytes)
-        die_os(errno, "Failed to write to %s", path);
-    close(fd);
-}
-
 /* user_namespaces(7): root in a namespace where UID and GID are the caller's, and nothing else is
  * anyone. */
 static void join_new_user_ns(const struct args *a)
@@ -51,11 +42,11 @@ static void join_new_user_ns(const struct args *a)
 
     if (unshare(CLONE_NEWUSER) < 0)
         die_os(errno, "Failed to unshare into a new user namespace");
-    write_once("/proc/self/setgroups", "deny", 4);
-    write_once("/proc/self/uid_map", map,
-               snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->uid, (unsigned)uid));
-    write_once("/proc/self/gid_map", map,
-               snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->gid, (unsigned)gid));
+    write_once("/proc/self/setgroups", "deny");
+    snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->uid, (unsigned)uid);
+    write_once("/proc/self/uid_map", map);
+    snprintf(map, sizeof(map), "%u %u 1", (unsigned)a->gid, (unsigned)gid);
+    write_once("/proc/self/gid_map", map);
 }
 
 static void join_netns(const char *path)

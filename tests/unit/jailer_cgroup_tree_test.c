@@ -174,9 +174,3 @@ Test(cgroup_tree, handing_down_refuses_a_controller_that_is_not_there, .exit_cod
     put_controls("", "", "");
     cgroup_hand_down(mount, location, "mem");
 }
-
-Test(cgroup_tree, writing_needs_a_file_that_is_there, .exit_code = 1)
-{
-    cr_redirect_stderr();
-    cgroup_write(at("none"), "1");
-}

@@ -95,3 +95,9 @@ Test(path_set, refuses_what_does_not, .exit_code = 1)
     cr_redirect_stderr();
     path_set(path, "/%0*d", PATH_MAX - 1, 0);
 }
+
+Test(write_once, needs_a_file_that_is_there, .exit_code = 1)
+{
+    cr_redirect_stderr();
+    write_once("/tmp/none/none", "1");
+}
