@@ -92,5 +92,6 @@ Test(initrd_load, refuses_a_directory)
     struct initrd initrd;
 
     expect_error(initrd_load(&mem, fd, &kernel, &initrd, &error),
-                 "Cannot load initrd due to an invalid image", "regular file");
+                 "Cannot load initrd due to an invalid image",
+                 "neither a regular file nor a block device");
 }

@@ -64,7 +64,8 @@ int initrd_load(struct guest_mem *m, int fd, const struct kernel_image *kernel, 
         return fail_os(e, errno, "Cannot load initrd due to an invalid image");
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return fail(e, ERR_INVALID,
-                    "Cannot load initrd due to an invalid image: it is not a regular file");
+                    "Cannot load initrd due to an invalid image: it is neither a regular file nor "
+                    "a block device");
     bytes = out->source.bytes;
     if (bytes == 0)
         return fail(e, ERR_INVALID, "Cannot load initrd due to an invalid image: it is empty");
