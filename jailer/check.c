@@ -253,13 +253,17 @@ static bool check_base(const char *base)
 /* Clients that look for cells of `firecracker` don't find those of what it is a link to. */
 static bool check_name(const char *exec_file)
 {
-    char beside[PATH_MAX] = "", real[PATH_MAX], advice[3 * PATH_MAX];
+    static const char usual[] = "/firecracker";
+    char beside[PATH_MAX] = "", real[PATH_MAX], advice[3 * PATH_MAX], *name;
     const char *what = "cells have the binary's name";
 
     if (!exec_file) {
-        if (readlink("/proc/self/exe", beside, sizeof(beside) - sizeof("/firecracker")) < 0)
+        if (readlink("/proc/self/exe", beside, sizeof(beside) - sizeof(usual)) < 0)
             return false;
-        strcpy(strrchr(beside, '/'), "/firecracker");
+        name = strrchr(beside, '/');
+        if (!name)
+            return false;
+        memcpy(name, usual, sizeof(usual));
         exec_file = beside;
     }
     if (!realpath(exec_file, real) || strcmp(basename(exec_file), basename(real)) == 0)

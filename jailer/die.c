@@ -21,8 +21,8 @@ void die_to(int fd)
 }
 
 /* In one write, so that lines of jailers that share a terminal or a file stay whole. */
-__attribute__((noreturn, format(printf, 1, 0))) static void tell(const char *fmt, va_list ap,
-                                                                 const char *more)
+__attribute__((format(printf, 1, 0))) static void tell(const char *fmt, va_list ap,
+                                                       const char *more)
 {
     char text[TEXT_BYTES];
     size_t room = sizeof(text) - strlen(more) - 1; /* the line feed is that of more */
@@ -31,11 +31,10 @@ __attribute__((noreturn, format(printf, 1, 0))) static void tell(const char *fmt
 
     used += (size_t)snprintf(text + used, sizeof(text) - used, "%s\n", more);
     (void)!write(told_to, text, used);
-    exit(1);
 }
 
-__attribute__((noreturn, format(printf, 3, 0))) static void tell_os(int os_errno, const char *hint,
-                                                                    const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static void tell_os(int os_errno, const char *hint,
+                                                          const char *fmt, va_list ap)
 {
     char more[512];
 
@@ -50,6 +49,8 @@ void die(const char *fmt, ...)
 
     va_start(ap, fmt);
     tell(fmt, ap, "");
+    va_end(ap);
+    exit(1);
 }
 
 void die_os(int os_errno, const char *fmt, ...)
@@ -58,6 +59,8 @@ void die_os(int os_errno, const char *fmt, ...)
 
     va_start(ap, fmt);
     tell_os(os_errno, NULL, fmt, ap);
+    va_end(ap);
+    exit(1);
 }
 
 void die_hint(int os_errno, const char *hint, const char *fmt, ...)
@@ -66,6 +69,8 @@ void die_hint(int os_errno, const char *hint, const char *fmt, ...)
 
     va_start(ap, fmt);
     tell_os(os_errno, hint, fmt, ap);
+    va_end(ap);
+    exit(1);
 }
 
 void path_set(char *path, const char *fmt, ...)

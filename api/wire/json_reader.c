@@ -399,7 +399,7 @@ static int skip_scalar(struct json_reader *r, struct error *e)
  * before the end, or -1. */
 static int skip_to_value(struct json_reader *r, bool is_map, bool *first, struct error *e)
 {
-    struct json_object *key;
+    struct json_object *key = NULL;
     int step;
 
     if (!is_map)

@@ -11,7 +11,9 @@
 
 int seccomp_install(const struct sock_fprog *program)
 {
+    /* At most BPF_MAXINSNS, half of a vCPU's stack; of the heap such a thread has no part. */
     size_t bytes = program->len * sizeof(*program->filter);
+    // cppcheck-suppress allocaCalled; an array of all of that would be touched at each start
     struct sock_fprog own = { program->len, alloca(bytes) };
 
     memcpy(own.filter, program->filter, bytes);
