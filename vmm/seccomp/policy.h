@@ -25,7 +25,7 @@ ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
 ALLOW_IF(MAIN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGURG)),
          "to get a vCPU out of the guest, to be held")
-ALLOW_IF(VCPU, ioctl, IS(1, KVM_GET_REGS), "to log where a guest is that can't go on")
+ALLOW_IF(VCPU | UNSEEN, ioctl, IS(1, KVM_GET_REGS), "to log where a guest is that can't go on")
 ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 
 /* Locks and conditions between threads; no other kind of futex. */
@@ -134,7 +134,7 @@ ALLOW_IF(BOTH, ioctl, IS(1, TCGETS), "the terminal's mode")
 ALLOW_IF(BOTH, ioctl, IS(1, TCSETS), "the terminal's old mode, at the end")
 ALLOW_IF(BOTH, fcntl, ALL(IS(0, STDOUT_FILENO), IS(1, F_SETFL)), "its output's flags, likewise")
 ALLOW_IF(BOTH, ioctl, IS(1, TIOCGPGRP), "whether the terminal is somebody else's by then")
-ALLOW(BOTH, getpgrp, "whether the terminal is somebody else's by then")
+ALLOW(BOTH | UNSEEN, getpgrp, "whether the terminal is somebody else's by then")
 ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGTERM)), "raised anew by its handler")
 ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGINT)), "raised anew by its handler")
 ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGQUIT)), "raised anew by its handler")
@@ -183,7 +183,7 @@ ALLOW(START, seccomp, "the filters of the threads")
 ALLOW(START, capget, "whether user 0 has a capability")
 ALLOW(START, capset, "user 0 gives it up")
 ALLOW_IF(START, getsockopt, IS(2, SO_TYPE), "whether standard error is the host's syslog")
-ALLOW_IF(START, dup2, IS(1, STDERR_FILENO), "standard error is the host's syslog no more")
+ALLOW_IF(START | UNSEEN, dup2, IS(1, STDERR_FILENO), "standard error is the host's syslog no more")
 
 /* From the jailer's execve to main(). */
 ALLOW(START, execve, "the jailer becomes the VMM")
