@@ -97,19 +97,18 @@ static bool has_word(const char *line, const char *word)
 static void enable(const char *path, const char *controller)
 {
     char line[LINE_BYTES], change[80];
-    int fd, n;
+    int ret;
 
     if (read_line(path, line) && has_word(line, controller))
         return;
-    n = snprintf(change, sizeof(change), "+%s", controller);
-    fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || write(fd, change, (size_t)n) != n)
-        die_hint(errno,
-                 errno == EBUSY ? "a cgroup that has processes of its own can't hand controllers "
-                                  "down: move them to a child of it"
-                                : NULL,
+    snprintf(change, sizeof(change), "+%s", controller);
+    ret = try_to_write(path, change);
+    if (ret < 0)
+        die_hint(-ret,
+                 ret == -EBUSY ? "a cgroup that has processes of its own can't hand controllers "
+                                 "down: move them to a child of it"
+                               : NULL,
                  "Failed to write to %s", path);
-    close(fd);
 }
 
 void cgroup_hand_down(const char *mount, const char *location, const char *controller)

@@ -85,12 +85,24 @@ void path_set(char *path, const char *fmt, ...)
         die("A path is longer than %d bytes: %.200s...", PATH_MAX - 1, path);
 }
 
+int try_to_write(const char *path, const char *text)
+{
+    ssize_t n = (ssize_t)strlen(text), written;
+    int fd = open(path, O_WRONLY | O_CLOEXEC), ret = 0;
+
+    if (fd < 0)
+        return -errno;
+    written = write(fd, text, (size_t)n);
+    if (written != n)
+        ret = written < 0 ? -errno : -EIO;
+    close(fd);
+    return ret;
+}
+
 void write_once(const char *path, const char *text)
 {
-    size_t n = strlen(text);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int ret = try_to_write(path, text);
 
-    if (fd < 0 || write(fd, text, n) != (ssize_t)n)
-        die_os(errno, "Failed to write to %s", path);
-    close(fd);
+    if (ret < 0)
+        die_os(-ret, "Failed to write to %s", path);
 }

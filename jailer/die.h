@@ -22,6 +22,9 @@ void die_to(int fd);
 /* snprintf() into a path of PATH_MAX bytes; a path that does not fit ends the process. */
 __attribute__((format(printf, 2, 3))) void path_set(char *path, const char *fmt, ...);
 
-/* Writes a text into a file that is there, in one write, as the kernel's files want it, or ends the
- * process. */
+/* Writes a text into a file that is there, in one write, as the kernel's files want it. 0 or
+ * -errno, of a part that was taken -EIO. */
+__attribute__((warn_unused_result)) int try_to_write(const char *path, const char *text);
+
+/* The same, or ends the process. */
 void write_once(const char *path, const char *text);
