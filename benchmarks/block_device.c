@@ -4,20 +4,13 @@
  * usage: block_device ENGINE OPERATION BYTES DEPTH REQUESTS DISK
  * ENGINE is Sync or Async, OPERATION read or write. Prints CPU and wall nanoseconds a request.
  */
-#include "virtio/block.h"
-
-#include <string.h>
-
-#include "benchmarks/device.h"
+#include "benchmarks/disk.h"
 
 #define HEADERS  0x10000u
 #define STATUSES 0x20000u
 #define TABLES   0x30000u
 #define DATA     0x100000u
 
-static struct bench bench;
-static struct block block;
-static struct block_file file;
 static uint32_t type, bytes; /* of each request */
 static unsigned depth;
 static uint64_t sectors, next_sector;
@@ -54,18 +47,11 @@ static void on_interrupt(const struct kvm_line *line)
 
 static void set_up(const char *engine, const char *disk)
 {
-    struct block_host host = { .file = &file, .loop = &bench.d.loop };
-    struct error e;
-
-    bench_init(&bench);
-    if (block_file_open(&file, disk, false, &e) < 0 ||
-        (strcmp(engine, "Async") == 0 && block_async_new(&host.async, &file, &e) < 0) ||
-        block_init(&block, &host, &e) < 0)
-        die(e.msg);
+    disk_init(engine, disk);
     sectors = file.sectors / (bytes / 512) * (bytes / 512);
     if (sectors == 0)
         die("the disk is smaller than a request");
-    bench_start(&bench, &block.dev, 0, FEATURE(VIRTIO_RING_F_INDIRECT_DESC), on_interrupt);
+    disk_start(on_interrupt);
     for (uint16_t i = 0; i < depth; i++)
         lay(i);
 }

@@ -6,11 +6,7 @@
  * usage: block_drain ENGINE REQUESTS DISK
  * ENGINE is Sync or Async, DISK a file of 4 GiB or more. Prints the milliseconds of the pause.
  */
-#include "virtio/block.h"
-
-#include <string.h>
-
-#include "benchmarks/device.h"
+#include "benchmarks/disk.h"
 
 #define HEADERS      0x10000u
 #define STATUSES     0x20000u
@@ -19,10 +15,6 @@
 #define BUFFER_BYTES (16u << 20)
 #define BUFFERS      254u
 
-static struct bench bench;
-static struct block block;
-static struct block_file file;
-
 static void on_interrupt(const struct kvm_line *line)
 {
     (void)line;
@@ -30,17 +22,10 @@ static void on_interrupt(const struct kvm_line *line)
 
 static void set_up(const char *engine, const char *disk)
 {
-    struct block_host host = { .file = &file, .loop = &bench.d.loop };
-    struct error e;
-
-    bench_init(&bench);
-    if (block_file_open(&file, disk, false, &e) < 0 ||
-        (strcmp(engine, "Async") == 0 && block_async_new(&host.async, &file, &e) < 0) ||
-        block_init(&block, &host, &e) < 0)
-        die(e.msg);
+    disk_init(engine, disk);
     if (file.sectors < (uint64_t)BUFFERS * BUFFER_BYTES / BLOCK_SECTOR_BYTES)
         die("the disk is smaller than a request");
-    bench_start(&bench, &block.dev, 0, FEATURE(VIRTIO_RING_F_INDIRECT_DESC), on_interrupt);
+    disk_start(on_interrupt);
 }
 
 static void offer(uint16_t i)
