@@ -2,62 +2,22 @@
 
 #include <criterion/criterion.h>
 #include <criterion/redirect.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "jailer/die.h"
+#include "tests/unit/support/directory.h"
 
-/* Plain files in the place of a hierarchy: what is written is found at their beginning. */
-static char mount[] = "/tmp/cgroup-tree-XXXXXX";
+/* A directory of plain files in the place of a hierarchy: what is written is found at their
+ * beginning. */
 static char location[PATH_MAX];
-
-static const char *at(const char *name)
-{
-    static char path[4][PATH_MAX];
-    static unsigned next;
-    char *p = path[next++ % 4];
-
-    path_set(p, "%s/%s", mount, name);
-    return p;
-}
-
-static void put(const char *name, const char *text)
-{
-    FILE *f = fopen(at(name), "w");
-
-    fputs(text, f);
-    fclose(f);
-}
-
-static const char *get(const char *name)
-{
-    static char text[256];
-    FILE *f = fopen(at(name), "r");
-
-    text[fread(text, 1, sizeof(text) - 1, f)] = '\0';
-    fclose(f);
-    return text;
-}
-
-static void tear_down(void)
-{
-    char command[PATH_MAX + 16];
-
-    snprintf(command, sizeof(command), "rm -r %s", mount);
-    (void)!system(command);
-}
 
 static void set_up(void)
 {
-    atexit(tear_down); /* a test may end the process */
-    cr_assert(mkdtemp(mount));
-    path_set(location, "%s/parent/nested/id", mount);
-    cgroup_make(mount, location);
+    atexit(remove_directory); /* a test may end the process */
+    make_directory();
+    path_set(location, "%s/parent/nested/id", directory);
+    cgroup_make(directory, location);
 }
 TestSuite(cgroup_tree, .init = set_up);
 
@@ -65,7 +25,7 @@ Test(cgroup_tree, is_made_level_by_level_and_may_be_there)
 {
     struct stat st;
 
-    cgroup_make(mount, location);
+    cgroup_make(directory, location);
     cr_expect_eq(stat(at("parent/nested/id"), &st), 0);
     cr_expect(S_ISDIR(st.st_mode));
 }
@@ -74,8 +34,8 @@ Test(cgroup_tree, is_not_made_where_a_file_is, .exit_code = 1)
 {
     cr_redirect_stderr();
     put("file", "");
-    path_set(location, "%s/file/id", mount);
-    cgroup_make(mount, location);
+    path_set(location, "%s/file/id", directory);
+    cgroup_make(directory, location);
 }
 
 #define MOUNTS                                                                                     \
@@ -115,7 +75,7 @@ static void put_cpusets(const char *top, const char *parent, const char *nested,
 Test(cgroup_tree, inheriting_fills_each_empty_level_from_the_nearest_above)
 {
     put_cpusets("0-7\n", "\n", "2-3\n", "");
-    cgroup_inherit(mount, location, "cpuset.cpus");
+    cgroup_inherit(directory, location, "cpuset.cpus");
     cr_expect_str_eq(get("parent/cpuset.cpus"), "0-7");
     cr_expect_str_eq(get("parent/nested/cpuset.cpus"), "2-3\n");
     cr_expect_str_eq(get("parent/nested/id/cpuset.cpus"), "2-3");
@@ -124,7 +84,7 @@ Test(cgroup_tree, inheriting_fills_each_empty_level_from_the_nearest_above)
 Test(cgroup_tree, inheriting_leaves_what_is_set)
 {
     put_cpusets("0-7\n", "4\n", "4\n", "4\n");
-    cgroup_inherit(mount, location, "cpuset.cpus");
+    cgroup_inherit(directory, location, "cpuset.cpus");
     cr_expect_str_eq(get("parent/nested/id/cpuset.cpus"), "4\n");
 }
 
@@ -132,13 +92,13 @@ Test(cgroup_tree, inheriting_has_nothing_to_give_when_the_top_is_empty, .exit_co
 {
     cr_redirect_stderr();
     put_cpusets("\n", "1\n", "1\n", "1\n");
-    cgroup_inherit(mount, location, "cpuset.cpus");
+    cgroup_inherit(directory, location, "cpuset.cpus");
 }
 
 Test(cgroup_tree, inheriting_needs_the_file, .exit_code = 1)
 {
     cr_redirect_stderr();
-    cgroup_inherit(mount, location, "cpuset.cpus");
+    cgroup_inherit(directory, location, "cpuset.cpus");
 }
 
 static void put_controls(const char *top, const char *parent, const char *nested)
@@ -153,7 +113,7 @@ static void put_controls(const char *top, const char *parent, const char *nested
 Test(cgroup_tree, handing_down_asks_each_level_above_that_does_not_do_it_yet)
 {
     put_controls("cpuset cpu\n", "cpuset\n", "");
-    cgroup_hand_down(mount, location, "cpu");
+    cgroup_hand_down(directory, location, "cpu");
     cr_expect_str_eq(get("cgroup.subtree_control"), "cpuset cpu\n", "it did already");
     cr_expect_str_eq(get("parent/cgroup.subtree_control"), "+cpuet\n", "over what was there");
     cr_expect_str_eq(get("parent/nested/cgroup.subtree_control"), "+cpu");
@@ -163,7 +123,7 @@ Test(cgroup_tree, handing_down_asks_each_level_above_that_does_not_do_it_yet)
 Test(cgroup_tree, handing_down_takes_whole_words_for_names)
 {
     put_controls("cpuset\n", "cpuset\n", "cpu\n");
-    cgroup_hand_down(mount, location, "cpu");
+    cgroup_hand_down(directory, location, "cpu");
     cr_expect_str_eq(get("cgroup.subtree_control"), "+cpuet\n");
     cr_expect_str_eq(get("parent/nested/cgroup.subtree_control"), "cpu\n");
 }
@@ -172,5 +132,5 @@ Test(cgroup_tree, handing_down_refuses_a_controller_that_is_not_there, .exit_cod
 {
     cr_redirect_stderr();
     put_controls("", "", "");
-    cgroup_hand_down(mount, location, "mem");
+    cgroup_hand_down(directory, location, "mem");
 }

@@ -2,8 +2,6 @@
 
 #include <criterion/criterion.h>
 #include <criterion/redirect.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -11,46 +9,20 @@
 #include <unistd.h>
 
 #include "jailer/die.h"
+#include "tests/unit/support/directory.h"
 
-static char dir[] = "/tmp/plan-XXXXXX";
 static char vmm[PATH_MAX];
 static struct args a;
 static struct plan p;
 
-static const char *at(const char *name)
-{
-    static char path[4][PATH_MAX];
-    static unsigned next;
-    char *here = path[next++ % 4];
-
-    path_set(here, "%s/%s", dir, name);
-    return here;
-}
-
-static void put(const char *name, const char *text)
-{
-    int fd = open(at(name), O_WRONLY | O_CREAT, 0755);
-
-    cr_assert(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-    close(fd);
-}
-
-static void tear_down(void)
-{
-    char command[64];
-
-    snprintf(command, sizeof(command), "rm -r %s", dir);
-    (void)!system(command);
-}
-
 static void set_up(void)
 {
-    atexit(tear_down); /* a test may end the process */
-    cr_assert(mkdtemp(dir));
-    path_set(vmm, "%s/vmm", dir);
+    atexit(remove_directory); /* a test may end the process */
+    make_directory();
+    path_set(vmm, "%s/vmm", directory);
     put("vmm", "not a program");
     cr_assert_eq(mkdir(at("base"), 0755), 0);
-    a = (struct args){ .id = "id", .exec_file = vmm, .chroot_base_dir = dir };
+    a = (struct args){ .id = "id", .exec_file = vmm, .chroot_base_dir = directory };
 }
 TestSuite(plan, .init = set_up);
 
@@ -60,7 +32,7 @@ Test(plan, has_firecrackers_names)
     cr_expect_str_eq(p.exec_path, at("vmm"));
     cr_expect_str_eq(p.exec_name, "vmm");
     cr_expect_str_eq(p.root, at("vmm/id/root"));
-    cr_expect_eq(p.root_at, (int)strlen(dir));
+    cr_expect_eq(p.root_at, (int)strlen(directory));
     cr_expect_str_eq(p.parent_cgroup, "vmm");
 }
 
@@ -84,7 +56,7 @@ Test(plan, resolves_the_base)
 {
     char there[PATH_MAX];
 
-    path_set(there, "%s/base/..//base", dir);
+    path_set(there, "%s/base/..//base", directory);
     a.chroot_base_dir = there;
     plan_make(&p, &a);
     cr_expect_str_eq(p.root, at("base/vmm/id/root"));
@@ -111,7 +83,7 @@ Test(plan, asks_the_file_system_where_the_cell_would_be)
 
     cr_assert_eq(statvfs("/proc", &proc), 0);
     cr_expect_eq(plan_mount_flags("/proc/none/of/these"), proc.f_flag);
-    cr_expect_eq(plan_mount_flags(at("none")), plan_mount_flags(dir));
+    cr_expect_eq(plan_mount_flags(at("none")), plan_mount_flags(directory));
     cr_expect_eq(plan_mount_flags("/none"), plan_mount_flags("/"));
 }
 

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static char dir[] = "/tmp/mayfly-vm-XXXXXX";
+#include "tests/unit/support/directory.h"
+
 static struct loop loop;
 static struct vm *vm;
 static struct error e;
@@ -45,36 +46,22 @@ static void write_kernel(const char *path)
     close(fd);
 }
 
-static const char *file(const char *name)
-{
-    static char path[4][64];
-    static unsigned next;
-    char *p = path[next++ % 4];
-
-    snprintf(p, sizeof(path[0]), "%s/%s", dir, name);
-    return p;
-}
-
 static void set_up(void)
 {
     static const struct vm_options options = { .id = "test" };
 
-    strcpy(dir, "/tmp/mayfly-vm-XXXXXX");
-    cr_assert_not_null(mkdtemp(dir));
-    write_kernel(file("kernel"));
-    close(open(file("disk"), O_WRONLY | O_CREAT, 0600));
-    cr_assert_eq(truncate(file("disk"), 1 << 20), 0);
-    close(open(file("text"), O_WRONLY | O_CREAT, 0600));
+    make_directory();
+    write_kernel(at("kernel"));
+    close(open(at("disk"), O_WRONLY | O_CREAT, 0600));
+    cr_assert_eq(truncate(at("disk"), 1 << 20), 0);
+    close(open(at("text"), O_WRONLY | O_CREAT, 0600));
     cr_assert_eq(loop_init(&loop, &e), 0);
     vm = vm_new(&loop, &options);
 }
 
 static void tear_down(void)
 {
-    unlink(file("kernel"));
-    unlink(file("disk"));
-    unlink(file("text"));
-    rmdir(dir);
+    remove_directory();
 }
 
 TestSuite(vm, .init = set_up, .fini = tear_down);
@@ -131,7 +118,7 @@ static void need_kvm(void)
 static void start(void)
 {
     need_kvm();
-    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0, "%s", e.msg);
+    cr_assert_eq(put_boot(at("kernel"), NULL, "x"), 0, "%s", e.msg);
     cr_assert_eq(apply(ACT_START), 0, "%s", e.msg);
 }
 
@@ -207,23 +194,23 @@ Test(vm, holds_up_nobody_who_writes_to_its_kernel_after_a_failed_start)
 {
     autofd int writer = -1;
 
-    cr_assert_eq(put_boot(file("kernel"), file("text"), "x"), 0, "%s", e.msg);
+    cr_assert_eq(put_boot(at("kernel"), at("text"), "x"), 0, "%s", e.msg);
     cr_assert_eq(apply(ACT_START), -1);
     cr_expect(strstr(e.msg, "Cannot load initrd"), "%s", e.msg);
-    writer = open(file("kernel"), O_WRONLY | O_NONBLOCK);
+    writer = open(at("kernel"), O_WRONLY | O_NONBLOCK);
     cr_expect(writer >= 0, "it still has a lease");
 }
 
 Test(vm, can_be_configured_anew_after_a_failed_start)
 {
     need_kvm();
-    cr_assert_eq(put_drive("a", file("disk"), false), 0);
-    cr_assert_eq(put_boot(file("text"), NULL, "x"), 0);
+    cr_assert_eq(put_drive("a", at("disk"), false), 0);
+    cr_assert_eq(put_boot(at("text"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), -1);
     cr_expect(strstr(e.msg, "Kernel Loader"), "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
     cr_assert_eq(put_machine((struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }), 0);
-    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_assert_eq(put_boot(at("kernel"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), 0, "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_RUNNING);
 }
@@ -232,7 +219,7 @@ Test(vm, says_when_kvm_is_missing)
 {
     if (access("/dev/kvm", F_OK) == 0)
         cr_skip_test("this host has /dev/kvm");
-    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_assert_eq(put_boot(at("kernel"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), -1);
     cr_expect(strstr(e.msg, "/dev/kvm"), "%s", e.msg);
 }
@@ -243,7 +230,7 @@ static void put_drives_up_to(unsigned count)
         char id[16];
 
         snprintf(id, sizeof(id), "d%u", i);
-        cr_assert_eq(put_drive(id, file("disk"), false), 0, "%s", e.msg);
+        cr_assert_eq(put_drive(id, at("disk"), false), 0, "%s", e.msg);
     }
 }
 
@@ -261,7 +248,7 @@ Test(vm, refuses_more_drives_than_there_are_interrupt_lines_at_the_start)
     };
 
     need_kvm();
-    cr_assert_eq(put_boot(file("kernel"), NULL, "x"), 0);
+    cr_assert_eq(put_boot(at("kernel"), NULL, "x"), 0);
     for (unsigned i = 0; i < sizeof(texts) / sizeof(*texts); i++) {
         put_drives_up_to(18 + i);
         cr_expect_eq(apply(ACT_START), -1);
@@ -360,17 +347,17 @@ Test(boot_source, opens_its_files_at_once_and_keeps_the_old_ones_on_error)
 {
     char text[200];
 
-    cr_assert_eq(put_boot(file("kernel"), NULL, "first"), 0);
-    cr_expect_eq(put_boot(file("none"), NULL, "second"), -1);
+    cr_assert_eq(put_boot(at("kernel"), NULL, "first"), 0);
+    cr_expect_eq(put_boot(at("none"), NULL, "second"), -1);
     snprintf(text, sizeof(text),
              "The kernel file cannot be opened: No such file or directory (os error 2) %s/none",
-             dir);
+             directory);
     cr_expect_str_eq(e.msg, text);
-    cr_expect_eq(put_boot(file("kernel"), file("none"), "second"), -1);
+    cr_expect_eq(put_boot(at("kernel"), at("none"), "second"), -1);
     snprintf(text, sizeof(text),
              "The initrd file cannot be opened due to invalid path or invalid permissions. "
              "No such file or directory (os error 2) %s/none",
-             dir);
+             directory);
     cr_expect_str_eq(e.msg, text);
     cr_expect_str_eq(vm_config(vm)->boot_source.boot_args, "first");
     cr_expect_null(vm_config(vm)->boot_source.initrd_path);
@@ -382,18 +369,18 @@ Test(boot_source, refuses_a_command_line_that_cannot_fit)
 
     memset(args, 'a', sizeof(args));
     args[2048] = 0;
-    cr_expect_eq(put_boot(file("kernel"), NULL, args), -1);
+    cr_expect_eq(put_boot(at("kernel"), NULL, args), -1);
     cr_expect(strstr(e.msg, "Invalid cmdline capacity"), "%s", e.msg);
     args[2047] = 0;
-    cr_expect_eq(put_boot(file("kernel"), NULL, args), 0, "%s", e.msg);
+    cr_expect_eq(put_boot(at("kernel"), NULL, args), 0, "%s", e.msg);
 }
 
 Test(drives, keep_their_order_with_the_root_first)
 {
-    cr_assert_eq(put_drive("a", file("disk"), false), 0);
-    cr_assert_eq(put_drive("b", file("disk"), false), 0);
-    cr_assert_eq(put_drive("r", file("disk"), true), 0);
-    cr_assert_eq(put_drive("c", file("disk"), false), 0);
+    cr_assert_eq(put_drive("a", at("disk"), false), 0);
+    cr_assert_eq(put_drive("b", at("disk"), false), 0);
+    cr_assert_eq(put_drive("r", at("disk"), true), 0);
+    cr_assert_eq(put_drive("c", at("disk"), false), 0);
     cr_expect_eq(vm_config(vm)->drives.count, 4);
     for (unsigned i = 0; i < 4; i++)
         cr_expect_eq(vm_config(vm)->drives.items[i].drive_id[0], "rabc"[i]);
@@ -401,24 +388,23 @@ Test(drives, keep_their_order_with_the_root_first)
 
 Test(drives, are_replaced_by_id)
 {
-    cr_assert_eq(put_drive("a", file("disk"), false), 0);
-    cr_assert_eq(put_drive("b", file("disk"), false), 0);
-    cr_assert_eq(put_drive("a", file("text"), false), 0);
+    cr_assert_eq(put_drive("a", at("disk"), false), 0);
+    cr_assert_eq(put_drive("b", at("disk"), false), 0);
+    cr_assert_eq(put_drive("a", at("text"), false), 0);
     cr_expect_eq(vm_config(vm)->drives.count, 2);
-    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, file("text"));
-    cr_expect_eq(put_drive("a", file("none"), false), -1);
-    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, file("text"),
-                     "the old one stays");
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, at("text"));
+    cr_expect_eq(put_drive("a", at("none"), false), -1);
+    cr_expect_str_eq(vm_config(vm)->drives.items[0].path_on_host, at("text"), "the old one stays");
 }
 
 Test(drives, have_one_root)
 {
-    cr_assert_eq(put_drive("r", file("disk"), true), 0);
-    cr_expect_eq(put_drive("s", file("disk"), true), -1);
+    cr_assert_eq(put_drive("r", at("disk"), true), 0);
+    cr_expect_eq(put_drive("s", at("disk"), true), -1);
     cr_expect_str_eq(e.msg, "A root block device already exists!");
-    cr_expect_eq(put_drive("r", file("disk"), true), 0, "itself may be put again");
-    cr_assert_eq(put_drive("r", file("disk"), false), 0);
-    cr_expect_eq(put_drive("s", file("disk"), true), 0, "the place is free");
+    cr_expect_eq(put_drive("r", at("disk"), true), 0, "itself may be put again");
+    cr_assert_eq(put_drive("r", at("disk"), false), 0);
+    cr_expect_eq(put_drive("s", at("disk"), true), 0, "the place is free");
     cr_expect_str_eq(vm_config(vm)->drives.items[0].drive_id, "s");
 }
 
