@@ -33,7 +33,7 @@ class Host:
         )
         self.unread = b""
         # A serial port that nobody has opened yet loses what is sent to it.
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while b"ready\n" not in self.unread:
             self._read(deadline)
         self.run(f"cd {shlex.quote(directory)}")
