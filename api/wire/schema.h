@@ -71,9 +71,10 @@ struct schema_field {
     size_t has_at;                         /* SCHEMA_HAS(): offset of a bool that says whether it
                                               was given and not null; 0: none */
     const struct schema_variant *variants; /* SCHEMA_ENUM */
-    const struct schema *object;           /* SCHEMA_OBJECT, SCHEMA_LIST */
-    const struct schema_field *item;       /* SCHEMA_LIST without `object`: read, never shown;
-                                              its `at` is 0 */
+    unsigned new_variants;       /* of these the last so many are not listed, as with SCHEMA_NEW */
+    const struct schema *object; /* SCHEMA_OBJECT, SCHEMA_LIST */
+    const struct schema_field *item; /* SCHEMA_LIST without `object`: read, never shown;
+                                        its `at` is 0 */
     size_t item_size;
     schema_parse *parse; /* SCHEMA_PARSED */
 };

@@ -1,5 +1,5 @@
-/* The ways a guest ends, by command line: "triple_fault" or "reset", else it halts for ever; by the
- * first vCPU or, with "second", by the second. */
+/* The ways a guest ends, by command line: "triple_fault", "reset" or "off", else it halts for ever;
+ * by the first vCPU or, with "second", by the second. */
 #include "runtime/boot.h"
 #include "runtime/power.h"
 #include "runtime/report.h"
@@ -13,6 +13,8 @@ static void end(uint32_t apic_id)
         triple_fault();
     if (boot_has("reset"))
         power_off();
+    if (boot_has("off"))
+        soft_off();
     halt();
 }
 

@@ -65,6 +65,12 @@ static uint64_t count(uint64_t at, uint64_t bytes, const char *what, unsigned n)
     return found;
 }
 
+/* A generic address (5.2.3.2): space, bits, first bit, access size, address. */
+static bool is_byte_port(uint64_t at, uint64_t port)
+{
+    return mmio_read32(at) == (1 | 8 << 8 | 1 << 24) && mmio_read64(at + 4) == port;
+}
+
 static void check_acpi(void)
 {
     uint64_t rsdp = scan(0xe0000, 0x100000, "RSD PTR ", 8), xsdt, fadt, madt, dsdt;
@@ -88,11 +94,16 @@ static void check_acpi(void)
     if (!expect(fadt != 0, "the_fadt_is_whole"))
         return;
     expect((mmio_read32(fadt + 112) & 1u << 20) != 0, "the_fadt_is_hardware_reduced");
+    expect(is_byte_port(fadt + 244, 0x600), "the_fadt_has_the_sleep_control_register");
+    expect(is_byte_port(fadt + 256, 0x601), "the_fadt_has_the_sleep_status_register");
     dsdt = mmio_read64(fadt + 140);
     if (!expect(is_table(dsdt, "DSDT"), "the_dsdt_is_whole"))
         return;
     expect_equal(count(dsdt, mmio_read32(dsdt + 4), "LNRO0005", 8), boot_number("drives", 0),
                  "the_dsdt_has_each_virtio_device");
+    expect_equal(count(dsdt, mmio_read32(dsdt + 4), "\x08_S5_\x12", 6), 1, "the_dsdt_has_soft_off");
+    expect_equal(count(dsdt, mmio_read32(dsdt + 4), "PWRB\x08_HID\x0c\x41\xd0\x0c\x0c", 14), 1,
+                 "the_dsdt_has_the_power_button");
 }
 
 static void check_mp_entries(uint64_t table)

@@ -329,6 +329,7 @@ def test_actions_on_a_running_vm_wait_for_the_start(vm):
     for method, path, body in [("PATCH", "/vm", {"state": "Paused"}),
                                ("PATCH", "/vm", {"state": "Resumed"}),
                                ("PUT", "/actions", {"action_type": "SendCtrlAltDel"}),
+                               ("PUT", "/actions", {"action_type": "SendPowerButton"}),
                                ("PUT", "/actions", {"action_type": "FlushMetrics"}),
                                ("DELETE", "/drives/disk", None)]:
         refused(vm, method, path, body, BEFORE)

@@ -165,7 +165,7 @@ def test_the_units_commands_start_and_stop_a_guest(disk, jailed):
     tmp_path = pathlib.Path(short)
     tmp_path.chmod(0o755)
     shutil.copy(disk, tmp_path)
-    here(text_of("vm.json"), tmp_path, "keyboard", "keys")
+    here(text_of("vm.json"), tmp_path, "button")
     readable(tmp_path)
     env = {**jailed, "FILES": short, "BASE": f"{short}/base"}
     vm = mayfly.Mayfly()
@@ -180,7 +180,7 @@ def test_the_units_commands_start_and_stop_a_guest(disk, jailed):
         unit_command("ExecStop", tmp_path, **{"$MAINPID": str(vm.process.pid)}))
     assert vm.wait(mayfly.DEADLINE_S) == 0
     assert stop.wait(mayfly.DEADLINE_S) == 0
-    assert "ok ctrl_alt_del_interrupts" in vm.output()
+    assert "ok the_power_button_interrupts" in vm.output()
     shutil.rmtree(vm.directory)
     shutil.rmtree(short)
 

@@ -231,6 +231,40 @@ def test_ctrl_alt_del_is_refused_where_the_guest_masked_the_keyboard():
         assert status == 400 and "I8042 error" in body["fault_message"]
 
 
+def press(machine):
+    machine.ok("PUT", "/actions", {"action_type": "SendPowerButton"})
+
+
+@pytest.mark.parametrize("guest", ["button", "button-pvh"])
+def test_each_press_of_the_power_button_interrupts_the_guest(guest):
+    with Machine(guest, "presses=3") as machine:
+        machine.boot().wait_for_output("ready\n")
+        for count in range(1, 4):
+            press(machine)
+            mayfly.wait_until(lambda: machine.output().count("pressed\n") == count, "an interrupt")
+        machine.finish()
+
+
+def test_the_power_button_of_a_paused_guest_is_heard_when_it_goes_on():
+    with Machine("button", "presses=2") as machine:
+        machine.boot().wait_for_output("ready\n")
+        press(machine)
+        machine.wait_for_output("pressed\n")
+        machine.ok("PATCH", "/vm", {"state": "Paused"})
+        press(machine)
+        press(machine) # which one interrupt stands for
+        assert machine.output().count("pressed\n") == 1
+        machine.ok("PATCH", "/vm", {"state": "Resumed"})
+        machine.finish()
+
+
+def test_the_power_button_does_nothing_to_a_guest_that_does_not_listen():
+    with Machine("button", "masked") as machine:
+        machine.boot().wait_for_output("ready\n")
+        press(machine)
+        assert machine.ok("GET", "/")["state"] == "Running"
+
+
 @pytest.mark.parametrize("flags, lines", [(["--boot-timer"], 1), ([], 0)])
 def test_the_boot_timer_logs_its_byte_once(flags, lines):
     with Machine("boot_timer", flags=flags) as machine:
@@ -253,11 +287,13 @@ def test_a_guest_that_marks_without_end_writes_a_line_a_second():
 # How it ends.
 
 @pytest.mark.parametrize("mode, vcpus, code", [
-    ("reset", 1, 0), ("reset second", 2, 0), ("triple_fault", 1, 1), ("triple_fault second", 2, 1)])
+    ("reset", 1, 0), ("reset second", 2, 0), ("off", 1, 0), ("off second", 2, 0),
+    ("triple_fault", 1, 1), ("triple_fault second", 2, 1)])
 def test_the_guest_ends_the_process(mode, vcpus, code):
     with Machine("exit", mode, vcpus=vcpus) as machine:
         assert machine.boot().wait() == code
         assert "ending" in machine.output()
+        assert machine.log().count("The guest has powered off.") == mode.startswith("off")
 
 
 def test_a_halted_guest_stays_until_a_signal():

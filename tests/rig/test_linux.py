@@ -132,6 +132,25 @@ def test_ctrl_alt_del_reboots_the_guest(guest, kernel):
     assert "mayfly guest: reboot" not in guest.wait_end()
 
 
+@pytest.mark.parametrize("kernel", ["vmlinuz", "acpi.vmlinux"])
+def test_the_power_button_is_heard_and_the_guest_switches_itself_off(guest, kernel):
+    """With reboot=k, which says how a guest restarts. An event is a time of 16 bytes, type, code and
+    value: the key KEY_POWER (116) goes down."""
+    run = (
+        "for m in /modules/*.ko; do insmod $m; done 2>/dev/null;"
+        " button=$(grep -l Power.Button /sys/class/input/event*/device/name | cut -d / -f 5);"
+        " exec 3</dev/input/$button; echo armed; dd bs=24 count=1 <&3 2>/dev/null |"
+        " od -A n -t u2 -j 16 | sed s/^/event/; poweroff -f"
+    )
+    initrd = "initrd" if kernel == "vmlinuz" else None
+    guest.boot(kernel, run=run, initrd=initrd).wait_console("armed")
+    guest.do("PUT", "/actions", {"action_type": "SendPowerButton"})
+    console = guest.wait_end()
+    assert said(console, "event").split() == ["1", "116", "1", "0"]
+    assert "mayfly guest: reboot" not in console
+    assert "The guest has powered off." in guest.errors()
+
+
 def test_a_file_written_in_the_guest_is_on_the_disk(guest, host):
     run = "echo kept on disk >/root/note; seq 1 20000 >/root/numbers; md5sum /root/numbers"
     console = boot_stock(guest, run=run).wait_end()

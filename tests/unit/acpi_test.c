@@ -117,9 +117,22 @@ Test(acpi_write, says_the_hardware_is_reduced)
     cr_assert_eq(u32_at(fadt + 4), 276);
     cr_assert_eq(low[fadt + 8], 6);
     cr_assert_eq(low[fadt + 131], 5);
-    cr_assert_eq(u32_at(fadt + 112), 0x100030, "reduced, no power and sleep buttons");
+    cr_assert_eq(u32_at(fadt + 112), 0x100030, "reduced; buttons are devices, or not there");
     cr_assert_eq(low[fadt + 109] | low[fadt + 110] << 8, 4, "no VGA");
     cr_assert_eq(memcmp(low + fadt + 268, "FIRECKVM", 8), 0);
+}
+
+Test(acpi_write, names_the_ports_of_the_sleep_registers)
+{
+    static const uint8_t byte_port[4] = { 1, 8, 0, 1 };
+    size_t fadt;
+
+    write_for(1, 1);
+    fadt = table("FACP");
+    cr_assert_eq(memcmp(low + fadt + 244, byte_port, 4), 0);
+    cr_assert_eq(u64_at(fadt + 248), LAYOUT_SLEEP_CONTROL);
+    cr_assert_eq(memcmp(low + fadt + 256, byte_port, 4), 0);
+    cr_assert_eq(u64_at(fadt + 260), LAYOUT_SLEEP_STATUS);
 }
 
 Test(acpi_write, lists_the_apics)

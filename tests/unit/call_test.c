@@ -477,6 +477,7 @@ Test(actions, wait_for_the_start)
                                "before starting the microVM.\"}";
 
     cr_expect_str_eq(PUT("/actions", "{\"action_type\":\"SendCtrlAltDel\"}"), text);
+    cr_expect_str_eq(PUT("/actions", "{\"action_type\":\"SendPowerButton\"}"), text);
     cr_expect_str_eq(PUT("/actions", "{\"action_type\":\"FlushMetrics\"}"), text);
     cr_expect_str_eq(PATCH("/vm", "{\"state\":\"Paused\"}"), text);
     cr_expect_str_eq(PATCH("/vm", "{\"state\":\"Resumed\"}"), text);

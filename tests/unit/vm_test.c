@@ -124,9 +124,9 @@ static void start(void)
 
 Test(vm, refuses_before_the_start_what_needs_a_guest)
 {
-    static const enum action_kind kinds[] = { ACT_CTRL_ALT_DEL,  ACT_PAUSE,     ACT_RESUME,
-                                              ACT_FLUSH_METRICS, ACT_PATCH_NET, ACT_PATCH_DRIVE,
-                                              ACT_DELETE_DEVICE };
+    static const enum action_kind kinds[] = { ACT_CTRL_ALT_DEL, ACT_POWER_BUTTON,  ACT_PAUSE,
+                                              ACT_RESUME,       ACT_FLUSH_METRICS, ACT_PATCH_NET,
+                                              ACT_PATCH_DRIVE,  ACT_DELETE_DEVICE };
 
     for (unsigned i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
         cr_expect_eq(apply(kinds[i]), -1);

@@ -7,18 +7,19 @@
 #include "vmm/boot/aml.h"
 #include "vmm/boot/checksum.h"
 
-#define OEM_ID               "FIRECK"
-#define CREATOR_ID           "FCAT"
-#define CREATOR_REVISION     0x20240119u
-#define FADT_BYTES           276
-#define FADT_NO_VGA          (1u << 2) /* of the boot flags */
-#define FADT_NO_POWER_BUTTON (1u << 4) /* of the flags, like the next two */
-#define FADT_NO_SLEEP_BUTTON (1u << 5)
-#define FADT_HW_REDUCED      (1u << 20)
-#define MADT_LAPIC           0
-#define MADT_IOAPIC          1
-#define MADT_LAPIC_ENABLED   1u
-#define NOTIFY_STATUS_CHANGE 0x80
+#define OEM_ID                   "FIRECK"
+#define CREATOR_ID               "FCAT"
+#define CREATOR_REVISION         0x20240119u
+#define FADT_BYTES               276
+#define FADT_NO_VGA              (1u << 2) /* of the boot flags */
+#define FADT_BUTTONS_ARE_DEVICES (3u << 4) /* or not there; of the flags, like the next */
+#define FADT_HW_REDUCED          (1u << 20)
+#define SPACE_SYSTEM_IO          1
+#define ACCESS_BYTE              1
+#define MADT_LAPIC               0
+#define MADT_IOAPIC              1
+#define MADT_LAPIC_ENABLED       1u
+#define NOTIFY_STATUS_CHANGE     0x80 /* of a button: it was pressed */
 
 /* 5.2.6 */
 struct header {
@@ -54,6 +55,13 @@ struct xsdt {
     uint64_t tables[3];
 } __attribute__((packed));
 
+/* 5.2.3.2 */
+struct generic_address {
+    uint8_t space, bits, first_bit, access;
+    uint64_t address;
+} __attribute__((packed));
+_Static_assert(sizeof(struct generic_address) == 12, "5.2.3.2");
+
 /* 5.2.9: a hardware-reduced platform has few of the fields. */
 struct fadt {
     struct header header;
@@ -65,13 +73,15 @@ struct fadt {
     uint8_t minor_revision;
     uint64_t facs;
     uint64_t dsdt;
-    uint8_t registers[120];
+    uint8_t registers[96];
+    struct generic_address sleep_control, sleep_status;
     char hypervisor_id[8];
 } __attribute__((packed));
 _Static_assert(offsetof(struct fadt, boot_flags) == 109, "5.2.9");
 _Static_assert(offsetof(struct fadt, flags) == 112, "5.2.9");
 _Static_assert(offsetof(struct fadt, minor_revision) == 131, "5.2.9");
 _Static_assert(offsetof(struct fadt, dsdt) == 140, "5.2.9");
+_Static_assert(offsetof(struct fadt, sleep_control) == 244, "5.2.9");
 _Static_assert(sizeof(struct fadt) == FADT_BYTES, "5.2.9");
 
 /* 5.2.12 */
@@ -165,7 +175,7 @@ static void describe_generation(struct aml *a, const struct platform *p)
     aml_name_string(a, "_HID", "VMGENCTR");
     aml_name_string(a, "_CID", "VM_Gen_Counter");
     aml_name_string(a, "_DDN", "VM_Gen_Counter");
-    aml_name_u32_pair(a, "ADDR", LAYOUT_VMGENID);
+    aml_name_u32s(a, "ADDR", (const uint32_t[]){ LAYOUT_VMGENID, 0 }, 2);
     aml_close(a, device);
 
     device = aml_device_open(a, "_SB_.VCLK");
@@ -216,6 +226,29 @@ static void describe_legacy(struct aml *a)
     aml_close(a, device);
 }
 
+/* What Firecracker's guests don't have, behind all that they do: soft off (7.4.2.6), and a power
+ * button with a Generic Event Device of its own. */
+static void describe_power(struct aml *a)
+{
+    size_t device, inner;
+
+    aml_name_u32s(a, "_S5_", (const uint32_t[]){ SLEEP_TYPE_S5, 0, 0, 0 }, 4);
+    device = aml_device_open(a, "_SB_.PWRB");
+    aml_name_eisa_id(a, "_HID", "PNP0C0C");
+    aml_close(a, device);
+
+    device = aml_device_open(a, "_SB_.GEDB");
+    aml_name_string(a, "_HID", "ACPI0013");
+    aml_name_one(a, "_UID");
+    inner = aml_crs_open(a);
+    aml_resource_irq(a, GSI_POWER_BUTTON);
+    aml_crs_close(a, inner);
+    inner = aml_method_open(a, "_EVT", 1, true);
+    aml_notify_if_arg0(a, GSI_POWER_BUTTON, "\\_SB_.PWRB", NOTIFY_STATUS_CHANGE);
+    aml_close(a, inner);
+    aml_close(a, device);
+}
+
 static int place_dsdt(struct placer *to, const struct platform *p, uint64_t *address,
                       struct error *e)
 {
@@ -228,8 +261,14 @@ static int place_dsdt(struct placer *to, const struct platform *p, uint64_t *add
     describe_virtio(&a, p);
     describe_generation(&a, p);
     describe_legacy(&a);
+    describe_power(&a);
     memcpy(dsdt.code, a.code, a.bytes);
     return place(to, &dsdt.header, sizeof(dsdt.header) + a.bytes, address, e);
+}
+
+static struct generic_address port(uint16_t at)
+{
+    return (struct generic_address){ SPACE_SYSTEM_IO, 8, 0, ACCESS_BYTE, at };
 }
 
 static int place_fadt(struct placer *to, uint64_t dsdt, uint64_t *address, struct error *e)
@@ -237,9 +276,11 @@ static int place_fadt(struct placer *to, uint64_t dsdt, uint64_t *address, struc
     struct fadt fadt = {
         .header = new_header("FACP", 6, "FCVMFADT"),
         .boot_flags = FADT_NO_VGA,
-        .flags = FADT_NO_POWER_BUTTON | FADT_NO_SLEEP_BUTTON | FADT_HW_REDUCED,
+        .flags = FADT_BUTTONS_ARE_DEVICES | FADT_HW_REDUCED,
         .minor_revision = 5,
         .dsdt = dsdt,
+        .sleep_control = port(LAYOUT_SLEEP_CONTROL),
+        .sleep_status = port(LAYOUT_SLEEP_STATUS),
         .hypervisor_id = { 'F', 'I', 'R', 'E', 'C', 'K', 'V', 'M' },
     };
 

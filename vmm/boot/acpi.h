@@ -1,7 +1,7 @@
 /*
  * The ACPI tables (ACPI 6.5): RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG and a DSDT that
- * announces the virtio devices, COM1, the PS/2 controller, VMGenID and VMClock. Written once,
- * before the start, by the main thread.
+ * announces the virtio devices, COM1, the PS/2 controller, VMGenID, VMClock, soft off and the power
+ * button. Written once, before the start, by the main thread.
  */
 #pragma once
 

@@ -182,18 +182,18 @@ void aml_name_u32(struct aml *a, const char *name, uint32_t value)
     put_u32(a, value);
 }
 
-void aml_name_u32_pair(struct aml *a, const char *name, uint64_t value)
+void aml_name_u32s(struct aml *a, const char *name, const uint32_t *values, uint8_t n)
 {
     size_t mark;
 
     put_name(a, name);
     put_u8(a, OP_PACKAGE);
     mark = a->bytes;
-    put_u8(a, 2);
-    put_u8(a, OP_DWORD);
-    put_u32(a, (uint32_t)value);
-    put_u8(a, OP_DWORD);
-    put_u32(a, (uint32_t)(value >> 32));
+    put_u8(a, n);
+    for (unsigned i = 0; i < n; i++) {
+        put_u8(a, OP_DWORD);
+        put_u32(a, values[i]);
+    }
     aml_close(a, mark);
 }
 

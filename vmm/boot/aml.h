@@ -34,8 +34,8 @@ void aml_name_eisa_id(struct aml *a, const char *name, const char *id);
 void aml_name_one(struct aml *a, const char *name);
 void aml_name_u8(struct aml *a, const char *name, uint8_t value);
 void aml_name_u32(struct aml *a, const char *name, uint32_t value);
-/* ... of a package of the low and the high half. */
-void aml_name_u32_pair(struct aml *a, const char *name, uint64_t value);
+/* ... of a package of n. */
+void aml_name_u32s(struct aml *a, const char *name, const uint32_t *values, uint8_t n);
 
 /* Method (NAME) { Return (value) } */
 void aml_method_returning(struct aml *a, const char *name, uint8_t value);

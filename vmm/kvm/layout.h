@@ -51,10 +51,16 @@ static inline gpa_t gpa(uint64_t v)
 #define LAYOUT_GAP2_START   0x4000000000u /* 256 GiB */
 #define LAYOUT_GAP2_END     0x8000000000u /* 512 GiB */
 
-#define GSI_SERIAL 4u
-#define GSI_I8042  1u
-#define GSI_FIRST  5u /* virtio devices in attach order, then VMGenID, then VMClock */
-#define GSI_LAST   23u
+/* Ports of two registers, a byte each, and what the first is told for "soft off". */
+#define LAYOUT_SLEEP_CONTROL 0x600u
+#define LAYOUT_SLEEP_STATUS  0x601u
+#define SLEEP_TYPE_S5        5u
+
+#define GSI_I8042        1u
+#define GSI_POWER_BUTTON 3u
+#define GSI_SERIAL       4u
+#define GSI_FIRST        5u /* virtio devices in attach order, then VMGenID, then VMClock */
+#define GSI_LAST         23u
 
 struct virtio_slot {
     gpa_t base; /* of LAYOUT_VIRTIO_STEP bytes */

@@ -133,6 +133,8 @@ static int add_legacy_devices(struct machine *m, const struct serial_config *ser
         return -1;
     i8042_init(&m->i8042, (struct kvm_line){ m->kvm.vm_fd, GSI_I8042 }, &m->end);
     bus_add(&m->pio, &m->i8042.bus);
+    power_init(&m->power, (struct kvm_line){ m->kvm.vm_fd, GSI_POWER_BUTTON }, &m->end);
+    bus_add(&m->pio, &m->power.bus);
     if (boot_timer)
         bus_add(&m->mmio, &m->boot_timer.bus);
     return 0;

@@ -11,6 +11,7 @@
 #include "vmm/kvm/vcpu.h"
 #include "vmm/legacy/boot_timer.h"
 #include "vmm/legacy/i8042.h"
+#include "vmm/legacy/power.h"
 #include "vmm/legacy/serial.h"
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
@@ -35,6 +36,7 @@ struct machine {
     int serial_out_fd; /* -1: stdout */
     struct serial serial;
     struct i8042 i8042;
+    struct power power;
     struct boot_timer boot_timer;
     struct platform platform;
     uint8_t *registers; /* a page a transport, which the guest reads */

@@ -360,6 +360,14 @@ static int press_ctrl_alt_del(struct vm *vm, struct action *a, struct error *e)
     return i8042_ctrl_alt_del(&vm->machine->i8042, e);
 }
 
+static int press_power_button(struct vm *vm, struct action *a, struct error *e)
+{
+    (void)a;
+    (void)e;
+    power_press(&vm->machine->power);
+    return 0;
+}
+
 static int flush_metrics(struct vm *vm, struct action *a, struct error *e)
 {
     int ret = metrics_write();
@@ -397,6 +405,7 @@ static const struct rule {
     [ACT_DELETE_DEVICE] = { ELSE_HOTPLUG, NULL },
     [ACT_START] = { BEFORE_START, start },
     [ACT_CTRL_ALT_DEL] = { AFTER_START, press_ctrl_alt_del },
+    [ACT_POWER_BUTTON] = { AFTER_START, press_power_button },
     [ACT_FLUSH_METRICS] = { AFTER_START, flush_metrics },
     [ACT_PAUSE] = { AFTER_START, pause_vm },
     [ACT_RESUME] = { AFTER_START, resume_vm },

@@ -36,6 +36,7 @@ enum action_kind {
     ACT_DELETE_DEVICE,
     ACT_START,
     ACT_CTRL_ALT_DEL,
+    ACT_POWER_BUTTON,
     ACT_FLUSH_METRICS,
     ACT_PAUSE,
     ACT_RESUME,

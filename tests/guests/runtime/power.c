@@ -14,6 +14,12 @@ _Noreturn void power_off(void)
     halt();
 }
 
+_Noreturn void soft_off(void)
+{
+    outb(0x600, 5 << 2 | 1 << 5);
+    halt();
+}
+
 _Noreturn void triple_fault(void)
 {
     static const uint8_t no_table[10];
