@@ -289,6 +289,60 @@ static const struct schema vsock_schema = {
     .is_none = vsock_is_none,
 };
 
+/* Groups of hexadecimal digits. */
+static int parse_uuid(const char *text, void *member, struct error *e)
+{
+    static const char like[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+    char *uuid = strdup(text);
+    unsigned i = 0;
+
+    BUG_ON(!uuid);
+    *(char **)member = uuid;
+    for (; like[i] && (like[i] == '-' ? uuid[i] == '-' : isxdigit((unsigned char)uuid[i])); i++)
+        uuid[i] = (char)tolower((unsigned char)uuid[i]);
+    return like[i] || uuid[i]
+               ? fail(e, ERR_INVALID,
+                      "The provided UUID is invalid: hexadecimal digits in groups of "
+                      "8, 4, 4, 4 and 12, with hyphens between, are wanted.")
+               : 0;
+}
+
+static int parse_serial(const char *text, void *member, struct error *e)
+{
+    size_t n = 0;
+
+    while (isprint((unsigned char)text[n]))
+        n++;
+    if (n == 0 || n > SMBIOS_SERIAL_MAX || text[n])
+        return fail(e, ERR_INVALID,
+                    "The provided serial number is invalid: 1 to %u printable characters of ASCII "
+                    "are wanted.",
+                    SMBIOS_SERIAL_MAX);
+    *(char **)member = strdup(text);
+    BUG_ON(!*(char **)member);
+    return 0;
+}
+
+#define SMBIOS(m) offsetof(struct smbios_config, m)
+
+static const struct schema_field smbios_fields[] = {
+    SCHEMA_FIELD("uuid", PARSED, SCHEMA_REQUIRED, SMBIOS(uuid), .parse = parse_uuid),
+    SCHEMA_FIELD("serial", PARSED, SCHEMA_NULLABLE | SCHEMA_HIDDEN, SMBIOS(serial),
+                 .parse = parse_serial),
+};
+
+static bool smbios_is_none(const void *object)
+{
+    return !((const struct smbios_config *)object)->uuid;
+}
+
+static const struct schema smbios_schema = {
+    .name = "SmbiosConfig",
+    .size = sizeof(struct smbios_config),
+    FIELDS(smbios_fields),
+    .is_none = smbios_is_none,
+};
+
 #define SERIAL(m) offsetof(struct serial_config, m)
 
 static const struct schema_field serial_fields[] = {
@@ -358,6 +412,8 @@ static const struct schema_field config_file_fields[] = {
     SCHEMA_FIELD("network-interfaces", LIST, SCHEMA_DEFAULT, CONFIG(interfaces),
                  .object = &net_schema),
     SCHEMA_FIELD("vsock", OBJECT, SCHEMA_NULLABLE, CONFIG(vsock), .object = &vsock_schema),
+    SCHEMA_FIELD("smbios", OBJECT, SCHEMA_NULLABLE | SCHEMA_HIDDEN | SCHEMA_NEW, CONFIG(smbios),
+                 .object = &smbios_schema),
     SCHEMA_FIELD("entropy", ABSENT, SCHEMA_NULLABLE, 0),
     SCHEMA_FIELD("pmem", ABSENT, SCHEMA_NULLABLE | SCHEMA_NO_LIST, 0),
     SCHEMA_FIELD("memory-hotplug", ABSENT, SCHEMA_NULLABLE, 0),
@@ -423,6 +479,8 @@ static const struct route routes[] = {
     { HTTP_VERB_DELETE, "network-interfaces", .id = ID_OF_INTERFACE, .kind = ACT_DELETE_DEVICE },
     { HTTP_VERB_PUT, "vsock", .kind = ACT_PUT_VSOCK, TAKES(vsock_schema, config.vsock),
       FAILS("Vsock config error", "Vsock device error"), PUTS(vsock) },
+    { HTTP_VERB_PUT, "smbios", .kind = ACT_PUT_SMBIOS, TAKES(smbios_schema, config.smbios),
+      FAILS("SMBIOS error", "SMBIOS error") },
     { HTTP_VERB_PUT, "serial", .kind = ACT_PUT_SERIAL, TAKES(serial_schema, config.serial),
       FAILS("Serial error", NULL), PUTS(serial) },
     { HTTP_VERB_PUT, "actions", .kind = ACTIONS, TAKES(action_schema, kind),

@@ -540,6 +540,8 @@ static bool is_hidden(const struct schema_field *f, const char *base)
         return false;
     if (f->type == SCHEMA_BOOL)
         return !was_given(f, base);
+    if (f->type == SCHEMA_OBJECT)
+        return f->object->is_none(member);
     if (f->type != SCHEMA_ENUM)
         return !*(char *const *)member;
     return *(const unsigned *)member == 0 ||

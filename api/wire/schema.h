@@ -39,8 +39,8 @@ enum schema_flag {
     SCHEMA_NULLABLE = 1 << 1,     /* null is the same as leaving it out */
     SCHEMA_DEFAULT = 1 << 2,      /* may be left out of an array, too */
     SCHEMA_ZERO_IS_NULL = 1 << 3, /* a number that is shown as null when it is 0 */
-    SCHEMA_HIDDEN = 1 << 4,  /* is not shown when it is NULL, an enum that is 0 or has no name, or
-                                a bool that was not given */
+    SCHEMA_HIDDEN = 1 << 4,  /* is not shown when it is NULL, an object that says nothing, an enum
+                                that is 0 or has no name, or a bool that was not given */
     SCHEMA_MAP = 1 << 5,     /* a SCHEMA_TEXT that must be an object of strings */
     SCHEMA_UNSHOWN = 1 << 6, /* is always shown as null */
     SCHEMA_NO_LIST = 1 << 7, /* a SCHEMA_ABSENT that is shown as an empty array */

@@ -136,7 +136,7 @@ class Guest:
         assert code == 204, f"{method} {path} {body}: {code} {text}"
 
     def boot(self, kernel, arguments="", run=None, initrd=None, vcpus=1, mem_mib=128,
-             read_only=False):
+             read_only=False, smbios=None):
         """Configures and starts it; run is a shell command for the guest (no double quotes)."""
         self.launch()
         self.do("PUT", "/machine-config", {"vcpu_count": vcpus, "mem_size_mib": mem_mib})
@@ -145,6 +145,8 @@ class Guest:
             source["initrd_path"] = initrd
         self.do("PUT", "/boot-source", source)
         self.do("PUT", "/drives/rootfs", self.drive(read_only))
+        if smbios:
+            self.do("PUT", "/smbios", smbios)
         self.do("PUT", "/actions", {"action_type": "InstanceStart"})
         return self
 

@@ -33,6 +33,15 @@ def test_debians_kernel_finds_its_root_disk_through_acpi(guest):
     assert "command ended with status 0" in console
 
 
+def test_debians_kernel_has_the_identity_that_it_was_given(guest):
+    """Both as cloud-init wants them of a machine of EC2."""
+    identity = "ec2e1916-9099-7caf-fd21-012345abcdef"
+    run = "cd /sys/class/dmi/id; for f in product_uuid product_serial; do echo $f $(cat $f); done"
+    console = boot_stock(guest, run=run, smbios={"uuid": identity, "serial": identity}).wait_end()
+    assert said(console, "product_uuid") == identity
+    assert said(console, "product_serial") == identity
+
+
 def test_a_kernel_without_acpi_finds_its_disk_by_the_command_line(guest):
     run = f"{DISK_PATH}; dmesg; nproc"
     console = guest.boot("noacpi.vmlinux", run=run, vcpus=2).wait_end()

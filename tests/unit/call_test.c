@@ -79,6 +79,7 @@ TestSuite(path, .init = set_up, .fini = tear_down);
 TestSuite(machine, .init = set_up, .fini = tear_down);
 TestSuite(boot_source, .init = set_up, .fini = tear_down);
 TestSuite(drives, .init = set_up, .fini = tear_down);
+TestSuite(smbios, .init = set_up, .fini = tear_down);
 TestSuite(actions, .init = set_up, .fini = tear_down);
 TestSuite(refusal, .init = set_up, .fini = tear_down);
 
@@ -481,6 +482,49 @@ Test(actions, wait_for_the_start)
     cr_expect_str_eq(PUT("/actions", "{\"action_type\":\"FlushMetrics\"}"), text);
     cr_expect_str_eq(PATCH("/vm", "{\"state\":\"Paused\"}"), text);
     cr_expect_str_eq(PATCH("/vm", "{\"state\":\"Resumed\"}"), text);
+}
+
+#define OTHER_UUID "\"uuid\":\"5D1F1E70-93E5-4C3F-8E8B-7F3B1D0C9A42\""
+
+Test(smbios, is_shown_in_lower_case_where_it_was_given)
+{
+    cr_expect_not(strstr(GET("/vm/config"), "smbios"));
+    PUT("/smbios", "{" OTHER_UUID "}");
+    cr_expect(strstr(GET("/vm/config"),
+                     ",\"smbios\":{\"uuid\":\"5d1f1e70-93e5-4c3f-8e8b-7f3b1d0c9a42\"},"));
+    PUT("/smbios", "{" OTHER_UUID ",\"serial\":\"a \\\"b\"}");
+    cr_expect(strstr(GET("/vm/config"), "9a42\",\"serial\":\"a \\\"b\"},"));
+}
+
+Test(smbios, is_refused_and_stays_what_it_was)
+{
+    static const char *const bad[] = {
+        "{}",
+        "{\"serial\":\"1\"}",
+        "{\"uuid\":\"\"}",
+        "{\"uuid\":\"5d1f1e7093e54c3f8e8b7f3b1d0c9a42\"}",
+        "{\"uuid\":\"5d1f1e70-93e5-4c3f-8e8b-7f3b1d0c9a4\"}",
+        "{\"uuid\":\"5d1f1e70-93e5-4c3f-8e8b-7f3b1d0c9a42f\"}",
+        "{\"uuid\":\"5d1f1e70-93e5-4c3f-8e8b-7f3b1d0c9a4g\"}",
+        "{" OTHER_UUID ",\"serial\":\"\"}",
+        "{" OTHER_UUID ",\"serial\":\"\\n\"}",
+        "{" OTHER_UUID ",\"serial\":\"\u00fc\"}",
+        "{" OTHER_UUID ",\"serial\":1}",
+        "{" OTHER_UUID ",\"asset\":\"1\"}",
+    };
+    char long_one[512];
+    char *before;
+
+    PUT("/smbios", "{" OTHER_UUID "}");
+    before = strdup(GET("/vm/config"));
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        PUT("/smbios", bad[i]);
+        cr_expect_eq(answer.status, 400, "%s", bad[i]);
+    }
+    snprintf(long_one, sizeof(long_one), "{" OTHER_UUID ",\"serial\":\"%0256d\"}", 0);
+    cr_expect(strstr(PUT("/smbios", long_one), "1 to 255 printable characters"));
+    cr_expect_str_eq(GET("/vm/config"), before);
+    free(before);
 }
 
 Test(actions, need_a_kernel_to_start)

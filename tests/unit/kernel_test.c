@@ -283,6 +283,7 @@ Test(kernel_load, names_what_of_ours_a_segment_meets)
         { 0x20000, 0x207ff, LINUX64 | PVH, "meet the command line" },
         { 0x9fc00, 0xdffff, LINUX64 | PVH, "meet the MPTable and the ACPI tables" },
         { 0xe0000, 0xe0023, LINUX64 | PVH, "meet the pointer to the ACPI tables" },
+        { 0xf0000, 0xf01ff, LINUX64 | PVH, "meet the SMBIOS tables" },
     };
     static struct image i;
 

@@ -139,8 +139,8 @@ Test(vm, refuses_before_the_start_what_needs_a_guest)
 Test(vm, refuses_after_the_start_what_shapes_it)
 {
     static const enum action_kind kinds[] = {
-        ACT_PUT_MACHINE,    ACT_PATCH_MACHINE, ACT_PUT_BOOT_SOURCE, ACT_PUT_VSOCK, ACT_PUT_SERIAL,
-        ACT_PUT_CPU_CONFIG, ACT_PUT_LOGGER,    ACT_PUT_METRICS,     ACT_START
+        ACT_PUT_MACHINE, ACT_PATCH_MACHINE,  ACT_PUT_BOOT_SOURCE, ACT_PUT_VSOCK,   ACT_PUT_SERIAL,
+        ACT_PUT_SMBIOS,  ACT_PUT_CPU_CONFIG, ACT_PUT_LOGGER,      ACT_PUT_METRICS, ACT_START
     };
 
     start();

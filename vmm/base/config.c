@@ -69,6 +69,13 @@ void vsock_config_fini(struct vsock_config *v)
     *v = (struct vsock_config){ 0 };
 }
 
+void smbios_config_fini(struct smbios_config *s)
+{
+    free(s->uuid);
+    free(s->serial);
+    *s = (struct smbios_config){ 0 };
+}
+
 void serial_config_fini(struct serial_config *s)
 {
     free(s->serial_out_path);
@@ -90,6 +97,7 @@ void vm_config_fini(struct vm_config *c)
     free(c->logger.module);
     free(c->metrics.metrics_path);
     free(c->metrics.properties);
+    smbios_config_fini(&c->smbios);
     serial_config_fini(&c->serial);
     *c = (struct vm_config){ 0 };
 }

@@ -110,6 +110,8 @@ struct net_config {
     struct rate_limits rx_limits, tx_limits;
 };
 
+#define SMBIOS_SERIAL_MAX 255u
+
 /* All of it. An endpoint is a member here. */
 struct vm_config {
     struct boot_source boot_source;
@@ -139,6 +141,10 @@ struct vm_config {
         char *properties;   /* the text of a JSON object on one line, or NULL */
         bool emit_id;
     } metrics;
+    struct smbios_config {
+        char *uuid;   /* "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" in lower case; NULL: no SMBIOS */
+        char *serial; /* up to SMBIOS_SERIAL_MAX printable characters of ASCII, or NULL */
+    } smbios;
     struct serial_config {         /* of the guest's console */
         char *serial_out_path;     /* NULL: stdin and stdout */
         struct token_bucket limit; /* of its output, in bytes */
@@ -174,6 +180,7 @@ void cpu_config_fini(struct cpu_config *c);
 void drive_config_fini(struct drive_config *d);
 void net_config_fini(struct net_config *n);
 void vsock_config_fini(struct vsock_config *v);
+void smbios_config_fini(struct smbios_config *s);
 void serial_config_fini(struct serial_config *s);
 void vm_config_fini(struct vm_config *c);
 void drive_patch_fini(struct drive_patch *p);

@@ -184,6 +184,7 @@ const char *boot_info_meets(enum boot_protocol protocol, gpa_t at, uint64_t byte
         { LAYOUT_CMDLINE, LAYOUT_CMDLINE + LAYOUT_CMDLINE_MAX, BOTH, "the command line" },
         { LAYOUT_SYSTEM, LAYOUT_SYSTEM_END, BOTH, "the MPTable and the ACPI tables" },
         { LAYOUT_RSDP, LAYOUT_RSDP_END, BOTH, "the pointer to the ACPI tables" },
+        { LAYOUT_SMBIOS, LAYOUT_SMBIOS_END, BOTH, "the SMBIOS tables" },
     };
 
     for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)

@@ -37,6 +37,8 @@ static inline gpa_t gpa(uint64_t v)
 #define LAYOUT_SYSTEM_END   0xe0000u
 #define LAYOUT_RSDP         0xe0000u /* to LAYOUT_RSDP_END */
 #define LAYOUT_RSDP_END     0xe0024u
+#define LAYOUT_SMBIOS       0xf0000u /* to LAYOUT_SMBIOS_END, where it was asked for */
+#define LAYOUT_SMBIOS_END   0xf0200u
 #define LAYOUT_HIGH_RAM     0x100000u   /* kernels are loaded from here up */
 #define LAYOUT_MMIO_GAP     0xc0000000u /* 1 GiB without RAM below 4 GiB */
 #define LAYOUT_BOOT_TIMER   0xc0000000u

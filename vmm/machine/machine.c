@@ -11,6 +11,7 @@
 #include "vmm/boot/boot_info.h"
 #include "vmm/boot/mptable.h"
 #include "vmm/boot/registers.h"
+#include "vmm/boot/smbios.h"
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/legacy/generation.h"
 
@@ -105,6 +106,8 @@ static int load(struct machine *m, const struct vm_config *config, struct kernel
         mptable_write(&m->mem, m->platform.vcpu_count, &tables, e) < 0)
         return -1;
     if (acpi_write(&m->mem, &m->platform, tables, e) < 0)
+        return -1;
+    if (config->smbios.uuid && smbios_write(&m->mem, &config->smbios, e) < 0)
         return -1;
     return generation_write(&m->mem, e);
 }

@@ -240,6 +240,15 @@ static int put_vsock(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
+static int put_smbios(struct vm *vm, struct action *a, struct error *e)
+{
+    (void)e;
+    smbios_config_fini(&vm->config.smbios);
+    vm->config.smbios = a->config.smbios;
+    a->config.smbios = (struct smbios_config){ 0 };
+    return 0;
+}
+
 static int put_serial(struct vm *vm, struct action *a, struct error *e)
 {
     (void)e;
@@ -398,6 +407,7 @@ static const struct rule {
     [ACT_PUT_DRIVE] = { BEFORE_START | ELSE_HOTPLUG, put_drives },
     [ACT_PUT_NET] = { BEFORE_START | ELSE_HOTPLUG, put_interfaces },
     [ACT_PUT_VSOCK] = { BEFORE_START, put_vsock },
+    [ACT_PUT_SMBIOS] = { BEFORE_START, put_smbios },
     [ACT_PUT_SERIAL] = { BEFORE_START, put_serial },
     [ACT_PATCH_MACHINE] = { BEFORE_START, put_machine },
     [ACT_PATCH_DRIVE] = { AFTER_START, patch_drive },

@@ -29,6 +29,7 @@ enum action_kind {
     ACT_PUT_DRIVE, /* each in the action's list; those before one that is refused stay */
     ACT_PUT_NET,   /* likewise */
     ACT_PUT_VSOCK,
+    ACT_PUT_SMBIOS,
     ACT_PUT_SERIAL,
     ACT_PATCH_MACHINE,
     ACT_PATCH_DRIVE,
