@@ -97,14 +97,31 @@ def sealed(table):
     return base64.b64encode(table).decode()
 
 
+def without_button(dsdt):
+    """Takes the button out of the Generic Event Device, and from each length around it."""
+    interrupt = bytes.fromhex("89 06 00 03 01 03 00 00 00")
+    notify = bytes.fromhex("a0 12 93 68 0a 03 86 5c 2e") + b"_SB_PWRB\x0a\x80"
+    ged = dsdt.index(b"_SB_GED_")
+    crs, evt = dsdt.index(b"_CRS\x11", ged), dsdt.index(b"_EVT", ged)
+    size = (dsdt[ged - 3] & 0xF | dsdt[ged - 2] << 4) - len(interrupt) - len(notify)
+    dsdt[ged - 3], dsdt[ged - 2] = 0x40 | size & 0xF, size >> 4
+    dsdt[crs + 5] -= len(interrupt)
+    dsdt[crs + 7] -= len(interrupt)
+    dsdt[evt - 1] -= len(notify)
+    for part in notify, interrupt:
+        at = dsdt.index(part, ged)
+        del dsdt[at : at + len(part)]
+
+
 def without_power(seen):
     """What a guest with ACPI found, without all that Firecracker's does not have: soft off, at the
-    end of the DSDT together with the power button, and its registers in the FADT."""
+    end of the DSDT together with the power button, its registers in the FADT, and the button's
+    interrupt and notification in the device for events."""
     dsdt, fadt = (bytearray(base64.b64decode(seen["acpi"][name])) for name in ("DSDT", "FACP"))
     del dsdt[dsdt.index(b"\x08_S5_"):]
+    without_button(dsdt)
     assert any(fadt[244:268])
     fadt[244:268] = bytes(24)
     seen["acpi"].update(DSDT=sealed(dsdt), FACP=sealed(fadt))
     seen["interrupts"].remove("3 edge ACPI:Ged")
-    seen["platform"].remove("ACPI0013:01")
     return seen

@@ -166,8 +166,10 @@ static void describe_virtio(struct aml *a, const struct platform *p)
     }
 }
 
-/* VMGenID, VMClock, and the Generic Event Device that tells their drivers of a change. */
-static void describe_generation(struct aml *a, const struct platform *p)
+/* VMGenID, VMClock, and the Generic Event Device that tells their drivers of a change, and the
+ * power button's of a press: Firecracker's guests don't have that, but a device of its own would
+ * cost a boot more. */
+static void describe_events(struct aml *a, const struct platform *p)
 {
     size_t device, inner;
 
@@ -193,10 +195,12 @@ static void describe_generation(struct aml *a, const struct platform *p)
     inner = aml_crs_open(a);
     aml_resource_irq(a, p->vmgenid_gsi);
     aml_resource_irq(a, p->vmclock_gsi);
+    aml_resource_irq(a, GSI_POWER_BUTTON);
     aml_crs_close(a, inner);
     inner = aml_method_open(a, "_EVT", 1, true);
     aml_notify_if_arg0(a, (uint8_t)p->vmgenid_gsi, "\\_SB_.VGEN", NOTIFY_STATUS_CHANGE);
     aml_notify_if_arg0(a, (uint8_t)p->vmclock_gsi, "\\_SB_.VCLK", NOTIFY_STATUS_CHANGE);
+    aml_notify_if_arg0(a, GSI_POWER_BUTTON, "\\_SB_.PWRB", NOTIFY_STATUS_CHANGE);
     aml_close(a, inner);
     aml_close(a, device);
 }
@@ -226,26 +230,14 @@ static void describe_legacy(struct aml *a)
     aml_close(a, device);
 }
 
-/* What Firecracker's guests don't have, behind all that they do: soft off (7.4.2.6), and a power
- * button with a Generic Event Device of its own. */
+/* What Firecracker's guests don't have, behind what they do: soft off (7.4.2.6) and the button. */
 static void describe_power(struct aml *a)
 {
-    size_t device, inner;
+    size_t device;
 
     aml_name_u32s(a, "_S5_", (const uint32_t[]){ SLEEP_TYPE_S5, 0, 0, 0 }, 4);
     device = aml_device_open(a, "_SB_.PWRB");
     aml_name_eisa_id(a, "_HID", "PNP0C0C");
-    aml_close(a, device);
-
-    device = aml_device_open(a, "_SB_.GEDB");
-    aml_name_string(a, "_HID", "ACPI0013");
-    aml_name_one(a, "_UID");
-    inner = aml_crs_open(a);
-    aml_resource_irq(a, GSI_POWER_BUTTON);
-    aml_crs_close(a, inner);
-    inner = aml_method_open(a, "_EVT", 1, true);
-    aml_notify_if_arg0(a, GSI_POWER_BUTTON, "\\_SB_.PWRB", NOTIFY_STATUS_CHANGE);
-    aml_close(a, inner);
     aml_close(a, device);
 }
 
@@ -259,7 +251,7 @@ static int place_dsdt(struct placer *to, const struct platform *p, uint64_t *add
     struct aml a = { 0 };
 
     describe_virtio(&a, p);
-    describe_generation(&a, p);
+    describe_events(&a, p);
     describe_legacy(&a);
     describe_power(&a);
     memcpy(dsdt.code, a.code, a.bytes);
