@@ -143,8 +143,8 @@ def test_ctrl_alt_del_reboots_the_guest(guest, kernel):
 
 @pytest.mark.parametrize("kernel", ["vmlinuz", "acpi.vmlinux"])
 def test_the_power_button_is_heard_and_the_guest_switches_itself_off(guest, kernel):
-    """With reboot=k, which says how a guest restarts. An event is a time of 16 bytes, type, code and
-    value: the key KEY_POWER (116) goes down."""
+    """With reboot=k, which says how a guest restarts. An event has a time of 16 bytes, type, code
+    and a value: the key KEY_POWER (116) goes down."""
     run = (
         "for m in /modules/*.ko; do insmod $m; done 2>/dev/null;"
         " button=$(grep -l Power.Button /sys/class/input/event*/device/name | cut -d / -f 5);"
