@@ -110,6 +110,19 @@ struct net_config {
     struct rate_limits rx_limits, tx_limits;
 };
 
+enum mmds_version { MMDS_V1, MMDS_V2 };
+
+/* The metadata service, but for the data. */
+struct mmds_config {
+    enum mmds_version version; /* V2: a guest's request needs a token */
+    struct interface_ids {
+        char **items;
+        size_t count;
+    } interfaces; /* that have it: each once, in attach order when it was put; none: no MMDS */
+    char *ipv4_address; /* a dotted quad, where guests find it */
+    bool imds_compat;   /* answers are as EC2's: text, whatever a guest accepts */
+};
+
 /* All of it. An endpoint is a member here. */
 struct vm_config {
     struct boot_source boot_source;
@@ -139,6 +152,7 @@ struct vm_config {
         char *properties;   /* the text of a JSON object on one line, or NULL */
         bool emit_id;
     } metrics;
+    struct mmds_config mmds;
     struct serial_config {         /* of the guest's console */
         char *serial_out_path;     /* NULL: stdin and stdout */
         struct token_bucket limit; /* of its output, in bytes */
@@ -174,6 +188,7 @@ void cpu_config_fini(struct cpu_config *c);
 void drive_config_fini(struct drive_config *d);
 void net_config_fini(struct net_config *n);
 void vsock_config_fini(struct vsock_config *v);
+void mmds_config_fini(struct mmds_config *m);
 void serial_config_fini(struct serial_config *s);
 void vm_config_fini(struct vm_config *c);
 void drive_patch_fini(struct drive_patch *p);
