@@ -20,8 +20,7 @@ static int replace_text(struct mmds_store *s, char *text, struct error *e)
 {
     if (strlen(text) > s->limit_bytes) {
         free(text);
-        return fail(e, ERR_TOO_LARGE,
-                    "MMDS limit exceeded error: The MMDS patch request doesn't fit.");
+        return fail(e, ERR_TOO_LARGE, "The MMDS patch request doesn't fit.");
     }
     free(s->text);
     s->text = text;
@@ -39,6 +38,6 @@ int mmds_store_put(struct mmds_store *s, const char *text, struct error *e)
 int mmds_store_patch(struct mmds_store *s, const char *patch, struct error *e)
 {
     if (!s->text)
-        return fail(e, ERR_INVALID, "MMDS error: The MMDS data store is not initialized.");
+        return fail(e, ERR_INVALID, "The MMDS data store is not initialized.");
     return replace_text(s, mmds_merge(s->text, patch), e);
 }

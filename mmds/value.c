@@ -103,6 +103,33 @@ bool mmds_next_member(struct mmds_value object, struct mmds_member *m)
     return true;
 }
 
+static bool can_be_asked_for(const char *key)
+{
+    bool is_empty = true;
+    int byte;
+
+    for (key++; (byte = next_byte(&key)) >= 0; is_empty = false)
+        if (byte <= ' ' || byte == 0x7f)
+            return false;
+    return !is_empty;
+}
+
+bool mmds_has_unreachable_key(const char *text)
+{
+    while (*text) {
+        const char *string = text;
+
+        if (*text != '"') {
+            text++;
+            continue;
+        }
+        text = string_end(text);
+        if (*text == ':' && !can_be_asked_for(string))
+            return true;
+    }
+    return false;
+}
+
 /* A piece of a pointer, between slashes. */
 struct step {
     const char *at, *end;

@@ -42,5 +42,9 @@ bool mmds_next_member(struct mmds_value object, struct mmds_member *m);
  * Returns how many; they may hold NULs. */
 size_t mmds_unescape(struct mmds_value v, char *out);
 
+/* Whether a canonical text has a key that no path of an HTTP request can name: an empty one, as
+ * slashes that follow each other count as one, or one with a blank or a control character. */
+bool mmds_has_unreachable_key(const char *text);
+
 /* The order of two keys: <0, 0 or >0. */
 int mmds_compare(const char *a, const char *b);

@@ -160,7 +160,7 @@ Test(mmds_store, what_was_never_put_is_null_and_takes_no_patch)
     cr_expect_eq(mmds_type(mmds_store_root(&store)), MMDS_NULL);
     cr_expect_eq(mmds_store_patch(&store, "{}", &error), -1);
     cr_expect_eq(error.kind, ERR_INVALID);
-    cr_expect_str_eq(error.msg, "MMDS error: The MMDS data store is not initialized.");
+    cr_expect_str_eq(error.msg, "The MMDS data store is not initialized.");
     cr_assert_eq(mmds_store_put(&store, "null", &error), 0);
     cr_expect_eq(mmds_store_patch(&store, "{}", &error), 0);
 }
@@ -173,7 +173,7 @@ Test(mmds_store, a_text_of_the_limit_fits_and_a_longer_one_changes_nothing)
     cr_expect_eq(error.kind, ERR_TOO_LARGE);
     cr_expect_eq(mmds_store_patch(&store, "{\"b\":1}", &error), -1);
     cr_expect_eq(error.kind, ERR_TOO_LARGE);
-    cr_expect_str_eq(error.msg, "MMDS limit exceeded error: The MMDS patch request doesn't fit.");
+    cr_expect_str_eq(error.msg, "The MMDS patch request doesn't fit.");
     cr_expect_str_eq(mmds_store_root(&store).at, "{\"a\":1}");
     cr_expect_eq(mmds_store_patch(&store, "{\"a\":2}", &error), 0);
     cr_expect_str_eq(mmds_store_root(&store).at, "{\"a\":2}");

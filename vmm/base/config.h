@@ -118,7 +118,7 @@ struct mmds_config {
     struct interface_ids {
         char **items;
         size_t count;
-    } interfaces; /* that have it: each once, in attach order when it was put; none: no MMDS */
+    } interfaces;       /* that have it: each once; none: there is no MMDS */
     char *ipv4_address; /* a dotted quad, where guests find it */
     bool imds_compat;   /* answers are as EC2's: text, whatever a guest accepts */
 };
