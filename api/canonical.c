@@ -162,17 +162,25 @@ static void rewrite_members(struct canonical *c, struct span *members, size_t n)
     c->out.length = (size_t)(to - c->out.text) - 1;
 }
 
+/* Puts the members of a complete object in their order. */
+static void order_members(struct canonical *c, size_t first)
+{
+    size_t n = c->count - first;
+
+    if (n == 0)
+        return;
+    end_member(c);
+    if (!is_sorted(c->out.text, c->members + first, n))
+        rewrite_members(c, c->members + first, n);
+    c->count = first;
+}
+
 static void leave_container(struct canonical *c)
 {
-    struct container *in = &c->containers[c->depth - 1];
-    struct span *members = c->members + in->members;
+    const struct container *in = &c->containers[c->depth - 1];
 
-    if (!in->is_array && c->count > in->members) {
-        end_member(c);
-        if (!is_sorted(c->out.text, members, c->count - in->members))
-            rewrite_members(c, members, c->count - in->members);
-        c->count = in->members;
-    }
+    if (!in->is_array)
+        order_members(c, in->members);
     json_put(&c->out, in->is_array ? "]" : "}");
     c->depth--;
 }
