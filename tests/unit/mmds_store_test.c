@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/canonical.h"
 #include "mmds/merge.h"
+#include "tests/support/json_model.h"
 
 static struct mmds_store store = { .limit_bytes = 1000 };
 static struct error error;
@@ -177,4 +179,140 @@ Test(mmds_store, a_text_of_the_limit_fits_and_a_longer_one_changes_nothing)
     cr_expect_str_eq(mmds_store_root(&store).at, "{\"a\":1}");
     cr_expect_eq(mmds_store_patch(&store, "{\"a\":2}", &error), 0);
     cr_expect_str_eq(mmds_store_root(&store).at, "{\"a\":2}");
+}
+
+/* Documents of a seed: small ones of few keys, so that patches and pointers meet something. */
+
+static unsigned seed;
+
+static unsigned choose(unsigned n)
+{
+    seed = seed * 1103515245 + 12345;
+    return (seed >> 16) % n;
+}
+
+static const char *const keys[] = {
+    "a", "b", "", "~", "a/b", "0", "1", "\\n", "\\\"", "z\xc3\xa9"
+};
+#define KEYS (sizeof(keys) / sizeof(*keys))
+
+static char *write_value(char *out, unsigned depth)
+{
+    static const char *const scalars[] = { "null", "null",         "1",   "-1.50",
+                                           "1e2",  "\"x\\u0041\"", "true" };
+    unsigned kind = choose(depth > 0 ? 10 : 4), n = choose(5);
+
+    if (kind < 4)
+        return stpcpy(out, scalars[choose(sizeof(scalars) / sizeof(*scalars))]);
+    out = stpcpy(out, kind == 4 ? "[" : "{");
+    for (unsigned i = 0; i < n; i++) {
+        if (i > 0)
+            out = stpcpy(out, ", ");
+        if (kind > 4)
+            out += sprintf(out, "\"%s\": ", keys[choose(KEYS)]);
+        out = write_value(out, depth - 1);
+    }
+    return stpcpy(out, kind == 4 ? "]" : "}");
+}
+
+/* A document, and its canonical text, which the caller frees. */
+static char *make_document(char *text)
+{
+    char *canonical;
+
+    write_value(text, 4);
+    canonical = canonical_json(text, strlen(text), &error);
+    cr_assert(canonical, "%s: %s", text, error.msg);
+    return canonical;
+}
+
+static void expect_modelled(struct json_object *model, const char *text)
+{
+    const char *modelled = model_text(model);
+    autofree char *canonical = canonical_json(modelled, strlen(modelled), &error);
+
+    cr_expect_str_eq(canonical, text);
+}
+
+#define DOCUMENTS 2000
+static char document[1 << 16], patch[1 << 16];
+
+Test(mmds_store, patches_do_what_the_rfc_s_pseudo_code_does)
+{
+    for (seed = 1; seed <= DOCUMENTS; seed++) {
+        unsigned at = seed;
+        autofree char *target = make_document(document), *change = make_document(patch);
+        autofree char *merged = mmds_merge(target, change);
+        struct json_object *model_patch = model_parse(patch);
+        struct json_object *model = model_merge(model_parse(document), model_patch);
+
+        cr_expect_leq(strlen(merged), strlen(target) + strlen(change));
+        expect_modelled(model, merged);
+        json_object_put(model);
+        json_object_put(model_patch);
+        seed = at;
+    }
+}
+
+static void make_pointer(char *out)
+{
+    *out = '\0';
+    for (unsigned n = choose(4); n > 0; n--) {
+        *out++ = '/';
+        for (const char *key = keys[choose(KEYS)]; *key; key++)
+            out = *key == '/'   ? stpcpy(out, "~1")
+                  : *key == '~' ? stpcpy(out, "~0")
+                                : (*out = *key, out + 1);
+        *out = '\0';
+    }
+}
+
+Test(mmds_store, pointers_lead_where_a_tree_s_do)
+{
+    unsigned found = 0;
+    char pointer[100];
+
+    for (seed = 1; seed <= DOCUMENTS; seed++) {
+        unsigned at = seed;
+        autofree char *text = make_document(document);
+        struct json_object *model = model_parse(document), *there;
+        struct mmds_value v;
+        bool is_there;
+
+        make_pointer(pointer);
+        is_there = mmds_find(mmds_value(text), pointer, strlen(pointer), &v);
+        cr_expect_eq(is_there, model_find(model, pointer, &there), "%s in %s", pointer, text);
+        if (is_there) {
+            autofree char *piece = strndup(v.at, v.length);
+
+            expect_modelled(there, piece);
+            found += *pointer != '\0';
+        }
+        json_object_put(model);
+        seed = at;
+    }
+    cr_expect_gt(found, DOCUMENTS / 50, "%u", found);
+}
+
+Test(mmds_store, keys_that_no_path_can_name_are_found)
+{
+    static const struct {
+        const char *text;
+        bool has_one;
+    } cases[] = {
+        { "{\"\":1}", true },
+        { "{\"a\":1,\"b\":[{\"\":{}}]}", true },
+        { "{\"a b\":1}", true },
+        { "{\"\\n\":1}", true },
+        { "{\"\\u0000\":1}", true },
+        { "{\"\x7f\":1}", true },
+        { "\"\"", false },
+        { "[\"\",\" \",\"\\\"\"]", false },
+        { "{\"a\\\"\":\"{\\\"\\\":\"}", false },
+        { "{\"\xc3\xa9~/?%\":\" \"}", false },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+        cr_expect_eq(mmds_has_unreachable_key(cases[i].text), cases[i].has_one, "%s",
+                     cases[i].text);
 }
