@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from guests import needs_kvm, start, write_halting_kernel
+from guests import make_files, needs_kvm, start, write_halting_kernel
 from mayfly import AFTER, BINARY, Mayfly, complete, wait_until
 from taps import needs_taps
 from unix_http import Answers, encode
@@ -325,6 +325,21 @@ def test_a_running_microvm_s_metadata_can_be_changed_and_its_configuration_not(v
     assert (status, answer) == (400, {"fault_message": AFTER})
     assert headers["deprecation"] == "true"
     assert configuration(vm) == before
+
+
+@needs_kvm
+@needs_taps
+def test_a_running_microvm_takes_metadata_of_a_mebibyte():
+    """What the allocator asks the kernel for is in the filters."""
+    with Mayfly("--http-api-max-payload-size", str(8 << 20)) as vm:
+        put_interface(vm, "n1")
+        put_config(vm, "n1")
+        start(vm, make_files(vm.directory))
+        half = {str(i): "x" * 16 for i in range(20000, 0, -1)}
+        for key in ("a", "b"):
+            vm.ok("PUT" if key == "a" else "PATCH", "/mmds", {key: half})
+            assert json.loads(text_of(vm))[key] == half
+        vm.ok("PUT", "/mmds", {})
 
 
 @needs_kvm
