@@ -48,15 +48,16 @@ static int check_id(const struct api_call *c, const struct route *r, const char 
 static void note_deprecated(struct api_call *c, const struct route *r, const void *object,
                             uint32_t given)
 {
-    const char *verb = http_verb_names[r->verb], *second = r->second ? r->second : "";
+    const char *verb = http_verb_names[r->verb];
+    const char *slash = r->second ? "/" : "", *second = r->second ? r->second : "";
     const char *field = schema_deprecated(r->body, given);
     const struct schema_field *old = schema_outdated(r->body, object);
 
     c->answer->deprecated = field || old;
     if (field)
-        log_warn("%s /%s: %s field is deprecated.", verb, r->first, field);
+        log_warn("%s /%s%s%s: %s field is deprecated.", verb, r->first, slash, second, field);
     if (old)
-        log_warn("%s /%s/%s: %s is deprecated. Use %s instead.", verb, r->first, second,
+        log_warn("%s /%s%s%s: %s is deprecated. Use %s instead.", verb, r->first, slash, second,
                  old->outdated, old->instead);
 }
 
@@ -104,12 +105,17 @@ static void record_latency(enum action_kind kind, uint64_t start_us)
 }
 
 /* Errors name their subsystem, but for those about the VM's state. */
-static void name_subsystem(enum action_kind kind, const struct route *r, struct error *e)
+static void name_subsystem(struct api_call *c, const struct route *r, enum action_kind kind,
+                           struct error *e)
 {
-    if (e->kind == ERR_TOO_LARGE)
+    if (e->kind == ERR_STATE)
+        return;
+    if (r->takes_metadata && e->kind == ERR_TOO_LARGE) {
+        c->answer->status = 413;
         fail_within(e, "MMDS limit exceeded error");
-    else if (e->kind != ERR_STATE)
+    } else {
         fail_within(e, kind == ACT_START ? "Start microvm error" : r->subsystem);
+    }
 }
 
 static int act(struct api_call *c, const struct route *r, struct error *e)
@@ -125,7 +131,7 @@ static int act(struct api_call *c, const struct route *r, struct error *e)
         if (ret == 0)
             record_latency(a.kind, start_us);
         else
-            name_subsystem(a.kind, r, e);
+            name_subsystem(c, r, a.kind, e);
     }
     action_fini(&a);
     return ret;
@@ -273,12 +279,12 @@ static void log_failure(const char *status, const char *message)
     log_error("Received Error. Status code: %s. Message: %s", status, line);
 }
 
+/* The status is 400 where nothing said otherwise. */
 static void fail_answer(struct api_answer *a, const struct error *e)
 {
-    bool is_too_large = e->kind == ERR_TOO_LARGE;
-
-    log_failure(is_too_large ? "413 Payload too large" : "400 Bad Request", e->msg);
-    a->status = is_too_large ? 413 : 400;
+    if (!a->status)
+        a->status = 400;
+    log_failure(a->status == 400 ? "400 Bad Request" : "413 Payload too large", e->msg);
     a->type = NULL;
     json_writer_fini(&a->body);
     json_put(&a->body, "{\"fault_message\":");

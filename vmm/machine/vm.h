@@ -98,6 +98,6 @@ enum vm_state vm_state(const struct vm *vm);
  * only the log's module, which the log borrows. */
 const struct vm_config *vm_config(const struct vm *vm);
 
-/* What a guest can ask the metadata service for, valid likewise. NULL, with the reason: it was
+/* What guests can ask the metadata service for, valid likewise. NULL, with the reason: it was
  * started without one. */
 must_check const struct mmds_store *vm_metadata(const struct vm *vm, struct error *e);
