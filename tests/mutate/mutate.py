@@ -168,7 +168,8 @@ class Copy:
         self.must("ninja", "-C", "plain", *(f"tests/{test}" for test in tests))
         linked = {test: names(self.path / "plain/tests" / test) for test in tests}
         for line in self.must("ninja", "-C", "plain", "-t", "targets", "all").splitlines():
-            match = re.match(r"(CMakeFiles/\w+\.dir/((?:vmm|virtio|mmds|api|jailer)/.*\.c)\.o):", line)
+            match = re.match(
+                r"(CMakeFiles/\w+\.dir/((?:vmm|virtio|mmds|api|jailer)/.*\.c)\.o):", line)
             if match:
                 target, file = match.groups()
                 self.objects[file], stem = target, pathlib.Path(file).stem
