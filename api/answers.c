@@ -7,7 +7,7 @@
 /* Firecracker's released versions have no suffix; the one we answer as is in version.h. */
 #define APP_NAME "Firecracker"
 
-void answer_instance(const struct vm *vm, struct api_answer *a)
+int answer_instance(const struct vm *vm, struct api_answer *a, struct error *e)
 {
     static const char *const states[VM_STATES] = {
         [VM_NOT_STARTED] = "Not started",
@@ -16,17 +16,21 @@ void answer_instance(const struct vm *vm, struct api_answer *a)
     };
     struct json_writer *w = &a->body;
 
+    (void)e;
     json_put(w, "{\"id\":");
     json_put_string(w, vm_id(vm));
     json_put(w, ",\"state\":");
     json_put_string(w, states[vm_state(vm)]);
     json_put(w, ",\"vmm_version\":\"" FIRECRACKER_VERSION "\",\"app_name\":\"" APP_NAME "\"}");
+    return 0;
 }
 
-void answer_version(const struct vm *vm, struct api_answer *a)
+int answer_version(const struct vm *vm, struct api_answer *a, struct error *e)
 {
     (void)vm;
+    (void)e;
     json_put(&a->body, "{\"firecracker_version\":\"" FIRECRACKER_VERSION "\"}");
+    return 0;
 }
 
 struct exposition {
@@ -73,21 +77,24 @@ static void show_sample(void *context, const struct metrics_sample *s)
     json_put(w, "\n");
 }
 
-void answer_metrics(const struct vm *vm, struct api_answer *a)
+int answer_metrics(const struct vm *vm, struct api_answer *a, struct error *e)
 {
     struct exposition x = { .w = &a->body };
 
     (void)vm;
+    (void)e;
     a->type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     metrics_each(show_sample, &x);
     json_put(&a->body, "# EOF\n");
+    return 0;
 }
 
-void answer_boot_timeline(const struct vm *vm, struct api_answer *a)
+int answer_boot_timeline(const struct vm *vm, struct api_answer *a, struct error *e)
 {
     struct json_writer *w = &a->body;
 
     (void)vm;
+    (void)e;
     json_put(w, "{\"exec_us\":0");
     for (enum phase p = 0; p < PHASES; p++) {
         int64_t us = timeline_us(p);
@@ -101,4 +108,17 @@ void answer_boot_timeline(const struct vm *vm, struct api_answer *a)
             json_put_unsigned(w, (uint64_t)us);
     }
     json_put(w, "}");
+    return 0;
+}
+
+int answer_metadata(const struct vm *vm, struct api_answer *a, struct error *e)
+{
+    const struct mmds_store *store = vm_metadata(vm, e);
+    struct mmds_value root;
+
+    if (!store)
+        return -1;
+    root = mmds_store_root(store);
+    json_put(&a->body, mmds_type(root) == MMDS_NULL ? "{}" : root.at);
+    return 0;
 }

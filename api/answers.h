@@ -14,13 +14,17 @@ struct api_answer {
     struct json_writer body; /* empty for a 204; the caller frees it */
 };
 
-typedef void answer_fn(const struct vm *vm, struct api_answer *a);
+/* -1 with a text for the client. */
+typedef int answer_fn(const struct vm *vm, struct api_answer *a, struct error *e);
 
 /* GET / and GET /version. */
 answer_fn answer_instance, answer_version;
 
 /* OpenMetrics 1.0 text (https://openmetrics.io): every metric since the process began. */
 answer_fn answer_metrics;
+
+/* GET /mmds: all of the metadata. */
+answer_fn answer_metadata;
 
 /* Microseconds from exec to each phase, null for those not reached. */
 answer_fn answer_boot_timeline;

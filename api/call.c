@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "api/canonical.h"
 #include "api/routes.h"
 #include "api/wire/quote.h"
 #include "api/wire/schema.h"
@@ -20,13 +21,11 @@ struct api_call {
     struct api_answer *answer;
 };
 
-static int decode_body(struct api_call *c, const struct schema *s, void *object, uint32_t *given,
-                       struct error *e)
+/* Puts the text of a filled *e into that of a body that can't be decoded. */
+static int fail_body(struct error *e)
 {
     char what[sizeof(e->msg)];
 
-    if (schema_decode(s, object, c->request->body, c->request->body_length, given, e) == 0)
-        return 0;
     memcpy(what, e->msg, sizeof(what));
     return fail(e, ERR_INVALID,
                 "An error occurred when deserializing the json body of a request: %.900s.", what);
@@ -46,13 +45,38 @@ static int check_id(const struct api_call *c, const struct route *r, const char 
                 c->id, id);
 }
 
+static void note_deprecated(struct api_call *c, const struct route *r, const void *object,
+                            uint32_t given)
+{
+    const char *verb = http_verb_names[r->verb];
+    const char *slash = r->second ? "/" : "", *second = r->second ? r->second : "";
+    const char *field = schema_deprecated(r->body, given);
+    const struct schema_field *old = schema_outdated(r->body, object);
+
+    c->answer->deprecated = field || old;
+    if (field)
+        log_warn("%s /%s%s%s: %s field is deprecated.", verb, r->first, slash, second, field);
+    if (old)
+        log_warn("%s /%s%s%s: %s is deprecated. Use %s instead.", verb, r->first, slash, second,
+                 old->outdated, old->instead);
+}
+
+static int take_metadata(struct api_call *c, struct action *a, struct error *e)
+{
+    a->metadata = canonical_json(c->request->body, c->request->body_length, e);
+    return a->metadata ? 0 : fail_body(e);
+}
+
 /* The body of a request for an action. */
 static int take_body(struct api_call *c, const struct route *r, struct action *a, struct error *e)
 {
     void *object = (char *)a + r->at;
-    const char *deprecated;
     uint32_t given;
 
+    if (r->takes_metadata)
+        return take_metadata(c, a, e);
+    if (!r->body)
+        return 0;
     if (r->is_item) {
         struct schema_list *list = object;
 
@@ -60,14 +84,11 @@ static int take_body(struct api_call *c, const struct route *r, struct action *a
         BUG_ON(!object);
         list->count = 1;
     }
-    if (decode_body(c, r->body, object, &given, e) < 0)
-        return -1;
+    if (schema_decode(r->body, object, c->request->body, c->request->body_length, &given, e) < 0)
+        return fail_body(e);
     if (r->verb == HTTP_VERB_PATCH && !given)
         return fail(e, ERR_INVALID, "Empty PATCH request.");
-    deprecated = schema_deprecated(r->body, given);
-    c->answer->deprecated = deprecated != NULL;
-    if (deprecated)
-        log_warn("%s /%s: %s field is deprecated.", http_verb_names[r->verb], r->first, deprecated);
+    note_deprecated(c, r, object, given);
     return r->id == ID_NONE ? 0 : check_id(c, r, *(char **)object, e);
 }
 
@@ -84,6 +105,19 @@ static void record_latency(enum action_kind kind, uint64_t start_us)
 }
 
 /* Errors name their subsystem, but for those about the VM's state. */
+static void name_subsystem(struct api_call *c, const struct route *r, enum action_kind kind,
+                           struct error *e)
+{
+    if (e->kind == ERR_STATE)
+        return;
+    if (r->takes_metadata && e->kind == ERR_TOO_LARGE) {
+        c->answer->status = 413;
+        fail_within(e, "MMDS limit exceeded error");
+    } else {
+        fail_within(e, kind == ACT_START ? "Start microvm error" : r->subsystem);
+    }
+}
+
 static int act(struct api_call *c, const struct route *r, struct error *e)
 {
     uint64_t start_us = monotonic_us();
@@ -91,33 +125,43 @@ static int act(struct api_call *c, const struct route *r, struct error *e)
     int ret;
 
     action_init(&a, r->kind, c->vm);
-    ret = r->body ? take_body(c, r, &a, e) : 0;
+    ret = take_body(c, r, &a, e);
     if (ret == 0) {
         ret = vm_apply(c->vm, &a, e);
         if (ret == 0)
             record_latency(a.kind, start_us);
-        else if (e->kind != ERR_STATE)
-            fail_within(e, a.kind == ACT_START ? "Start microvm error" : r->subsystem);
+        else
+            name_subsystem(c, r, a.kind, e);
     }
     action_fini(&a);
     return ret;
 }
 
+static int fail_unknown(struct token second, struct error *e)
+{
+    char name[HTTP_LINE_MAX];
+
+    plain(name, sizeof(name) - 128, second.at, second.length);
+    return fail(e, ERR_INVALID, "Unrecognized PUT request path `%s`.", name);
+}
+
 /* Serves what the table has, counting it. */
-static int serve_route(struct api_call *c, const struct route *r, struct error *e)
+static int serve_route(struct api_call *c, const struct route *r, struct token second,
+                       struct error *e)
 {
     if (r->count)
         metric_inc(r->count);
-    if (r->answer) {
-        r->answer(c->vm, c->answer);
-    } else if (r->verb == HTTP_VERB_GET) {
+    if (r->answer)
+        return r->answer(c->vm, c->answer, e) < 0 ? fail_within(e, r->subsystem) : 0;
+    if (r->verb == HTTP_VERB_GET) {
         schema_encode(r->body, (const char *)vm_config(c->vm) + r->at, &c->answer->body);
-    } else if (act(c, r, e) < 0) {
-        if (r->fails)
-            metric_inc(r->fails);
-        return -1;
+        return 0;
     }
-    return 0;
+    if ((r->is_unknown ? fail_unknown(second, e) : act(c, r, e)) == 0)
+        return 0;
+    if (r->fails)
+        metric_inc(r->fails);
+    return -1;
 }
 
 /*
@@ -186,6 +230,20 @@ static bool is_absent(struct token first)
     return false;
 }
 
+static void log_request(const struct api_request *r, const struct route *route)
+{
+    static const char *const names[HTTP_VERBS] = { "Get", "Put", "Patch", "Delete" };
+    bool is_secret = route && (route->takes_metadata || route->is_unknown);
+    char path[256], body[BODY_LOGGED_MAX];
+
+    quote(path, sizeof(path), r->path, strlen(r->path));
+    if (r->body && !is_secret)
+        log_info("The API server received a %s request on %s with body %s.", names[r->verb], path,
+                 quote(body, sizeof(body), r->body, r->body_length));
+    else
+        log_info("The API server received a %s request on %s.", names[r->verb], path);
+}
+
 static int dispatch(struct api_call *c, struct error *e)
 {
     const char *path = c->request->path + strspn(c->request->path, "/");
@@ -193,6 +251,7 @@ static int dispatch(struct api_call *c, struct error *e)
     struct token second = next_token(&path);
     const struct route *r = route_find(c->request->verb, first, second);
 
+    log_request(c->request, r);
     if (check_body(c->request, e) < 0)
         return -1;
     if (!r) {
@@ -205,24 +264,11 @@ static int dispatch(struct api_call *c, struct error *e)
     }
     if (r->id != ID_NONE && take_id(c->id, second, e) < 0)
         return -1;
-    return serve_route(c, r, e);
-}
-
-static void log_request(const struct api_request *r)
-{
-    static const char *const names[HTTP_VERBS] = { "Get", "Put", "Patch", "Delete" };
-    char path[256], body[BODY_LOGGED_MAX];
-
-    quote(path, sizeof(path), r->path, strlen(r->path));
-    if (r->body && strcmp(r->path, "/mmds") != 0) /* what the guest alone should know */
-        log_info("The API server received a %s request on %s with body %s.", names[r->verb], path,
-                 quote(body, sizeof(body), r->body, r->body_length));
-    else
-        log_info("The API server received a %s request on %s.", names[r->verb], path);
+    return serve_route(c, r, second, e);
 }
 
 /* A message may repeat what a client sent; in the log it is one line all the same. */
-static void log_failure(const char *message)
+static void log_failure(const char *status, const char *message)
 {
     char line[sizeof(((struct error *)0)->msg)];
     size_t i = 0;
@@ -230,13 +276,15 @@ static void log_failure(const char *message)
     for (; i < sizeof(line) - 1 && message[i]; i++)
         line[i] = (char)((unsigned char)message[i] < 0x20 ? ' ' : message[i]);
     line[i] = '\0';
-    log_error("Received Error. Status code: 400 Bad Request. Message: %s", line);
+    log_error("Received Error. Status code: %s. Message: %s", status, line);
 }
 
+/* The status is 400 where nothing said otherwise. */
 static void fail_answer(struct api_answer *a, const struct error *e)
 {
-    log_failure(e->msg);
-    a->status = 400;
+    if (!a->status)
+        a->status = 400;
+    log_failure(a->status == 400 ? "400 Bad Request" : "413 Payload too large", e->msg);
     a->type = NULL;
     json_writer_fini(&a->body);
     json_put(&a->body, "{\"fault_message\":");
@@ -251,7 +299,6 @@ void api_serve(struct vm *vm, const struct api_request *request, struct api_answ
     struct error e;
 
     *answer = (struct api_answer){ 0 };
-    log_request(request);
     if (dispatch(&call, &e) < 0) {
         fail_answer(answer, &e);
     } else {

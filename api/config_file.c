@@ -5,35 +5,40 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/canonical.h"
 #include "api/cpu_schema.h"
 #include "api/routes.h"
 #include "vmm/base/log.h"
 #include "vmm/base/whole_file.h"
 
-static int fail_read(struct error *e, int os_errno, const char *path)
+/* Which of the process's files is read, as its errors call it. */
+#define CONFIGURATION "configuration"
+#define METADATA      "mmds content"
+
+static int fail_read(struct error *e, int os_errno, const char *what, const char *path)
 {
-    return fail_os(e, os_errno, "Unable to open or read from the configuration file: %s", path);
+    return fail_os(e, os_errno, "Unable to open or read from the %s file: %s", what, path);
 }
 
 /* Its text with a NUL behind it, to be freed whatever is returned; how many bytes, or -1. Pages
  * that are not needed are never touched. */
-static ssize_t read_file(char **text, const char *path, struct error *e)
+static ssize_t read_file(char **text, const char *what, const char *path, struct error *e)
 {
     const size_t room = CONFIG_FILE_MAX + 1;
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
     ssize_t n;
 
     if (fd < 0)
-        return fail_read(e, errno, path);
+        return fail_read(e, errno, what, path);
     *text = malloc(room + 1);
     BUG_ON(!*text);
     n = whole_file_read(fd, *text, room);
     if (n < 0)
-        return fail_read(e, (int)-n, path);
+        return fail_read(e, (int)-n, what, path);
     if ((size_t)n == room)
         return fail(e, ERR_TOO_LARGE,
-                    "Unable to open or read from the configuration file: %s: larger than %u bytes",
-                    path, CONFIG_FILE_MAX);
+                    "Unable to open or read from the %s file: %s: larger than %u bytes", what, path,
+                    CONFIG_FILE_MAX);
     (*text)[n] = '\0';
     return n;
 }
@@ -56,7 +61,7 @@ static int read_cpu_config(const char *text, struct cpu_config *out, struct erro
             BUG_ON(true);
         if (schema_decode(&path_schema, &path, list, strlen(list), &given, e) < 0)
             return -1;
-        size = read_file(&file, path, e);
+        size = read_file(&file, CONFIGURATION, path, e);
         if (size < 0)
             return -1;
         text = file;
@@ -80,7 +85,7 @@ static int apply_members(struct vm *vm, struct action *a, const char *cpu_config
     for (a->kind = 0; a->kind < ACTIONS; a->kind++) {
         const struct route *r = route_of(a->kind);
 
-        if (!r || !has_member(r->first, given))
+        if (!r || !has_member(r->member ? r->member : r->first, given))
             continue;
         if ((a->kind == ACT_PUT_CPU_CONFIG && read_cpu_config(cpu_config, &a->config.cpu, e) < 0) ||
             vm_apply(vm, a, e) < 0)
@@ -109,11 +114,37 @@ static int configure(struct vm *vm, const char *text, size_t size, struct error 
     return ret;
 }
 
-int config_file_apply(struct vm *vm, const char *path, struct error *e)
+static int put_metadata_file(struct vm *vm, const char *path, struct error *e)
+{
+    autofree char *text = NULL;
+    ssize_t size = read_file(&text, METADATA, path, e);
+    struct action a;
+    int ret;
+
+    if (size < 0)
+        return -1;
+    action_init(&a, ACT_PUT_MMDS, vm);
+    a.metadata = canonical_json(text, (size_t)size, e);
+    ret = a.metadata ? vm_apply(vm, &a, e) : fail_within(e, "metadata provided not valid json");
+    action_fini(&a);
+    return ret;
+}
+
+int metadata_file_apply(struct vm *vm, const char *path, struct error *e)
+{
+    if (put_metadata_file(vm, path, e) < 0) {
+        fail_within(e, "Populating MMDS from file failed");
+        return fail_within(e, "Failed to build MicroVM");
+    }
+    log_info("Successfully added metadata to mmds from file");
+    return 0;
+}
+
+int config_file_apply(struct vm *vm, const char *path, const char *metadata_path, struct error *e)
 {
     struct action start;
     autofree char *text = NULL;
-    ssize_t size = read_file(&text, path, e);
+    ssize_t size = read_file(&text, CONFIGURATION, path, e);
 
     if (size < 0)
         return -1;
@@ -121,6 +152,8 @@ int config_file_apply(struct vm *vm, const char *path, struct error *e)
         fail_within(e, "Configuration for VMM from one single json failed");
         return fail_within(e, "Failed to build MicroVM from Json");
     }
+    if (metadata_path && metadata_file_apply(vm, metadata_path, e) < 0)
+        return -1;
     action_init(&start, ACT_START, vm);
     if (vm_apply(vm, &start, e) < 0) {
         fail_within(e, "Could not Start MicroVM from one single json");

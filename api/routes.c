@@ -1,5 +1,6 @@
 #include "api/routes.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <string.h>
 
@@ -289,6 +290,49 @@ static const struct schema vsock_schema = {
     .is_none = vsock_is_none,
 };
 
+static const struct schema_variant mmds_versions[] = {
+    { "V1", MMDS_V1 },
+    { "V2", MMDS_V2 },
+    { 0 },
+};
+
+static int parse_ipv4(const char *text, void *member, struct error *e)
+{
+    struct in_addr address;
+
+    if (inet_pton(AF_INET, text, &address) != 1)
+        return fail(e, ERR_INVALID, "invalid IPv4 address syntax");
+    *(char **)member = strdup(text);
+    BUG_ON(!*(char **)member);
+    return 0;
+}
+
+#define MMDS(m) offsetof(struct mmds_config, m)
+
+static const struct schema_field interface_id_field = SCHEMA_FIELD("", STRING, SCHEMA_REQUIRED, 0);
+
+static const struct schema_field mmds_fields[] = {
+    SCHEMA_FIELD("version", ENUM, SCHEMA_DEFAULT, MMDS(version), .variants = mmds_versions,
+                 .outdated = "V1", .instead = "V2"),
+    SCHEMA_FIELD("network_interfaces", LIST, SCHEMA_REQUIRED, MMDS(interfaces),
+                 .item = &interface_id_field, .item_size = sizeof(char *)),
+    SCHEMA_FIELD("ipv4_address", PARSED, SCHEMA_NULLABLE, MMDS(ipv4_address), .parse = parse_ipv4,
+                 .expected = "IPv4 address"),
+    SCHEMA_FIELD("imds_compat", BOOL, SCHEMA_DEFAULT, MMDS(imds_compat)),
+};
+
+static bool mmds_is_none(const void *object)
+{
+    return ((const struct mmds_config *)object)->interfaces.count == 0;
+}
+
+static const struct schema mmds_schema = {
+    .name = "MmdsConfig",
+    .size = sizeof(struct mmds_config),
+    FIELDS(mmds_fields),
+    .is_none = mmds_is_none,
+};
+
 /* Groups of hexadecimal digits. */
 static int parse_uuid(const char *text, void *member, struct error *e)
 {
@@ -408,7 +452,7 @@ static const struct schema_field config_file_fields[] = {
                  .object = &machine_schema),
     SCHEMA_FIELD("metrics", OBJECT, SCHEMA_NULLABLE | SCHEMA_UNSHOWN, CONFIG(metrics),
                  .object = &metrics_schema),
-    SCHEMA_FIELD("mmds-config", ABSENT, SCHEMA_NULLABLE, 0),
+    SCHEMA_FIELD("mmds-config", OBJECT, SCHEMA_NULLABLE, CONFIG(mmds), .object = &mmds_schema),
     SCHEMA_FIELD("network-interfaces", LIST, SCHEMA_DEFAULT, CONFIG(interfaces),
                  .object = &net_schema),
     SCHEMA_FIELD("vsock", OBJECT, SCHEMA_NULLABLE, CONFIG(vsock), .object = &vsock_schema),
@@ -427,7 +471,8 @@ const struct schema config_file_schema = {
 };
 
 _Static_assert(CONFIG(drives.count) == CONFIG(drives.items) + sizeof(void *) &&
-                   CONFIG(interfaces.count) == CONFIG(interfaces.items) + sizeof(void *),
+                   CONFIG(interfaces.count) == CONFIG(interfaces.items) + sizeof(void *) &&
+                   MMDS(interfaces.count) == MMDS(interfaces.items) + sizeof(void *),
                "these are read as struct schema_list");
 _Static_assert(DRIVE(drive_id) == 0 && DRIVE_PATCH(drive_id) == 0 && NET(iface_id) == 0 &&
                    NET_PATCH(iface_id) == 0,
@@ -449,6 +494,7 @@ static const struct route routes[] = {
     { HTTP_VERB_GET, "metrics", "", .answer = answer_metrics },
     { HTTP_VERB_GET, "boot-timeline", "", .answer = answer_boot_timeline },
     { HTTP_VERB_GET, "vm", "config", SHOWS(config_file_schema, 0) },
+    { HTTP_VERB_GET, "mmds", .answer = answer_metadata, .subsystem = "MMDS error", GETS(mmds) },
     { HTTP_VERB_GET, "machine-config", SHOWS(machine_schema, CONFIG(machine)), GETS(machine_cfg) },
     { HTTP_VERB_PUT, "logger", .kind = ACT_PUT_LOGGER, TAKES(logger_schema, config.logger),
       FAILS("Logger error", "Logger error"), PUTS(logger) },
@@ -483,6 +529,14 @@ static const struct route routes[] = {
       FAILS("SMBIOS error", "SMBIOS error") },
     { HTTP_VERB_PUT, "serial", .kind = ACT_PUT_SERIAL, TAKES(serial_schema, config.serial),
       FAILS("Serial error", NULL), PUTS(serial) },
+    { HTTP_VERB_PUT, "mmds", "config", .kind = ACT_PUT_MMDS_CONFIG, .member = "mmds-config",
+      TAKES(mmds_schema, config.mmds), FAILS("MMMDS config error", "MMDS config error"),
+      PUTS(mmds) },
+    { HTTP_VERB_PUT, "mmds", "", .kind = ACT_PUT_MMDS, .takes_metadata = true,
+      FAILS("MMDS error", NULL), PUTS(mmds) },
+    { HTTP_VERB_PUT, "mmds", .is_unknown = true, PUTS(mmds) },
+    { HTTP_VERB_PATCH, "mmds", .kind = ACT_PATCH_MMDS, .takes_metadata = true,
+      FAILS("MMDS error", NULL), PATCHES(mmds) },
     { HTTP_VERB_PUT, "actions", .kind = ACTIONS, TAKES(action_schema, kind),
       FAILS("Internal VMM error", NULL), PUTS(actions) },
     { HTTP_VERB_PATCH, "vm", .kind = ACTIONS, TAKES(vm_state_schema, kind),

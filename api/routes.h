@@ -21,13 +21,16 @@ struct route {
     const char *first, *second; /* the path's tokens; second NULL: any */
     /* What the second is the id of. A body then begins with the same id. */
     enum { ID_NONE, ID_OF_DRIVE, ID_OF_INTERFACE } id;
+    bool is_unknown;           /* nothing is there, whatever the second token */
     answer_fn *answer;         /* to a GET; NULL: what `body` shows of the VM's configuration */
     enum action_kind kind;     /* of all but a GET; ACTIONS: the body says which */
-    const struct schema *body; /* NULL: none */
-    size_t at;    /* of what it describes, in struct vm_config (GET) or struct action */
-    bool is_item; /* it describes the one item of a list there */
-    /* What an error begins with: a request's, and one of the configuration file's member of that
-     * name. NULL where there is no body, and where the file has no such member. */
+    const struct schema *body; /* NULL: none, or metadata */
+    bool takes_metadata;       /* the body is any JSON, a secret of the guest's: never logged */
+    size_t at;          /* of what it describes, in struct vm_config (GET) or struct action */
+    bool is_item;       /* it describes the one item of a list there */
+    const char *member; /* of the configuration file, that says the same; NULL: named as `first` */
+    /* What an error begins with: a request's, and one of that member's. NULL where there is no
+     * body, and where the file has no such member. */
     const char *subsystem, *subsystem_of_file;
     metric *count, *fails; /* NULL: not counted */
 };

@@ -41,14 +41,14 @@ struct number {
 
 struct arguments {
     const char *api_sock, *id, *config_file, *level, *log_path, *module, *metrics_path;
-    const char *seccomp_filter, *metadata, *mmds_size_limit, *describe_snapshot;
-    struct number start_time_us, start_time_cpu_us, parent_cpu_time_us;
+    const char *seccomp_filter, *metadata, *describe_snapshot;
+    struct number start_time_us, start_time_cpu_us, parent_cpu_time_us, mmds_size_limit;
     uint64_t max_payload;
     bool no_api, boot_timer, show_level, show_origin;
     bool no_seccomp, enable_pci, snapshot_version;
 };
 
-static int parse_us(const char *name, const char *text, void *place, struct error *e)
+static int parse_number(const char *name, const char *text, void *place, struct error *e)
 {
     struct number *n = place;
 
@@ -92,15 +92,17 @@ static const struct option option_rows[] = {
     { "seccomp-filter", "PATH", AT(seccomp_filter),
       .help = "use the filters of a file, as seccompiler-bin makes them, instead of the built-in "
               "ones" },
-    { "start-time-us", "US", AT(start_time_us), parse_us,
+    { "start-time-us", "US", AT(start_time_us), parse_number,
       .help = "when the jailer began, on CLOCK_MONOTONIC: for the metrics" },
-    { "start-time-cpu-us", "US", AT(start_time_cpu_us), parse_us,
+    { "start-time-cpu-us", "US", AT(start_time_cpu_us), parse_number,
       .help = "the process's CPU time at exec: for the metrics" },
-    { "parent-cpu-time-us", "US", AT(parent_cpu_time_us), parse_us,
+    { "parent-cpu-time-us", "US", AT(parent_cpu_time_us), parse_number,
       .help = "CPU time that the jailer used: for the metrics" },
     { "enable-pci", NULL, AT(enable_pci), .help = "refused: devices are on virtio-mmio" },
-    { "metadata", "PATH", AT(metadata), .help = "refused: there is no MMDS yet" },
-    { "mmds-size-limit", "BYTES", AT(mmds_size_limit), .help = "refused: there is no MMDS yet" },
+    { "metadata", "PATH", AT(metadata),
+      .help = "put a JSON file into the metadata service (MMDS)" },
+    { "mmds-size-limit", "BYTES", AT(mmds_size_limit), parse_number,
+      .help = "largest metadata, as compact JSON [that of --http-api-max-payload-size]" },
     { "snapshot-version", NULL, AT(snapshot_version),
       .help = "refused: there are no snapshots yet" },
     { "describe-snapshot", "PATH", AT(describe_snapshot),
@@ -132,8 +134,6 @@ static int refuse_absent(const struct arguments *o, struct error *e)
         const char *what;
     } absent[] = {
         { o->enable_pci, "--enable-pci: there is no PCI; devices are on virtio-mmio" },
-        { o->metadata, "--metadata: there is no MMDS" },
-        { o->mmds_size_limit, "--mmds-size-limit: there is no MMDS" },
         { o->snapshot_version, "--snapshot-version: there are no snapshots" },
         { o->describe_snapshot, "--describe-snapshot: there are no snapshots" },
     };
@@ -227,7 +227,12 @@ static int set_up_metrics(const struct arguments *o, struct error *e)
 
 static int run(const struct arguments *o)
 {
-    struct vm_options vm_options = { .id = o->id, .boot_timer = o->boot_timer };
+    struct vm_options vm_options = {
+        .id = o->id,
+        .boot_timer = o->boot_timer,
+        .metadata_max_bytes =
+            o->mmds_size_limit.is_given ? o->mmds_size_limit.value : o->max_payload,
+    };
     const char *how = o->no_api ? "RunWithoutApiError error" : "RunWithApiError error";
     static struct loop loop; /* these live as long as the process: nothing is freed at its end */
     static struct vm *vm;
@@ -254,7 +259,12 @@ static int run(const struct arguments *o)
             return end_with(EXIT_GENERIC, how, &e);
         record_startup(o);
     }
-    if (o->config_file && config_file_apply(vm, o->config_file, &e) < 0)
+    ret = 0;
+    if (o->config_file)
+        ret = config_file_apply(vm, o->config_file, o->metadata, &e);
+    else if (o->metadata)
+        ret = metadata_file_apply(vm, o->metadata, &e);
+    if (ret < 0)
         return end_with(EXIT_GENERIC, how, &e);
     code = loop_run(&loop);
     log_info("Vmm is stopping.");

@@ -83,7 +83,7 @@ enum http_event http_reader_next(struct http_reader *r);
 bool http_reader_has_more(const struct http_reader *r);
 
 struct http_answer {
-    unsigned status;  /* 100, 200, 204, 400 */
+    unsigned status;  /* 100, 200, 204, 400, 413 */
     bool deprecated;  /* the request used what will go away */
     bool closes;      /* it is the last one on the connection */
     const char *type; /* of the body; NULL: JSON */

@@ -3,10 +3,12 @@
 #include <json-c/json_object.h>
 #include <json-c/json_tokener.h>
 #include <limits.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "api/wire/json_writer.h"
 #include "api/wire/quote.h"
 #include "api/wire/utf8.h"
 
@@ -67,24 +69,6 @@ int json_fail_value(struct json_reader *r, struct error *e)
     return json_fail(r, e, r->at + 1, c < 0 ? "EOF while parsing a value" : "expected value");
 }
 
-/* The shortest decimal that reads back as d: digits alone up to 16 places, else with an exponent.
- */
-static void show_double(char *out, size_t size, double d)
-{
-    int digits = 0, exponent;
-    char *e;
-
-    do
-        snprintf(out, size, "%.*e", digits, d);
-    while (strtod(out, NULL) != d && ++digits < 17);
-    e = strchr(out, 'e');
-    exponent = e ? (int)strtol(e + 1, NULL, 10) : 0;
-    if (exponent >= -5 && exponent < 16)
-        snprintf(out, size, "%.*f", digits > exponent ? digits - exponent : 1, d);
-    else if (e && e[2] == '0') /* printf's exponent has two digits at least */
-        memmove(e + 2, e + 3, strlen(e + 2));
-}
-
 static void show_scalar(char *out, size_t size, struct json_object *value)
 {
     char shown[SHOWN_MAX];
@@ -95,7 +79,7 @@ static void show_scalar(char *out, size_t size, struct json_object *value)
         snprintf(out, size, "boolean `%s`", json_object_get_boolean(value) ? "true" : "false");
         return;
     case json_type_double:
-        show_double(shown, sizeof(shown), json_object_get_double(value));
+        json_show_double(shown, sizeof(shown), json_object_get_double(value));
         snprintf(out, size, "floating point `%s`", shown);
         return;
     case json_type_int: snprintf(out, size, "integer `%s`", json_object_get_string(value)); return;
@@ -259,6 +243,7 @@ static int take_number(struct json_reader *r, struct json_object **value, struct
     enum json_tokener_error error;
     size_t start = r->at, wrong, n;
     bool is_integer;
+    double d;
 
     n = number_length(r, &wrong, &is_integer);
     if (n == 0)
@@ -271,7 +256,11 @@ static int take_number(struct json_reader *r, struct json_object **value, struct
         memcmp(json_object_get_string(*value), r->text + start, n) == 0)
         return 0;
     json_object_put(*value);
-    *value = json_object_new_double(strtod(r->text + start, NULL));
+    *value = NULL;
+    d = strtod(r->text + start, NULL);
+    if (isinf(d))
+        return json_fail(r, e, r->at, "number out of range");
+    *value = json_object_new_double(d);
     BUG_ON(!*value);
     return 0;
 }
@@ -385,59 +374,64 @@ int json_end(struct json_reader *r, struct error *e)
     return json_peek(r) < 0 ? 0 : json_fail(r, e, r->at + 1, "trailing characters");
 }
 
-static int skip_scalar(struct json_reader *r, struct error *e)
+/* The key and the colon of the next member: 1, 0 before the end, or -1. */
+static int walk_key(struct json_reader *r, struct json_walk *w, struct error *e)
 {
-    struct json_object *value;
+    int step = json_next_key(r, &w->is_first, &w->value, e);
 
-    if (json_take(r, &value, e) < 0)
-        return -1;
-    json_object_put(value);
-    return 0;
+    if (step <= 0 || json_colon(r, e) == 0)
+        return step;
+    json_object_put(w->value);
+    return -1;
 }
 
-/* The key and the colon of the next member, or the place of the next element: 1 before its value, 0
- * before the end, or -1. */
-static int skip_to_value(struct json_reader *r, bool is_map, bool *first, struct error *e)
+static int walk_value(struct json_reader *r, struct json_walk *w, struct error *e)
 {
-    struct json_object *key = NULL;
-    int step;
+    int c = json_peek(r);
 
-    if (!is_map)
-        return json_next_element(r, first, e);
-    step = json_next_key(r, first, &key, e);
-    if (step <= 0)
-        return step;
-    json_object_put(key);
-    return json_colon(r, e) < 0 ? -1 : 1;
+    if (c != '[' && c != '{')
+        return json_take(r, &w->value, e) < 0 ? -1 : JSON_SCALAR;
+    if (w->depth == JSON_DEPTH_MAX)
+        return json_fail(r, e, r->at + 1, "recursion limit exceeded");
+    r->at++;
+    w->is_map[w->depth++] = c == '{';
+    w->is_first = true;
+    return c == '{' ? JSON_OBJECT : JSON_ARRAY;
 }
 
 /* Not by json-c, whose strict mode takes NaN and 'this' for values and keys. */
-int json_skip(struct json_reader *r, struct error *e)
+int json_walk(struct json_reader *r, struct json_walk *w, struct error *e)
 {
-    bool is_map[JSON_DEPTH_MAX], first;
-    unsigned depth = 0;
+    bool is_map = w->depth > 0 && w->is_map[w->depth - 1];
+    int step;
 
-    do {
-        int c = json_peek(r), step = 0;
-
-        if (c != '[' && c != '{') {
-            if (skip_scalar(r, e) < 0)
-                return -1;
-            first = false;
-        } else if (depth == JSON_DEPTH_MAX) {
-            return json_fail(r, e, r->at + 1, "recursion limit exceeded");
-        } else {
-            is_map[depth++] = c == '{';
-            r->at++;
-            first = true;
-        }
-        while (depth > 0 && (step = skip_to_value(r, is_map[depth - 1], &first, e)) == 0) {
-            r->at++; /* the end of what was entered */
-            depth--;
-            first = false;
-        }
+    w->value = NULL;
+    if (w->is_value_read) {
+        if (w->depth == 0)
+            return JSON_DONE;
+        step = is_map ? walk_key(r, w, e) : json_next_element(r, &w->is_first, e);
         if (step < 0)
             return -1;
-    } while (depth > 0);
-    return 0;
+        if (step == 0) {
+            r->at++;
+            w->depth--;
+            w->is_first = false;
+            return JSON_LEAVE;
+        }
+        w->is_value_read = false;
+        if (is_map)
+            return JSON_KEY;
+    }
+    w->is_value_read = true;
+    return walk_value(r, w, e);
+}
+
+int json_skip(struct json_reader *r, struct error *e)
+{
+    struct json_walk w = { 0 };
+    int step;
+
+    while ((step = json_walk(r, &w, e)) > 0)
+        json_object_put(w.value);
+    return step;
 }

@@ -13,7 +13,7 @@
 
 #include "vmm/base/error.h"
 
-#define JSON_DEPTH_MAX 128 /* of a value that is skipped */
+#define JSON_DEPTH_MAX 127 /* of a value that is walked through or skipped */
 
 struct json_object;
 struct json_tokener;
@@ -49,6 +49,20 @@ int json_fail_scalar(const struct json_reader *r, const char *kind, struct json_
 /* Reads a null (as NULL), boolean, number or string. Integers beyond 64 bits, and minus zero, come
  * as doubles. The caller puts the object. */
 int json_take(struct json_reader *r, struct json_object **value, struct error *e);
+
+/* A walk through a value of any kind; a zeroed one stands before it. */
+struct json_walk {
+    struct json_object *value; /* of JSON_KEY and JSON_SCALAR, and else NULL: the caller puts it */
+    unsigned depth;
+    bool is_map[JSON_DEPTH_MAX];
+    bool is_first, is_value_read;
+};
+
+enum json_step { JSON_DONE, JSON_KEY, JSON_SCALAR, JSON_ARRAY, JSON_OBJECT, JSON_LEAVE };
+
+/* The next step of a walk: it enters an array or object, meets a key or a value in it, leaves it,
+ * is done behind the value; or -1. */
+int json_walk(struct json_reader *r, struct json_walk *w, struct error *e);
 
 /* Reads any value and forgets it. */
 int json_skip(struct json_reader *r, struct error *e);

@@ -35,7 +35,7 @@ void json_put(struct json_writer *w, const char *text)
 static size_t put_character(struct json_writer *w, const char *s, size_t n)
 {
     static const char special[] = "\"\\\b\f\n\r\t", names[] = "\"\\bfnrt";
-    const char *found = strchr(special, *s);
+    const char *found = memchr(special, *s, sizeof(special) - 1);
     size_t length = utf8_length(s, n);
     char code[8];
 
@@ -55,14 +55,17 @@ static size_t put_character(struct json_writer *w, const char *s, size_t n)
     return length ? length : 1;
 }
 
-void json_put_string(struct json_writer *w, const char *s)
+void json_put_text(struct json_writer *w, const char *s, size_t n)
 {
-    size_t n = strlen(s);
-
     put_bytes(w, "\"", 1);
     for (size_t i = 0; i < n;)
         i += put_character(w, s + i, n - i);
     put_bytes(w, "\"", 1);
+}
+
+void json_put_string(struct json_writer *w, const char *s)
+{
+    json_put_text(w, s, strlen(s));
 }
 
 void json_put_unsigned(struct json_writer *w, uint64_t value)
@@ -70,4 +73,21 @@ void json_put_unsigned(struct json_writer *w, uint64_t value)
     char digits[24];
 
     put_bytes(w, digits, (size_t)snprintf(digits, sizeof(digits), "%" PRIu64, value));
+}
+
+const char *json_show_double(char *out, size_t size, double d)
+{
+    int digits = 0, exponent;
+    char *e;
+
+    do
+        snprintf(out, size, "%.*e", digits, d);
+    while (strtod(out, NULL) != d && ++digits < 17);
+    e = strchr(out, 'e');
+    exponent = e ? (int)strtol(e + 1, NULL, 10) : 0;
+    if (exponent >= -5 && exponent < 16)
+        snprintf(out, size, "%.*f", digits > exponent ? digits - exponent : 1, d);
+    else if (e && e[2] == '0') /* printf's exponent has two digits at least */
+        memmove(e + 2, e + 3, strlen(e + 2));
+    return out;
 }

@@ -132,11 +132,12 @@ static int decode_unsigned(struct json_reader *r, uint64_t max, const char *type
 static int decode_string(struct json_reader *r, const struct schema_field *f, char **out,
                          struct error *e)
 {
+    const char *expected = f->type == SCHEMA_PATH ? "path string" : "a string";
     struct json_object *value;
     int ret = 0;
 
     if (json_peek(r) != '"')
-        return json_fail_type(r, f->type == SCHEMA_PATH ? "path string" : "a string", e);
+        return json_fail_type(r, f->expected ? f->expected : expected, e);
     if (json_take(r, &value, e) < 0)
         return -1;
     if (strlen(json_object_get_string(value)) == (size_t)json_object_get_string_len(value)) {
@@ -471,6 +472,18 @@ static const char *name_of_variant(const struct schema_variant *v, unsigned valu
     return v->name;
 }
 
+const struct schema_field *schema_outdated(const struct schema *s, const void *object)
+{
+    for (const struct schema_field *f = s->fields; f < s->fields + s->count; f++) {
+        const void *member = (const char *)object + f->at;
+
+        if (f->outdated &&
+            strcmp(name_of_variant(f->variants, *(const unsigned *)member), f->outdated) == 0)
+            return f;
+    }
+    return NULL;
+}
+
 static void encode_string(const struct schema_field *f, const char *s, struct json_writer *w)
 {
     if (!s && f->flags & SCHEMA_NULLABLE)
@@ -487,14 +500,23 @@ static void encode_number(const struct schema_field *f, uint64_t value, struct j
         json_put_unsigned(w, value);
 }
 
-static void encode_list(const struct schema *s, const struct schema_list *list,
+static void encode_value(const struct schema_field *f, const void *member, struct json_writer *w);
+
+static void encode_list(const struct schema_field *f, const struct schema_list *list,
                         struct json_writer *w)
 {
+    size_t size = f->object ? f->object->size : f->item_size;
+
     json_put(w, "[");
     for (size_t i = 0; i < list->count; i++) {
+        const char *item = (const char *)list->items + i * size;
+
         if (i > 0)
             json_put(w, ",");
-        schema_encode(s, (const char *)list->items + i * s->size, w);
+        if (f->object)
+            schema_encode(f->object, item, w);
+        else
+            encode_value(f->item, item, w);
     }
     json_put(w, "]");
 }
@@ -520,7 +542,7 @@ static void encode_value(const struct schema_field *f, const void *member, struc
         else
             schema_encode(f->object, member, w);
         return;
-    case SCHEMA_LIST: encode_list(f->object, member, w); return;
+    case SCHEMA_LIST: encode_list(f, member, w); return;
     case SCHEMA_ABSENT: json_put(w, f->flags & SCHEMA_NO_LIST ? "[]" : "null"); return;
     case SCHEMA_TEXT: break; /* nothing of these is ever shown */
     }

@@ -71,12 +71,14 @@ struct schema_field {
     size_t has_at;                         /* SCHEMA_HAS(): offset of a bool that says whether it
                                               was given and not null; 0: none */
     const struct schema_variant *variants; /* SCHEMA_ENUM */
-    unsigned new_variants;       /* of these the last so many are not listed, as with SCHEMA_NEW */
-    const struct schema *object; /* SCHEMA_OBJECT, SCHEMA_LIST */
-    const struct schema_field *item; /* SCHEMA_LIST without `object`: read, never shown;
-                                        its `at` is 0 */
+    unsigned new_variants; /* of these the last so many are not listed, as with SCHEMA_NEW */
+    const char *outdated, *instead;  /* SCHEMA_ENUM: a variant that is deprecated, and the one
+                                        to use; NULL: none is */
+    const struct schema *object;     /* SCHEMA_OBJECT, SCHEMA_LIST */
+    const struct schema_field *item; /* SCHEMA_LIST without `object`; its `at` is 0 */
     size_t item_size;
-    schema_parse *parse; /* SCHEMA_PARSED */
+    schema_parse *parse;  /* SCHEMA_PARSED */
+    const char *expected; /* SCHEMA_PARSED: what errors call it; NULL: a string */
 };
 
 #define SCHEMA_HAS(T, m) (offsetof(T, m) + 1)
@@ -109,6 +111,10 @@ must_check int schema_decode(const struct schema *s, void *object, const char *t
 
 /* The first deprecated member among those given; NULL: there is none. */
 const char *schema_deprecated(const struct schema *s, uint32_t given);
+
+/* The first member that has its deprecated variant in *object, given or not; NULL: there is none.
+ */
+const struct schema_field *schema_outdated(const struct schema *s, const void *object);
 
 /* Writes *object as a JSON object, members in the table's order. */
 void schema_encode(const struct schema *s, const void *object, struct json_writer *w);

@@ -23,7 +23,8 @@ static void serve(struct vm *vm, const struct api_request *r)
     if (strlen(r->path) >= HTTP_LINE_MAX)
         return; /* the framing does not let it through */
     api_serve(vm, r, &answer);
-    MUST(answer.status == 200 || answer.status == 204 || answer.status == 400);
+    MUST(answer.status == 200 || answer.status == 204 || answer.status == 400 ||
+         answer.status == 413);
     MUST((answer.status == 204) == (answer.body.length == 0));
     json_writer_fini(&answer.body);
 }

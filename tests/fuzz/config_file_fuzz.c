@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     confine(text, length);
     make_file("config", text, length);
     e.msg[0] = '\0';
-    MUST(config_file_apply(s.vm, "config", &e) < 0 && e.msg[0]); /* it can't start */
+    MUST(config_file_apply(s.vm, "config", NULL, &e) < 0 && e.msg[0]); /* it can't start */
     scratch_leave(&s);
     free(text);
     return 0;

@@ -53,8 +53,6 @@ def run(*args):
      "Seccomp error: Filter file open error: No such file or directory (os error 2) /none"),
     (["--seccomp-filter", "/dev/null"], 1, "Seccomp error: Filter deserialization failed"),
     (["--enable-pci"], 1, "--enable-pci: there is no PCI"),
-    (["--metadata", "x"], 1, "--metadata: there is no MMDS"),
-    (["--mmds-size-limit", "1"], 1, "--mmds-size-limit: there is no MMDS"),
     (["--snapshot-version"], 1, "--snapshot-version: there are no snapshots"),
     (["--describe-snapshot", "x"], 1, "--describe-snapshot: there are no snapshots"),
     (["--api-sock", "/none/s"], 1, "RunWithApiError error: Failed to bind and run the HTTP server"),

@@ -168,7 +168,8 @@ class Copy:
         self.must("ninja", "-C", "plain", *(f"tests/{test}" for test in tests))
         linked = {test: names(self.path / "plain/tests" / test) for test in tests}
         for line in self.must("ninja", "-C", "plain", "-t", "targets", "all").splitlines():
-            match = re.match(r"(CMakeFiles/\w+\.dir/((?:vmm|virtio|api|jailer)/.*\.c)\.o):", line)
+            match = re.match(
+                r"(CMakeFiles/\w+\.dir/((?:vmm|virtio|mmds|api|jailer)/.*\.c)\.o):", line)
             if match:
                 target, file = match.groups()
                 self.objects[file], stem = target, pathlib.Path(file).stem
@@ -313,7 +314,7 @@ class Run:
 def chosen(arguments):
     """The mutants of FILE, FILE:LINE and FILE:FIRST-LAST, or of all files."""
     if not arguments:
-        arguments = [str(p.relative_to(ROOT)) for d in ("vmm", "virtio", "api", "jailer")
+        arguments = [str(p.relative_to(ROOT)) for d in ("vmm", "virtio", "mmds", "api", "jailer")
                      for p in sorted((ROOT / d).rglob("*.c"))]
     for argument in arguments:
         file, _, lines = argument.partition(":")

@@ -56,7 +56,7 @@ static int apply(const char *text)
         s = mark + 4;
     }
     fclose(out);
-    return config_file_apply(vm, file, &e);
+    return config_file_apply(vm, file, NULL, &e);
 }
 
 #define BOOT   "\"boot-source\":{\"kernel_image_path\":\"DISK\",\"boot_args\":\"x\"}"
@@ -94,7 +94,10 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
         { "{\"vsock\":{\"guest_cid\":3}}", SYNTAX "missing field `uds_path` at line 1 column 24" },
         { "{\"network-interfaces\":[{}]}", SYNTAX "missing field `iface_id` at line 1 column 25" },
         { "{\"mmds-config\":{}}",
-          SYNTAX "`mmds-config` is not supported by this version at line 1 column 15" },
+          SYNTAX "missing field `network_interfaces` at line 1 column 17" },
+        { "{" BOOT ",\"drives\":[],\"mmds-config\":{\"network_interfaces\":[]}}",
+          PARSE "MMDS config error: The list of network interface IDs that allow forwarding MMDS "
+                "requests is empty." },
         { "{\"balloon\":{}}",
           SYNTAX "`balloon` is not supported by this version at line 1 column 11" },
         { "{\"entropy\":{}}",
@@ -182,7 +185,7 @@ static void expect_unreadable(const char *path, const char *why)
 {
     char expected[256];
 
-    cr_assert_eq(config_file_apply(vm, path, &e), -1);
+    cr_assert_eq(config_file_apply(vm, path, NULL, &e), -1);
     snprintf(expected, sizeof(expected),
              "Unable to open or read from the configuration file: %s: %s", path, why);
     cr_expect_str_eq(e.msg, expected);
@@ -219,14 +222,14 @@ Test(config_file, may_come_by_a_fifo)
 
     cr_assert_eq(mkfifo(file, 0600), 0);
     cr_assert_eq(pthread_create(&writer, NULL, write_to_fifo, text), 0);
-    cr_assert_eq(config_file_apply(vm, file, &e), -1);
+    cr_assert_eq(config_file_apply(vm, file, NULL, &e), -1);
     pthread_join(writer, NULL);
     expect_only_the_start_fails();
 }
 
 Test(config_file, may_be_a_file_that_does_not_tell_its_size)
 {
-    cr_assert_eq(config_file_apply(vm, "/proc/self/status", &e), -1);
+    cr_assert_eq(config_file_apply(vm, "/proc/self/status", NULL, &e), -1);
     cr_expect(strstr(e.msg, "Invalid JSON: expected value at line 1 column 1"), "%s", e.msg);
 }
 

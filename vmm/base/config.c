@@ -76,6 +76,15 @@ void smbios_config_fini(struct smbios_config *s)
     *s = (struct smbios_config){ 0 };
 }
 
+void mmds_config_fini(struct mmds_config *m)
+{
+    for (size_t i = 0; i < m->interfaces.count; i++)
+        free(m->interfaces.items[i]);
+    free(m->interfaces.items);
+    free(m->ipv4_address);
+    *m = (struct mmds_config){ 0 };
+}
+
 void serial_config_fini(struct serial_config *s)
 {
     free(s->serial_out_path);
@@ -98,6 +107,7 @@ void vm_config_fini(struct vm_config *c)
     free(c->metrics.metrics_path);
     free(c->metrics.properties);
     smbios_config_fini(&c->smbios);
+    mmds_config_fini(&c->mmds);
     serial_config_fini(&c->serial);
     *c = (struct vm_config){ 0 };
 }

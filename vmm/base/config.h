@@ -111,6 +111,18 @@ struct net_config {
 };
 
 #define SMBIOS_SERIAL_MAX 255u
+enum mmds_version { MMDS_V1, MMDS_V2 };
+
+/* The metadata service, but for the data. */
+struct mmds_config {
+    enum mmds_version version; /* V2: a guest's request needs a token */
+    struct interface_ids {
+        char **items;
+        size_t count;
+    } interfaces;       /* that have it: each once; none: there is no MMDS */
+    char *ipv4_address; /* a dotted quad, where guests find it */
+    bool imds_compat;   /* answers are as EC2's: text, whatever a guest accepts */
+};
 
 /* All of it. An endpoint is a member here. */
 struct vm_config {
@@ -145,6 +157,7 @@ struct vm_config {
         char *uuid;   /* "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" in lower case; NULL: no SMBIOS */
         char *serial; /* up to SMBIOS_SERIAL_MAX printable characters of ASCII, or NULL */
     } smbios;
+    struct mmds_config mmds;
     struct serial_config {         /* of the guest's console */
         char *serial_out_path;     /* NULL: stdin and stdout */
         struct token_bucket limit; /* of its output, in bytes */
@@ -181,6 +194,7 @@ void drive_config_fini(struct drive_config *d);
 void net_config_fini(struct net_config *n);
 void vsock_config_fini(struct vsock_config *v);
 void smbios_config_fini(struct smbios_config *s);
+void mmds_config_fini(struct mmds_config *m);
 void serial_config_fini(struct serial_config *s);
 void vm_config_fini(struct vm_config *c);
 void drive_patch_fini(struct drive_patch *p);

@@ -12,13 +12,15 @@
 #include "vmm/base/timeline.h"
 #include "vmm/boot/cmdline.h"
 #include "vmm/machine/machine.h"
+#include "vmm/machine/metadata.h"
 
 struct vm {
     struct loop *loop;
     struct vm_options options;
     enum vm_state state;
     struct vm_config config;
-    struct opened opened;         /* for that */
+    struct opened opened; /* for that */
+    struct mmds_store metadata;
     struct machine *machine;      /* NULL until started */
     struct loop_source guest_end; /* machine->end.event_fd */
 };
@@ -31,6 +33,7 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
     vm->loop = loop;
     vm->options = *options;
     vm->config.machine = machine_config_default;
+    vm->metadata.limit_bytes = options->metadata_max_bytes;
     vm->opened = (struct opened){ .kernel_fd = -1, .initrd_fd = -1, .vsock.fd = -1 };
     return vm;
 }
@@ -258,6 +261,31 @@ static int put_serial(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
+static int put_mmds_config(struct vm *vm, struct action *a, struct error *e)
+{
+    return metadata_configure(&vm->config.mmds, &a->config.mmds, &vm->config.interfaces, e);
+}
+
+const struct mmds_store *vm_metadata(const struct vm *vm, struct error *e)
+{
+    if (vm->state == VM_NOT_STARTED || vm->config.mmds.interfaces.count > 0)
+        return &vm->metadata;
+    fail(e, ERR_INVALID, "The MMDS data store is not initialized.");
+    return NULL;
+}
+
+static int change_metadata(struct vm *vm, struct action *a, struct error *e)
+{
+    if (!vm_metadata(vm, e) ||
+        (a->kind == ACT_PUT_MMDS ? mmds_store_put(&vm->metadata, a->metadata, e)
+                                 : mmds_store_patch(&vm->metadata, a->metadata, e)) < 0)
+        return -1;
+    if (mmds_has_unreachable_key(a->metadata))
+        log_warn("The metadata has a key that no guest can ask for: it is empty, or has a blank or "
+                 "a control character.");
+    return 0;
+}
+
 static void on_guest_end(struct loop_source *src, uint32_t ready)
 {
     struct vm *vm = owner_of(src, struct vm, guest_end);
@@ -409,6 +437,9 @@ static const struct rule {
     [ACT_PUT_VSOCK] = { BEFORE_START, put_vsock },
     [ACT_PUT_SMBIOS] = { BEFORE_START, put_smbios },
     [ACT_PUT_SERIAL] = { BEFORE_START, put_serial },
+    [ACT_PUT_MMDS_CONFIG] = { BEFORE_START, put_mmds_config },
+    [ACT_PUT_MMDS] = { BEFORE_START | AFTER_START, change_metadata },
+    [ACT_PATCH_MMDS] = { BEFORE_START | AFTER_START, change_metadata },
     [ACT_PATCH_MACHINE] = { BEFORE_START, put_machine },
     [ACT_PATCH_DRIVE] = { AFTER_START, patch_drive },
     [ACT_PATCH_NET] = { AFTER_START, patch_net },
@@ -454,6 +485,8 @@ void action_fini(struct action *a)
     vm_config_fini(&a->config);
     drive_patch_fini(&a->drive_patch);
     net_patch_fini(&a->net_patch);
+    free(a->metadata);
+    a->metadata = NULL;
 }
 
 void vm_stop(struct vm *vm)
@@ -486,6 +519,7 @@ void vm_free(struct vm *vm)
     close_fdp(&vm->opened.initrd_fd);
     close_fdp(&vm->opened.vsock.fd);
     vm_config_fini(&vm->config);
+    mmds_store_fini(&vm->metadata);
     free(vm);
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "mmds/store.h"
 #include "vmm/base/config.h"
 #include "vmm/base/error.h"
 #include "vmm/base/loop.h"
@@ -31,6 +32,9 @@ enum action_kind {
     ACT_PUT_VSOCK,
     ACT_PUT_SMBIOS,
     ACT_PUT_SERIAL,
+    ACT_PUT_MMDS_CONFIG,
+    ACT_PUT_MMDS,
+    ACT_PATCH_MMDS,
     ACT_PATCH_MACHINE,
     ACT_PATCH_DRIVE,
     ACT_PATCH_NET,
@@ -51,11 +55,13 @@ struct action {
     struct vm_config config;        /* its member of that kind */
     struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
     struct net_patch net_patch;     /* ACT_PATCH_NET */
+    char *metadata; /* ACT_PUT_MMDS, ACT_PATCH_MMDS: the canonical text of a value, or of a patch */
 };
 
 struct vm_options {
     const char *id; /* borrowed for the process's life */
     bool boot_timer;
+    size_t metadata_max_bytes;             /* of its canonical text */
     const struct seccomp_threads *seccomp; /* NULL: none; borrowed likewise */
 };
 
@@ -93,3 +99,7 @@ enum vm_state vm_state(const struct vm *vm);
 /* Pointers in it are valid until the next vm_apply(). Of what log and metrics were told there is
  * only the log's module, which the log borrows. */
 const struct vm_config *vm_config(const struct vm *vm);
+
+/* What guests can ask the metadata service for, valid likewise. NULL, with the reason: it was
+ * started without one. */
+must_check const struct mmds_store *vm_metadata(const struct vm *vm, struct error *e);

@@ -49,7 +49,7 @@ static inline void scratch_remove(void)
 /* Goes into the directory, which holds a disk and a kernel that is none: no VM ever starts. */
 static inline void scratch_enter(struct scratch *s)
 {
-    static const struct vm_options options = { .id = "fuzz" };
+    static const struct vm_options options = { .id = "fuzz", .metadata_max_bytes = 200 };
     static const char zeroes[4096];
     static bool exists;
     struct error e;
