@@ -6,7 +6,7 @@
 #include "api/routes.h"
 #include "api/wire/quote.h"
 #include "api/wire/schema.h"
-#include "api/wire/utf8.h"
+#include "vmm/base/utf8.h"
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/if_ether.h>
 #include <string.h>
+#include <sys/timerfd.h>
 
 #include "vmm/base/clock.h"
 
@@ -68,13 +69,13 @@ static bool net_gather(struct net *n)
 }
 
 /* False: a frame has to wait for the next turn, or for the guest, which is asked to notify when it
- * offers more. Buffers too small for the longest frame, and as many as can be kept, must do. */
-static bool has_buffers(struct net *n)
+ * offers more. Buffers of fewer bytes than `least`, and as many as can be kept, must do. */
+static bool has_buffers(struct net *n, uint32_t least)
 {
     do {
         if (!net_gather(n))
             return false;
-        if (n->rx.bytes >= n->rx_min || !rx_buffers_has_room(&n->rx))
+        if (n->rx.bytes >= least || !rx_buffers_has_room(&n->rx))
             return true;
     } while (n->descriptors > 0 && virtq_rearm(&n->dev.queues[RX]));
     if (n->descriptors > 0)
@@ -93,7 +94,7 @@ static bool read_frame(struct net *n)
 {
     ssize_t got;
 
-    if (!has_buffers(n))
+    if (!has_buffers(n, n->rx_min))
         return false;
     got = rx_buffers_read_frame(&n->rx, n->host.tap->fd, !n->may_merge);
     if (got >= NET_HEADER_BYTES) {
@@ -111,6 +112,50 @@ static bool read_frame(struct net *n)
         report_tap(n, "read from", (int)-got);
     }
     return false;
+}
+
+/* Wakes the metadata service when it wants to be, or not at all. */
+static void set_mmds_timer(struct net *n)
+{
+    const uint64_t ns = mmds_stack_deadline(n->host.mmds);
+    const struct itimerspec when = {
+        .it_value = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) },
+    };
+
+    loop_set_timer(&n->mmds_timer, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+/* The metadata service's next frame into the guest's buffers. False: there is none, or no place for
+ * it. */
+static bool write_answer(struct net *n)
+{
+    static const struct virtio_net_hdr_mrg_rxbuf header;
+    const uint32_t least = n->rx_min < PLAIN_FRAME_MAX ? n->rx_min : PLAIN_FRAME_MAX;
+    struct mmds_frame frame;
+    uint32_t room;
+
+    if (n->host.mmds->is_quiet || !has_buffers(n, least))
+        return false;
+    room = n->may_merge ? n->rx.bytes : rx_buffers_next(&n->rx);
+    if (room < sizeof(header) + MMDS_HEADERS_MAX)
+        return false;
+    if (!mmds_stack_next(n->host.mmds, room - sizeof(header), monotonic_ns(), &frame)) {
+        set_mmds_timer(n);
+        return false;
+    }
+    rx_buffers_put(&n->rx, 0, &header, sizeof(header));
+    rx_buffers_put(&n->rx, sizeof(header), frame.headers, frame.header_bytes);
+    rx_buffers_put(&n->rx, sizeof(header) + frame.header_bytes, frame.payload, frame.bytes);
+    n->held = (uint32_t)(sizeof(header) + frame.header_bytes + frame.bytes);
+    metric_inc(&metrics.mmds.tx_frames);
+    metric_add(&metrics.mmds.tx_bytes, n->held - sizeof(header));
+    return true;
+}
+
+/* False: there is no frame to be had. */
+static bool next_frame(struct net *n)
+{
+    return (n->host.mmds && write_answer(n)) || (n->tap_is_ready && read_frame(n));
 }
 
 static void net_deliver(struct net *n)
@@ -131,7 +176,7 @@ static void net_deliver(struct net *n)
 static bool net_receive(struct net *n)
 {
     for (unsigned i = 0; i < TURN_FRAMES; i++) {
-        if (n->held == 0 && (!n->tap_is_ready || !read_frame(n)))
+        if (n->held == 0 && !next_frame(n))
             return n->descriptors == 0;
         if (n->held == 0)
             continue;
@@ -175,6 +220,27 @@ static void write_frame(struct net *n)
     metric_add(&n->metrics.tx_bytes_count, bytes);
 }
 
+/* Gives a frame to the metadata service, if it is for that; then it costs its limiter nothing. It
+ * is judged by a copy, as the guest can change it all the time. */
+static bool take_for_mmds(struct net *n)
+{
+    struct chain *c = &n->chain;
+    const uint32_t readable = c->readable, bytes = readable - (uint32_t)NET_HEADER_BYTES;
+    const size_t start = bytes < MMDS_FRAME_START ? bytes : MMDS_FRAME_START;
+    const size_t copied = bytes < MMDS_FRAME_MAX ? bytes : MMDS_FRAME_MAX;
+    struct virtio_net_hdr_mrg_rxbuf header;
+    uint8_t frame[MMDS_FRAME_MAX];
+
+    if (chain_peek_(c, sizeof(header), frame, start) < 0 ||
+        !mmds_stack_wants(n->host.mmds, frame, start))
+        return false;
+    if (chain_get(c, &header) == 0 && chain_read_(c, frame, copied) == 0)
+        mmds_stack_take(n->host.mmds, frame, copied, bytes, monotonic_ns());
+    rate_limiter_refund(&n->tx_limiter, readable);
+    virtio_ask_turn(&n->dev, RX);
+    return true;
+}
+
 static bool is_frame(const struct chain *c)
 {
     return !c->writable && c->readable >= NET_HEADER_BYTES + sizeof(struct ethhdr) &&
@@ -190,7 +256,8 @@ static bool transmit_one(struct net *n)
         metric_inc(&n->metrics.tx_malformed_frames);
         metric_inc(&n->metrics.tx_fails);
     } else if (rate_limiter_take(&n->tx_limiter, n->chain.readable)) {
-        write_frame(n);
+        if (!n->host.mmds || !take_for_mmds(n))
+            write_frame(n);
     } else {
         metric_inc(&n->metrics.tx_rate_limiter_throttled);
         virtq_unpop(q);
@@ -241,6 +308,16 @@ static void on_frames(struct loop_source *src, uint32_t ready)
     (void)ready;
     metric_inc(&n->metrics.rx_tap_event_count);
     n->tap_is_ready = true;
+    virtio_serve(&n->dev, RX);
+}
+
+static void on_mmds_timer(struct loop_source *src, uint32_t ready)
+{
+    struct net *n = owner_of(src, struct net, mmds_timer);
+
+    (void)ready;
+    loop_drain(src->fd);
+    mmds_stack_wake(n->host.mmds);
     virtio_serve(&n->dev, RX);
 }
 
@@ -349,6 +426,12 @@ int net_init(struct net *n, const struct net_host *host, struct error *e)
         rate_limiter_init(&n->tx_limiter, host->loop, monotonic_ns, on_tx_refilled,
                           &host->tx_limits, e) < 0)
         return -1;
+    n->mmds_timer.fd = -1;
+    if (host->mmds) {
+        ret = loop_add_timer(host->loop, &n->mmds_timer, on_mmds_timer);
+        if (ret < 0)
+            return fail_os(e, -ret, "MMDS: timer");
+    }
     n->frames = (struct loop_source){ host->tap->fd, EPOLLIN | EPOLLET, on_frames };
     ret = loop_add(host->loop, &n->frames);
     return ret < 0 ? fail_os(e, -ret, "event loop") : 0;
@@ -359,6 +442,7 @@ void net_fini(struct net *n)
     if (!n->host.loop)
         return;
     loop_remove(n->host.loop, &n->frames);
+    loop_remove_timer(n->host.loop, &n->mmds_timer);
     rate_limiter_fini(&n->rx_limiter);
     rate_limiter_fini(&n->tx_limiter);
 }

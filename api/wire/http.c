@@ -7,7 +7,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "api/wire/utf8.h"
+#include "vmm/base/utf8.h"
 #include "vmm/base/error.h"
 
 _Static_assert(sizeof(http_parser) <= sizeof(((struct http_reader *)0)->parser), "parser storage");

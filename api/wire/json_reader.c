@@ -10,7 +10,7 @@
 
 #include "api/wire/json_writer.h"
 #include "api/wire/quote.h"
-#include "api/wire/utf8.h"
+#include "vmm/base/utf8.h"
 
 /* How much of a string a message repeats: the rest of the message must have room beside it. */
 #define SHOWN_MAX 512

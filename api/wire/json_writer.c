@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/wire/utf8.h"
+#include "vmm/base/utf8.h"
 #include "vmm/base/error.h"
 
 void json_writer_fini(struct json_writer *w)

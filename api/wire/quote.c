@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "api/wire/utf8.h"
+#include "vmm/base/utf8.h"
 
 /* One character, escaped, into a buffer of 12; returns its length in s. */
 static size_t escape(char out[12], const char *s, size_t n)

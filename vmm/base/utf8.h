@@ -1,4 +1,4 @@
-/* UTF-8 as RFC 3629 has it: what the API takes in and gives out. */
+/* UTF-8 as RFC 3629 has it: what the API and guests take and give. */
 #pragma once
 
 #include <stddef.h>
