@@ -1,5 +1,6 @@
 #include "vmm/machine/machine.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -14,6 +15,7 @@
 #include "vmm/boot/smbios.h"
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/legacy/generation.h"
+#include "vmm/machine/metadata.h"
 
 /* Firecracker's words depend on which device finds no interrupt line: the devices of the board come
  * after those that are configured. */
@@ -195,8 +197,35 @@ static int add_drives(struct machine *m, const struct drive_configs *list, struc
     return 0;
 }
 
-static int add_interfaces(struct machine *m, const struct net_configs *list, struct error *e)
+static void init_mmds(struct machine *m, const struct mmds_config *config)
 {
+    m->mmds = (struct mmds_service){
+        .store = m->opened->metadata,
+        .needs_token = config->version == MMDS_V2,
+        .imds_compat = config->imds_compat,
+    };
+    mmds_tokens_init(&m->mmds.tokens);
+}
+
+/* NULL: the interface has no metadata service. */
+static struct mmds_stack *new_mmds_stack(struct machine *m, const struct mmds_config *config,
+                                         const char *iface_id)
+{
+    struct in_addr address;
+    int ret;
+
+    if (!metadata_is_on(config, iface_id))
+        return NULL;
+    ret = inet_pton(AF_INET, config->ipv4_address, &address);
+    BUG_ON(ret != 1); /* it was checked */
+    return mmds_stack_new(&m->mmds, ntohl(address.s_addr));
+}
+
+static int add_interfaces(struct machine *m, const struct net_configs *list,
+                          const struct mmds_config *mmds, struct error *e)
+{
+    if (mmds->interfaces.count > 0)
+        init_mmds(m, mmds);
     for (unsigned i = 0; i < list->count; i++) {
         const struct net_config *config = &list->items[i];
         struct interface *interface = &m->opened->interfaces[i];
@@ -206,6 +235,7 @@ static int add_interfaces(struct machine *m, const struct net_configs *list, str
             .mtu = config->mtu,
             .rx_limits = config->rx_limits,
             .tx_limits = config->tx_limits,
+            .mmds = new_mmds_stack(m, mmds, config->iface_id),
             .loop = m->loop,
         };
 
@@ -275,7 +305,8 @@ static int build(struct machine *m, const struct vm_config *config, bool boot_ti
     timeline_mark(PHASE_KVM_VCPUS);
     /* Virtio devices in attach order: see plan_platform(). */
     if (add_legacy_devices(m, &config->serial, boot_timer, e) < 0 ||
-        add_drives(m, &config->drives, e) < 0 || add_interfaces(m, &config->interfaces, e) < 0 ||
+        add_drives(m, &config->drives, e) < 0 ||
+        add_interfaces(m, &config->interfaces, &config->mmds, e) < 0 ||
         add_vsock(m, &config->vsock, e) < 0)
         return -1;
     timeline_mark(PHASE_DEVICES);
@@ -342,6 +373,7 @@ void machine_free(struct machine *m)
         virtio_mmio_fini(&m->transports[i]);
         block_fini(&m->blocks[i]);
         net_fini(&m->nets[i]);
+        mmds_stack_free(m->nets[i].host.mmds);
     }
     vsock_fini(&m->vsock);
     close_fdp(&m->serial_out_fd);

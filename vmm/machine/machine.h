@@ -3,6 +3,7 @@
  */
 #pragma once
 
+#include "mmds/stack.h"
 #include "virtio/mmio.h"
 #include "virtio/vsock.h"
 #include "virtio/vsock_unix.h"
@@ -23,6 +24,7 @@ struct opened {
     struct drive *drives;     /* whose files PATCH may replace */
     struct interface *interfaces;
     struct vsock_listener vsock;
+    const struct mmds_store *metadata; /* that guests may ask for */
 };
 
 struct machine {
@@ -44,6 +46,7 @@ struct machine {
     unsigned attached; /* the first so many are in use */
     struct block blocks[PLATFORM_VIRTIO_MAX];
     struct net nets[PLATFORM_VIRTIO_MAX];
+    struct mmds_service mmds; /* of those interfaces that have a stack */
     struct vsock vsock;
     struct vcpus vcpus;
     unsigned holds;

@@ -34,7 +34,9 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
     vm->options = *options;
     vm->config.machine = machine_config_default;
     vm->metadata.limit_bytes = options->metadata_max_bytes;
-    vm->opened = (struct opened){ .kernel_fd = -1, .initrd_fd = -1, .vsock.fd = -1 };
+    vm->opened = (struct opened){
+        .kernel_fd = -1, .initrd_fd = -1, .vsock.fd = -1, .metadata = &vm->metadata
+    };
     return vm;
 }
 
