@@ -10,6 +10,7 @@ import pytest
 
 import mayfly
 from guests import Machine, needs_kvm
+from mmds_requests import STORE, TOKEN_CHARACTERS, exchanges, unescape
 from taps import TYPE_END, Wire, ip, make_frame, make_tap, needs_taps
 
 pytestmark = [needs_kvm, needs_taps]
@@ -60,6 +61,11 @@ class Relay(Machine):
                         total[name] = total.get(name, 0) + value
         return total
 
+    def wait_for_metric(self, name, least):
+        mayfly.wait_until(lambda: self.metrics()[name] >= least,
+                          lambda: f"{name} of {least}: {self.metrics()}")
+        return self.metrics()
+
 
 @contextlib.contextmanager
 def connected():
@@ -96,3 +102,39 @@ def test_a_guest_reads_its_metadata(own_namespace):
             "HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
             "Content-Type: text/plain\r\nContent-Length: 12\r\n\r\n", b"ami-12345678")
         vm.end()
+
+
+def read_exactly(client, n):
+    got = b""
+    while len(got) < n:
+        piece = client.recv(n - len(got))
+        if not piece:
+            break
+        got += piece
+    return got
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_guest_is_answered_as_by_firecracker(own_namespace, version):
+    token = b""
+    with Relay(STORE, version=f"V{version}") as vm:
+        for each in exchanges(version):
+            with connected() as client:
+                client.sendall(unescape(each.request, token))
+                for answer in each.answers:
+                    got = read_exactly(client, len(answer.bytes(bytes(TOKEN_CHARACTERS))))
+                    token = answer.token_of(got) or token
+                    assert got == answer.bytes(token), each.name
+                if each.answers[-1].closes:
+                    assert client.recv(1) == b"", each.name
+                else:
+                    client.sendall(b"PATCH / HTTP/1.1\r\n\r\n")
+                    assert read_answer(client)[1] == b"Not allowed HTTP method.", each.name
+        found = vm.wait_for_metric("connections_destroyed", len(exchanges(version)))
+        vm.end()
+    # They are counted in both versions, as in Firecracker.
+    bodies = [answer.body for each in exchanges(2) for answer in each.answers]
+    assert found["rx_no_token"] == bodies.count(r"\N")
+    assert found["rx_invalid_token"] == bodies.count("MMDS token not valid.")
+    assert found["connections_created"] == len(exchanges(version))
+    assert found["rx_accepted_err"] == found["tx_errors"] == found["rx_bad_eth"] == 0
