@@ -43,6 +43,7 @@ struct options {
     struct rate_limits rx_limits, tx_limits;
     bool has_no_mac;
     uint16_t mtu;
+    struct mmds_stack *mmds;
 };
 
 static inline void own_namespace(void)
@@ -95,6 +96,7 @@ static inline void start(struct options o)
                              .mtu = o.mtu,
                              .rx_limits = o.rx_limits,
                              .tx_limits = o.tx_limits,
+                             .mmds = o.mmds,
                              .loop = &d.loop };
     struct error e;
 
