@@ -99,8 +99,8 @@ static bool keep(struct mmds_connection *c, const uint8_t *at, size_t n, struct 
 }
 
 /* Takes what is next of payload and FIN. False: there is no memory for it. */
-static bool take_payload(struct mmds_connection *c, const struct mmds_segment *s,
-                         struct mmds_budget *budget, uint64_t now_ns)
+static bool take_in_order(struct mmds_connection *c, const struct mmds_segment *s,
+                          struct mmds_budget *budget, uint64_t now_ns)
 {
     const uint32_t old = c->received - s->seq; /* wraps where there is a gap */
     size_t fresh, n;
@@ -173,7 +173,7 @@ enum mmds_outcome mmds_connection_take(struct mmds_connection *c, const struct m
         return take_syn(c, s);
     if (!s->has_ack || !take_ack(c, s, budget, now_ns) || c->state == MMDS_HANDSHAKE)
         return MMDS_ODD;
-    if (!take_payload(c, s, budget, now_ns) || !answer_next(c, service, budget, now_ns))
+    if (!take_in_order(c, s, budget, now_ns) || !answer_next(c, service, budget, now_ns))
         return MMDS_RESET;
     if (mmds_connection_is_over(c))
         return MMDS_ENDED;

@@ -46,7 +46,7 @@ static bool is_space(char c)
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-static struct mmds_text trim(struct mmds_text t)
+static struct mmds_text trim_spaces(struct mmds_text t)
 {
     while (t.n > 0 && is_space(*t.at))
         t = text_behind(t, 1);
@@ -117,7 +117,7 @@ bool mmds_http_number(struct mmds_text t, uint32_t *out)
 }
 
 /* The path of an absolute URI, or of one that is only a path. */
-static struct mmds_text path_of(struct mmds_text uri)
+static struct mmds_text path_in(struct mmds_text uri)
 {
     static const char scheme[] = "http://";
     const char *slash;
@@ -146,8 +146,8 @@ static bool parse_method(struct mmds_text t, enum mmds_method *out)
     return false;
 }
 
-static bool parse_request_line(struct mmds_text line, struct mmds_request *r,
-                               struct mmds_refusal *why)
+static bool take_request_line(struct mmds_text line, struct mmds_request *r,
+                              struct mmds_refusal *why)
 {
     const bool is_long_enough = line.n >= REQUEST_LINE_MIN;
     struct mmds_text method, uri;
@@ -160,7 +160,7 @@ static bool parse_request_line(struct mmds_text line, struct mmds_request *r,
         return refuse(why, 400, "Empty URI not allowed.");
     if (!all_utf8(uri))
         return refuse(why, 400, "Cannot parse URI as UTF-8.");
-    r->path = path_of(uri);
+    r->path = path_in(uri);
     r->is_http10 = is_text(line, "HTTP/1.0");
     r->is_last = r->is_http10;
     if (!r->is_http10 && !is_text(line, "HTTP/1.1"))
@@ -174,7 +174,7 @@ static void take_connection(struct mmds_request *r, struct mmds_text value)
         struct mmds_text word;
 
         (void)cut(&value, ",", &word);
-        word = trim(word);
+        word = trim_spaces(word);
         if (is_word(word, "close"))
             r->is_last = true;
         else if (is_word(word, "keep-alive"))
@@ -193,8 +193,8 @@ static bool takes_identity(struct mmds_text value, struct mmds_refusal *why)
         struct mmds_text encoding;
 
         (void)cut(&value, ",", &encoding);
-        if (is_text(trim(encoding), "identity;q=0") ||
-            (is_text(trim(encoding), "*;q=0") && !names_identity))
+        if (is_text(trim_spaces(encoding), "identity;q=0") ||
+            (is_text(trim_spaces(encoding), "*;q=0") && !names_identity))
             return refuse_value(why, mmds_text("Accept-Encoding"), encoding);
     }
     return true;
@@ -221,8 +221,8 @@ static void take_custom(struct mmds_request *r, const struct mmds_header *h)
             *known[i].to = *h;
 }
 
-static bool parse_header(struct mmds_text line, struct mmds_request *r, bool *has_body,
-                         struct mmds_refusal *why)
+static bool take_header_line(struct mmds_text line, struct mmds_request *r, bool *has_body,
+                             struct mmds_refusal *why)
 {
     struct mmds_header h;
     struct mmds_text name, value;
@@ -234,8 +234,8 @@ static bool parse_header(struct mmds_text line, struct mmds_request *r, bool *ha
         };
         return false;
     }
-    h.value = value = trim(line);
-    name = trim(h.name);
+    h.value = value = trim_spaces(line);
+    name = trim_spaces(h.name);
     if (is_word(name, "Content-Length")) {
         if (!mmds_http_number(value, &length))
             return refuse_value(why, h.name, line);
@@ -261,12 +261,12 @@ bool mmds_http_parse(const char *at, size_t n, struct mmds_request *r, struct mm
     *r = (struct mmds_request){ 0 };
     if (!cut(&rest, "\r\n", &line))
         return refuse(why, 400, "Invalid request.");
-    if (!parse_request_line(line, r, why))
+    if (!take_request_line(line, r, why))
         return false;
     if (memcmp(at + n - 4, "\r\n\r\n", 4) != 0 || !all_utf8(rest))
         return refuse(why, 400, "Invalid request.");
     while (cut(&rest, "\r\n", &line) && line.n > 0)
-        if (!parse_header(line, r, &has_body, why))
+        if (!take_header_line(line, r, &has_body, why))
             return false;
     if (!has_body)
         return true;

@@ -22,7 +22,8 @@ TOKEN_CHARACTERS = 48
 
 
 def unescape(text, token=b""):
-    """\\r, \\n, \\t, \\xNN and \\\\ as in C; \\AN and \\BN: so many letters; \\T: a token; \\N, \\S: see above."""
+    """\\r, \\n, \\t, \\xNN and \\\\ as in C; \\AN and \\BN are so many letters, \\T a token, \\N and \\S what
+    stands above."""
     def value(m):
         code = m.group(1)
         if code in "rnt\\":
@@ -54,7 +55,8 @@ class Answer:
                       "Server: Firecracker API",
                       "Connection: " + ("close" if self.closes else "keep-alive"),
                       *re.findall(r"\[([^\]]*)\]", m.group(3)),
-                      "Content-Type: " + {"text": "text/plain", "json": "application/json"}[m.group(4)]]
+                      "Content-Type: " + ("text/plain" if m.group(4) == "text" else
+                                          "application/json")]
 
     def bytes(self, token):
         body = unescape(self.body, token)

@@ -279,15 +279,14 @@ def test_two_interfaces_have_one_store_and_one_key(own_namespace):
                ipv4_address="169.254.170.2") as vm:
         ip("address add 169.254.1.8/16 dev tap0")
         bodies = []
-        for i, headers in enumerate([("PUT", "/latest/api/token", "X-metadata-token-ttl-seconds: 60"),
-                                     ("GET", "/d", "X-metadata-token: ")]):
+        requests = ["PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60",
+                    "GET /d HTTP/1.1\r\nX-metadata-token: "]
+        for i, request in enumerate(requests):
             with socket.socket() as client:
                 client.settimeout(mayfly.DEADLINE_S)
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap%d" % i)
                 client.connect(("169.254.170.2", 80))
-                method, path, header = headers
-                client.sendall(f"{method} {path} HTTP/1.1\r\n{header}".encode() +
-                               b"".join(bodies) + b"\r\n\r\n")
+                client.sendall(request.encode() + b"".join(bodies) + b"\r\n\r\n")
                 bodies.append(read_answer(client)[1])
         assert bodies[1] == b"data"
         vm.end()

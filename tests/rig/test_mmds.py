@@ -30,7 +30,8 @@ for f in /tmp/r/*; do
     sed s@{TOKEN.decode()}@$token@ $f >/tmp/request
     cmp -s /tmp/request $f && cp $f /tmp/request
     nc 169.254.169.254 80 </tmp/request >/tmp/answer
-    grep -q 'ttl-seconds: ' /tmp/answer && token=$(sed '1,/^.$/d' /tmp/answer | head -c {TOKEN_CHARACTERS})
+    grep -q 'ttl-seconds: ' /tmp/answer &&
+        token=$(sed '1,/^.$/d' /tmp/answer | head -c {TOKEN_CHARACTERS})
     [ $(wc -c </tmp/answer) -gt {LONG} ] && sum=$(sha256sum </tmp/answer) ||
         sum=$(base64 </tmp/answer | tr -d '\\n')
     echo result $(basename $f) $sum
