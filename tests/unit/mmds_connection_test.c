@@ -308,6 +308,18 @@ Test(mmds_connection, half_a_request_before_the_end_is_forgotten)
     expect_forgotten();
 }
 
+Test(mmds_connection, nothing_is_taken_behind_the_guest_s_end)
+{
+    const uint32_t first = open_port(30000, 1460, 65535);
+    const uint32_t end = 1001 + sizeof(GET_D) - 1 + 1;
+
+    say(30000, 1001, first, ACK | FIN, GET_D);
+    cr_assert(hear());
+    say(30000, end, first, ACK | FIN, GET_D);
+    EXPECT_SEGMENT(30000, ACK);
+    cr_expect_eq(heard.ack, end);
+}
+
 Test(mmds_connection, our_end_waits_for_the_guest_s_for_a_while)
 {
     static const char request[] = "GET /d HTTP/1.0\r\n\r\n";
