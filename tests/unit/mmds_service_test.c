@@ -125,6 +125,19 @@ Test(mmds_service, a_token_opens_v2_for_its_time)
     cr_expect(says(ask(request), "401", "MMDS token not valid."));
 }
 
+Test(mmds_service, of_two_names_the_shorter_counts_and_of_two_values_the_last)
+{
+    ask("PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 2\r\n"
+        "X-aws-ec2-metadata-token-ttl-seconds: 3\r\n\r\n");
+    cr_expect(strstr(text, "\r\nX-metadata-token-ttl-seconds: 2\r\n"));
+    ask("PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 3\r\n"
+        "X-metadata-token-ttl-seconds: 2\r\n\r\n");
+    cr_expect(strstr(text, "\r\nX-metadata-token-ttl-seconds: 2\r\n"));
+    ask("PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 3\r\n"
+        "X-aws-ec2-metadata-token-ttl-seconds: 4\r\n\r\n");
+    cr_expect(strstr(text, "\r\nX-aws-ec2-metadata-token-ttl-seconds: 4\r\n"));
+}
+
 Test(mmds_service, the_end_of_a_connection_is_the_client_s_wish_or_a_body_s)
 {
     cr_expect(is_kept(ask("GET /s HTTP/1.1\r\n\r\n")));
