@@ -1,0 +1,54 @@
+/*
+ * The two files of a snapshot: its state, and guest memory.
+ *
+ * They are a pair: at whatever moment the process dies, and with sync the host, a load finds the
+ * old pair, the new one, or refuses. Both are written beside their names and then renamed, memory
+ * first. Memory's bytes are the guest's and nothing else, so its mark is an extended attribute,
+ * SNAPSHOT_MARK, an ASCII text: the snapshot's UUID (as 8-4-4-4-12 hex digits), a space, and
+ *
+ *   whole     all of memory
+ *   layer     what has changed since another snapshot, and holes
+ *   merging   pages are being written into a file that had others: no load
+ *
+ * A file without a mark (cp and tar drop it) is loaded, which a line in the log says.
+ *
+ * Main thread. Everything blocks for as long as the disk does.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmm/base/error.h"
+#include "vmm/snapshot/memory.h"
+
+#define SNAPSHOT_MARK        "user.mayfly.snapshot"
+#define SNAPSHOT_STATE_BYTES 10000000u /* the most that a state file may have */
+
+struct snapshot_files {
+    const char *state_path, *memory_path;
+    bool sync; /* both are on the disk, and their names, before the call returns */
+};
+
+/* Writes both. state: the whole content of its file, which holds the name (of
+ * snapshot_uuid_make()). On failure the files under both names are what they were, or refused by a
+ * load where memory had to be written in place; guest memory and what is known of it are unchanged,
+ * so that another try is as good. The text of an error begins with what could not be done: "Cannot
+ * perform open on the snapshot backing file: ...". */
+must_check int snapshot_write(const struct snapshot_files *f, struct snapshot_memory *m,
+                              enum snapshot_kind kind, const struct snapshot_uuid *name,
+                              const void *state, size_t bytes, struct error *e);
+
+/* Reads a state file whole into memory that the caller frees. A regular file of 8 bytes to
+ * SNAPSHOT_STATE_BYTES, else an error whose text begins with "Failed to open snapshot file: " or
+ * "Failed to load snapshot state from file: ", or is "Snapshot size exceeds ...". */
+must_check int snapshot_read_state(const char *path, uint8_t **state, size_t *bytes,
+                                   struct error *e);
+
+/* Opens a memory file to be mapped by gmem_init_file(): a regular file of at least so many bytes,
+ * with the mark of the snapshot of that name or none, and whole. The descriptor holds a shared lock
+ * (flock(2)), by which no other VMM writes into it: it has to stay open for as long as the file is
+ * mapped. -1: no such file, or it is another's. */
+must_check int snapshot_open_memory(const char *path, const struct snapshot_uuid *name,
+                                    uint64_t bytes, struct error *e);

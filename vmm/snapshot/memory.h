@@ -1,0 +1,74 @@
+/*
+ * Which pages of guest memory a snapshot holds.
+ *
+ * For the main thread, while no guest and no device writes (the VM is paused and drained). A page
+ * is known to have changed from KVM's dirty log together with the VMM's own marks
+ * (gmem_track_writes()); without them, a page that the host has no memory for has never been
+ * touched. Nothing here brings a page into memory.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/base/error.h"
+#include "vmm/kvm/guest_mem.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/snapshot/uuid.h"
+
+enum snapshot_source {
+    SNAPSHOT_SOURCE_BOOT, /* memory was zero, but for what a start loads */
+    SNAPSHOT_SOURCE_FILE, /* mapped from a snapshot's memory file (gmem_init_file()) */
+    SNAPSHOT_SOURCE_UFFD, /* a handler has what was not yet touched */
+};
+
+enum snapshot_kind { SNAPSHOT_FULL, SNAPSHOT_DIFF };
+
+/* One bit a page, the regions one behind the other, as in a memory file. */
+struct page_set {
+    uint64_t *words;
+    uint64_t pages;
+};
+
+struct snapshot_memory {
+    struct guest_mem *mem;
+    const struct kvm *kvm;
+    enum snapshot_source source;
+    bool logs;      /* KVM's log and the VMM's marks are kept */
+    bool forgets;   /* a snapshot empties them: a Diff is relative to the last one */
+    bool is_whole;  /* a Diff needs no other snapshot: a boot of which nothing is forgotten */
+    int file_fd;    /* SOURCE_FILE: what it is mapped from; holds the lock */
+    uint64_t *past; /* pages that changed, and were then forgotten */
+    struct snapshot_uuid base; /* what a Diff is relative to */
+    struct snapshot_uuid torn; /* the last create, where it failed in place */
+};
+
+/* Whether KVM keeps a log (kvm_add_memory()'s track_dirty): where a client asks for it, and for
+ * each restored VM, as it costs no more there: its pages are small and their first write faults
+ * anyway. Not over huge pages, which KVM would map as small ones. */
+bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb);
+
+/* For a VM whose memory is laid out and given to KVM (with snapshot_memory_logs()), before any
+ * thread writes to it. Takes file_fd (of snapshot_open_memory(); -1 but for SOURCE_FILE), also when
+ * it fails. base: the snapshot that was loaded; NULL for a boot. mem and kvm are borrowed until
+ * snapshot_memory_close(). */
+must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem,
+                                    const struct kvm *kvm, enum snapshot_source source, bool tracks,
+                                    int file_fd, const struct snapshot_uuid *base, struct error *e);
+
+/* Gives all back, the lock too. Works on a zeroed object (whose file_fd counts for nothing). */
+void snapshot_memory_close(struct snapshot_memory *s);
+
+/* How long a memory file is. */
+uint64_t snapshot_memory_bytes(const struct snapshot_memory *s);
+
+/* Fills a set, whose words are the caller's to free: what a file of this kind has to hold that is
+ * not in its base (SOURCE_FILE's Full: the file that memory is mapped from). */
+must_check int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,
+                                     struct page_set *set, struct error *e);
+
+/* The set has been written, for good, as the snapshot of that name: the next Diff is relative to it
+ * where the client has asked for tracking. Whatever failed before this call, nothing is forgotten.
+ */
+must_check int snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
+                                       const struct snapshot_uuid *name, struct error *e);

@@ -1,0 +1,32 @@
+#include "vmm/snapshot/uuid.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "vmm/base/bug.h"
+
+void snapshot_uuid_make(struct snapshot_uuid *uuid)
+{
+    ssize_t got;
+
+    do /* so few bytes come whole, or not at all where a signal does (getrandom(2)) */
+        got = getrandom(uuid->bytes, sizeof(uuid->bytes), 0);
+    while (got < 0);
+    BUG_ON(got != sizeof(uuid->bytes));
+    uuid->bytes[6] = (uint8_t)((uuid->bytes[6] & 0x0f) | 0x40);
+    uuid->bytes[8] = (uint8_t)((uuid->bytes[8] & 0x3f) | 0x80);
+}
+
+bool snapshot_uuid_equal(const struct snapshot_uuid *a, const struct snapshot_uuid *b)
+{
+    return memcmp(a->bytes, b->bytes, sizeof(a->bytes)) == 0;
+}
+
+void snapshot_uuid_text(const struct snapshot_uuid *uuid, char text[SNAPSHOT_UUID_TEXT])
+{
+    char *to = text;
+
+    for (unsigned i = 0; i < sizeof(uuid->bytes); i++)
+        to += sprintf(to, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", uuid->bytes[i]);
+}
