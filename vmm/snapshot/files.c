@@ -44,9 +44,9 @@ static int write_memory(const char *path, const struct snapshot_memory *m, struc
     return 0;
 }
 
-int snapshot_write(const struct snapshot_files *f, struct snapshot_memory *m,
-                   enum snapshot_kind kind, const struct snapshot_uuid *name, const void *state,
-                   size_t bytes, struct error *e)
+int snapshot_files_write(const struct snapshot_files *f, struct snapshot_memory *m,
+                         enum snapshot_kind kind, const struct snapshot_uuid *name,
+                         const void *state, size_t bytes, struct error *e)
 {
     autofd int fd =
         open(f->state_path, O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
@@ -62,7 +62,7 @@ int snapshot_write(const struct snapshot_files *f, struct snapshot_memory *m,
     return write_memory(f->memory_path, m, e);
 }
 
-int snapshot_read_state(const char *path, uint8_t **state, size_t *bytes, struct error *e)
+int snapshot_files_read_state(const char *path, uint8_t **state, size_t *bytes, struct error *e)
 {
     autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     autofree uint8_t *text = NULL;
@@ -101,8 +101,8 @@ int snapshot_read_state(const char *path, uint8_t **state, size_t *bytes, struct
     return 0;
 }
 
-int snapshot_open_memory(const char *path, const struct snapshot_uuid *name, uint64_t bytes,
-                         struct error *e)
+int snapshot_files_open_memory(const char *path, const struct snapshot_uuid *name, uint64_t bytes,
+                               struct error *e)
 {
     autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct stat st;

@@ -49,9 +49,9 @@ struct snapshot_memory {
 bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb);
 
 /* For a VM whose memory is laid out and given to KVM (with snapshot_memory_logs()), before any
- * thread writes to it. Takes file_fd (of snapshot_open_memory(); -1 but for SOURCE_FILE), also when
- * it fails. base: the snapshot that was loaded; NULL for a boot. mem and kvm are borrowed until
- * snapshot_memory_close(). */
+ * thread writes to it. Takes file_fd (of snapshot_files_open_memory(); -1 but for SOURCE_FILE),
+ * also when it fails. base: the snapshot that was loaded; NULL for a boot. mem and kvm are borrowed
+ * until snapshot_memory_close(). */
 must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem,
                                     const struct kvm *kvm, enum snapshot_source source, bool tracks,
                                     int file_fd, const struct snapshot_uuid *base, struct error *e);
