@@ -18,14 +18,16 @@ static uint64_t used_bytes(uint16_t size)
 }
 
 /* Writes guest memory. */
-static void store(void *to, const void *from, size_t n)
+static void store(const struct guest_mem *m, void *to, const void *from, size_t n)
 {
     memcpy(to, from, n);
+    gmem_wrote_(m, to, n);
 }
 
 /* Writes guest memory. Pairs with the driver's read barrier after it reads the index (2.7.14). */
 static void put_used_word(struct virtq *q, size_t word, uint16_t value)
 {
+    gmem_wrote_(q->mem, &q->used[word], sizeof(value));
     __atomic_store_n(&q->used[word], value, __ATOMIC_RELEASE);
 }
 
@@ -157,6 +159,7 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
     c->readable = c->writable = c->written = 0;
     c->read_at = c->write_at = c->count = 0;
     c->clipped = NULL;
+    c->mem = q->mem;
     if (!chain_gather(q, c))
         return POP_BROKEN;
     st->next_avail++;
@@ -193,7 +196,8 @@ void virtq_use(struct virtq *q, uint16_t head, uint32_t written)
     struct virtq_state *st = &q->state;
     struct vring_used_elem elem = { .id = head, .len = written };
 
-    store(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem, sizeof(elem));
+    store(q->mem, &q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem,
+          sizeof(elem));
     st->next_used++;
 }
 
@@ -232,7 +236,8 @@ bool virtq_wants_interrupt(struct virtq *q)
     return vring_need_event(used_event, st->next_used, before);
 }
 
-void iov_write_(const struct iovec *v, size_t at, const void *src, size_t n)
+void iov_write_(const struct guest_mem *m, const struct iovec *v, size_t at, const void *src,
+                size_t n)
 {
     const uint8_t *from = src;
 
@@ -244,7 +249,7 @@ void iov_write_(const struct iovec *v, size_t at, const void *src, size_t n)
             continue;
         }
         step = v->iov_len - at < n ? v->iov_len - at : n;
-        store((uint8_t *)v->iov_base + at, from, step);
+        store(m, (uint8_t *)v->iov_base + at, from, step);
         from += step;
         n -= step;
         at = 0;
@@ -270,7 +275,7 @@ int chain_write_(struct chain *c, const void *src, size_t n)
 {
     if (n > c->writable)
         return -EBADMSG;
-    iov_write_(&c->iov[c->write_at], 0, src, n);
+    iov_write_(c->mem, &c->iov[c->write_at], 0, src, n);
     chain_advance(c, &c->write_at, n);
     c->writable -= (uint32_t)n;
     c->written += (uint32_t)n;
@@ -352,6 +357,9 @@ const struct iovec *chain_lend_(struct chain *c, bool is_writable, uint32_t n, u
 
 void chain_return(struct chain *c, bool is_writable, uint32_t moved)
 {
+    if (is_writable && c->clipped) /* all of it: what failed may have begun */
+        for (const struct iovec *v = &c->iov[c->write_at]; v <= c->clipped; v++)
+            gmem_wrote_(c->mem, v->iov_base, v->iov_len);
     if (c->clipped)
         c->clipped->iov_len += c->clipped_bytes;
     c->clipped = NULL;

@@ -6,7 +6,7 @@
  * a cursor over the device-readable bytes and another over the device-writable bytes. Devices see
  * neither descriptors nor host addresses, and can't read a byte twice.
  *
- * A guest's memory is written in five places, where whoever wants to know its changed pages asks:
+ * A guest's memory is written in five places, each of which tells gmem_wrote_():
  *
  *   put_used_word(), store()    here, by ourselves
  *   chain_return()              by the kernel, on behalf of a chain
@@ -55,6 +55,7 @@ struct chain {
     unsigned read_at, write_at, count; /* iov[read_at..) readable, iov[write_at..count) writable */
     struct iovec *clipped;             /* the last buffer that is lent, NULL when none is */
     size_t clipped_bytes;              /* by how much it is shorter meanwhile */
+    const struct guest_mem *mem;
     struct iovec iov[VIRTQ_SIZE_MAX];
 };
 
@@ -141,4 +142,5 @@ void chain_return(struct chain *c, bool is_writable, uint32_t moved);
 unsigned chain_take_(struct chain *c, uint32_t n, struct iovec *list);
 
 /* Writes n bytes into buffers from offset `at` on; they have so many. */
-void iov_write_(const struct iovec *v, size_t at, const void *src, size_t n);
+void iov_write_(const struct guest_mem *m, const struct iovec *v, size_t at, const void *src,
+                size_t n);

@@ -33,6 +33,7 @@ void rx_buffers_add(struct rx_buffers *l, struct chain *c, uint32_t limit)
 
     if (l->end > VIRTQ_SIZE_MAX || l->last > VIRTQ_SIZE_MAX)
         compact(l);
+    l->mem = c->mem;
     added = &l->chains[l->last++];
     added->head = c->head;
     added->bytes = bytes;
@@ -41,6 +42,17 @@ void rx_buffers_add(struct rx_buffers *l, struct chain *c, uint32_t limit)
     l->header_end += added->headers;
     l->end += added->buffers;
     l->bytes += bytes;
+}
+
+/* The first n bytes of the buffers were written. */
+static void mark_filled(const struct rx_buffers *l, size_t n)
+{
+    for (const struct iovec *v = &l->buffers[l->begin]; n; v++) {
+        const size_t part = n < v->iov_len ? n : v->iov_len;
+
+        gmem_mark_(l->mem, v->iov_base, part);
+        n -= part;
+    }
 }
 
 /* The kernel writes guest memory here, as many bytes from the first buffer on as it says; also
@@ -57,7 +69,11 @@ static ssize_t fill(const struct rx_buffers *l, unsigned count, int fd)
 
 ssize_t rx_buffers_read(const struct rx_buffers *l, int fd)
 {
-    return fill(l, l->end - l->begin, fd);
+    const ssize_t got = fill(l, l->end - l->begin, fd);
+
+    if (got > 0 && l->mem->written)
+        mark_filled(l, (size_t)got);
+    return got;
 }
 
 /* A tap cuts a frame off where the buffers end and does not say so: a byte of ours behind them
@@ -75,6 +91,8 @@ ssize_t rx_buffers_read_frame(struct rx_buffers *l, int fd, bool is_one)
     *behind = (struct iovec){ &overflow, 1 };
     got = fill(l, count + 1, fd);
     *behind = kept;
+    if (got > 0 && l->mem->written)
+        mark_filled(l, got > bytes ? bytes : (size_t)got);
     return got > bytes ? 0 : got;
 }
 
@@ -89,7 +107,8 @@ unsigned rx_buffers_count(const struct rx_buffers *l, uint32_t n)
 
 void rx_buffers_put(struct rx_buffers *l, size_t at, const void *src, size_t n)
 {
-    iov_write_(l->header_bytes ? &l->headers[l->header_begin] : &l->buffers[l->begin], at, src, n);
+    iov_write_(l->mem, l->header_bytes ? &l->headers[l->header_begin] : &l->buffers[l->begin], at,
+               src, n);
 }
 
 void rx_buffers_give(struct rx_buffers *l, struct virtq *q, uint32_t n)

@@ -14,6 +14,7 @@
 
 struct rx_buffers {
     uint32_t header_bytes;             /* of each chain; fixed, at most RX_BUFFERS_HEADER_MAX */
+    const struct guest_mem *mem;       /* theirs; NULL before there was one */
     uint32_t bytes;                    /* in all buffers, the headers' places not counted */
     unsigned first, last;              /* chains[first..last) are offered */
     unsigned begin, end;               /* buffers[begin..end) are theirs, in order */

@@ -1,6 +1,7 @@
 #include "vmm/kvm/guest_mem.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <linux/mman.h>
 #include <sys/mman.h>
@@ -185,7 +186,17 @@ void gmem_fini(struct guest_mem *m)
     for (unsigned i = 0; i < m->region_count; i++)
         if (m->regions[i].host)
             munmap(m->regions[i].host, m->regions[i].bytes);
+    free(m->written);
     *m = (struct guest_mem){ 0 };
+}
+
+uint64_t gmem_pages(const struct guest_mem *m)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < m->region_count; i++)
+        bytes += m->regions[i].bytes;
+    return bytes / GMEM_PAGE_BYTES;
 }
 
 static const struct gmem_region *region_of(const struct guest_mem *m, gpa_t at, uint64_t n)
@@ -212,6 +223,41 @@ void *gmem_host_(const struct guest_mem *m, gpa_t at, uint64_t n)
     return r ? r->host + (at.v - r->start) : NULL;
 }
 
+uint64_t gmem_page_of(const struct guest_mem *m, gpa_t at)
+{
+    uint64_t page = 0;
+    unsigned i = 0;
+
+    for (; at.v - m->regions[i].start >= m->regions[i].bytes; i++)
+        page += m->regions[i].bytes / GMEM_PAGE_BYTES;
+    return page + (at.v - m->regions[i].start) / GMEM_PAGE_BYTES;
+}
+
+int gmem_track_writes(struct guest_mem *m)
+{
+    m->written = calloc(gmem_pages(m) / 64, sizeof(*m->written));
+    return m->written ? 0 : -ENOMEM;
+}
+
+void gmem_mark_(const struct guest_mem *m, const void *host, size_t n)
+{
+    uint64_t first = 0, offset, page;
+    unsigned i = 0;
+
+    for (; (offset = (uint64_t)((const uint8_t *)host - m->regions[i].host)) >= m->regions[i].bytes;
+         i++)
+        first += m->regions[i].bytes / GMEM_PAGE_BYTES;
+    page = first + offset / GMEM_PAGE_BYTES;
+    for (const uint64_t end = first + (offset + n + GMEM_PAGE_BYTES - 1) / GMEM_PAGE_BYTES;
+         page < end; page++) {
+        uint64_t *word = &m->written[page / 64];
+        const uint64_t bit = UINT64_C(1) << page % 64;
+
+        if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit))
+            __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
+    }
+}
+
 int gmem_read_(const struct guest_mem *m, gpa_t at, void *dst, size_t n)
 {
     const struct gmem_region *r = region_of(m, at, n);
@@ -229,6 +275,7 @@ int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n)
     if (!r)
         return -EFAULT;
     memcpy(r->host + (at.v - r->start), src, n);
+    gmem_wrote_(m, r->host + (at.v - r->start), n);
     return 0;
 }
 

@@ -43,6 +43,7 @@ struct guest_mem {
     bool hugetlb; /* backed by 2 MiB pages: files can't be mapped over them */
     struct gmem_file_part file_parts[GMEM_FILE_PARTS_MAX];
     unsigned file_part_count;
+    uint64_t *written; /* see gmem_track_writes(); NULL: nobody asks */
 };
 
 /* Maps mem_size_mib of zeroed memory, allocated when it is touched; huge pages of 2 MiB are
@@ -72,6 +73,25 @@ must_check int gmem_read_(const struct guest_mem *m, gpa_t at, void *dst, size_t
 must_check int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n);
 #define gmem_get(m, at, obj) gmem_read_((m), (at), (obj), sizeof(*(obj)))
 #define gmem_put(m, at, obj) gmem_write_((m), (at), (obj), sizeof(*(obj)))
+
+/* Pages of all regions, and the number of one when they are counted one region behind the other (at
+ * is in one of them). */
+uint64_t gmem_pages(const struct guest_mem *m);
+uint64_t gmem_page_of(const struct guest_mem *m, gpa_t at);
+
+/* From now on each page that the VMM itself writes, or lets the kernel write for a device, is
+ * marked in m->written: one bit a page, in their order. The guest's own writes are KVM's to know.
+ * Before there is another thread; until gmem_fini(). 0 or -ENOMEM. */
+must_check int gmem_track_writes(struct guest_mem *m);
+
+/* Marks the pages of n bytes at a host address (of gmem_host_()), which was or will be written.
+ * Who writes by such an address says so, and does before the guest hears of it. Any thread. */
+void gmem_mark_(const struct guest_mem *m, const void *host, size_t n);
+static inline void gmem_wrote_(const struct guest_mem *m, const void *host, size_t n)
+{
+    if (__builtin_expect(m->written != NULL, 0))
+        gmem_mark_(m, host, n);
+}
 
 /* How long a regular file or a block device is; 0: it is neither, or empty. Moves the offset of a
  * block device. */

@@ -102,9 +102,24 @@ void kvm_close(struct kvm *k)
     *k = (struct kvm){ .kvm_fd = -1, .vm_fd = -1 };
 }
 
+/* Linux 5.2: to read the log does not empty it. */
+static int keep_log(const struct kvm *k, struct error *e)
+{
+    const struct kvm_enable_cap cap = {
+        .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        .args = { KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE },
+    };
+
+    if (ioctl(k->vm_fd, KVM_ENABLE_CAP, &cap) < 0)
+        return fail_os(e, errno, "KVM cannot keep a log of the pages that change");
+    return 0;
+}
+
 int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
                    struct error *e)
 {
+    if (track_dirty && keep_log(k, e) < 0)
+        return -1;
     for (unsigned i = 0; i < m->region_count; i++) {
         const struct gmem_region *r = &m->regions[i];
         struct kvm_userspace_memory_region slot = {
@@ -118,6 +133,35 @@ int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_di
         if (ioctl(k->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0)
             return fail_os(e, errno, "cannot give KVM %llu bytes of guest memory at 0x%llx",
                            (unsigned long long)r->bytes, (unsigned long long)r->start);
+    }
+    return 0;
+}
+
+int kvm_get_dirty(const struct kvm *k, const struct guest_mem *m, uint64_t *words, struct error *e)
+{
+    for (unsigned i = 0; i < m->region_count; i++) {
+        struct kvm_dirty_log log = { .slot = i, .dirty_bitmap = words };
+
+        if (ioctl(k->vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
+            return fail_os(e, errno, "KVM_GET_DIRTY_LOG");
+        words += m->regions[i].bytes / GMEM_PAGE_BYTES / 64;
+    }
+    return 0;
+}
+
+int kvm_clear_dirty(const struct kvm *k, const struct guest_mem *m, const uint64_t *words,
+                    struct error *e)
+{
+    for (unsigned i = 0; i < m->region_count; i++) {
+        struct kvm_clear_dirty_log log = {
+            .slot = i,
+            .num_pages = (uint32_t)(m->regions[i].bytes / GMEM_PAGE_BYTES),
+            .dirty_bitmap = (void *)words,
+        };
+
+        if (ioctl(k->vm_fd, KVM_CLEAR_DIRTY_LOG, &log) < 0)
+            return fail_os(e, errno, "KVM_CLEAR_DIRTY_LOG");
+        words += log.num_pages / 64;
     }
     return 0;
 }

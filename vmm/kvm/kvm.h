@@ -28,9 +28,19 @@ must_check int kvm_open(struct kvm *k, const struct cpu_config *template, struct
 /* Closes the descriptors; the VM goes once its vCPUs are closed too. */
 void kvm_close(struct kvm *k);
 
-/* Gives the guest its RAM, one slot a region. */
+/* Gives the guest its RAM, one slot a region. track_dirty: KVM keeps a log of the pages that the
+ * guest writes, which it maps as small ones. */
 must_check int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
                               struct error *e);
+
+/* Reads the log: one bit a page, in gmem_page_of()'s order, each region's a whole number of words.
+ * Nothing is forgotten by that. No vCPU runs. */
+must_check int kvm_get_dirty(const struct kvm *k, const struct guest_mem *m, uint64_t *words,
+                             struct error *e);
+
+/* Forgets those pages. */
+must_check int kvm_clear_dirty(const struct kvm *k, const struct guest_mem *m,
+                               const uint64_t *words, struct error *e);
 
 /* Lets the guest read so many bytes (whole pages) at `at` from host memory without an exit; writes
  * still exit as MMIO. Does nothing on a host that can't: then reads exit as well. A memory slot: as

@@ -1,6 +1,15 @@
 #include "vmm/snapshot/memory.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+
+#include "vmm/base/log.h"
+
+/* Pages that one question to the host is about: a multiple of what a word of a set has. */
+#define PAGES_ASKED 16384u
 
 bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb)
 {
@@ -11,7 +20,6 @@ int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const
                          enum snapshot_source source, bool tracks, int file_fd,
                          const struct snapshot_uuid *base, struct error *e)
 {
-    (void)e;
     *s = (struct snapshot_memory){
         .mem = mem,
         .kvm = kvm,
@@ -22,7 +30,14 @@ int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const
         .file_fd = file_fd,
     };
     if (base)
-        s->base = *base;
+        s->base = s->last = *base;
+    if (source == SNAPSHOT_SOURCE_FILE && tracks)
+        s->past = calloc(gmem_pages(mem) / 64, sizeof(*s->past));
+    if ((s->logs && gmem_track_writes(mem) < 0) ||
+        (source == SNAPSHOT_SOURCE_FILE && tracks && !s->past)) {
+        snapshot_memory_close(s);
+        return fail_os(e, ENOMEM, "cannot keep a list of the pages that change");
+    }
     return 0;
 }
 
@@ -36,30 +51,149 @@ void snapshot_memory_close(struct snapshot_memory *s)
 
 uint64_t snapshot_memory_bytes(const struct snapshot_memory *s)
 {
-    uint64_t bytes = 0;
+    return gmem_pages(s->mem) * GMEM_PAGE_BYTES;
+}
 
-    for (unsigned i = 0; i < s->mem->region_count; i++)
-        bytes += s->mem->regions[i].bytes;
-    return bytes;
+bool page_set_has(const struct page_set *set, uint64_t page)
+{
+    return set->words[page / 64] >> page % 64 & 1;
+}
+
+static void page_set_add(struct page_set *set, uint64_t page)
+{
+    set->words[page / 64] |= UINT64_C(1) << page % 64;
+}
+
+static void page_set_add_all(struct page_set *set, const uint64_t *words)
+{
+    for (uint64_t i = 0; i < set->pages / 64; i++)
+        set->words[i] |= words[i];
+}
+
+static bool is_zero(const uint8_t *page)
+{
+    const uint64_t *words = (const uint64_t *)page;
+    uint64_t any = 0;
+
+    for (unsigned i = 0; i < GMEM_PAGE_BYTES / sizeof(*words); i++)
+        any |= words[i];
+    return any == 0;
+}
+
+/* Adds the pages of a region that the host has memory for. What is swapped out has none: where that
+ * may be, all others are looked at. (One that was never touched is then the host's one page of
+ * zeros, which is nobody's memory.) 0 or -errno. */
+static int add_present(struct page_set *set, uint64_t first, const struct gmem_region *r,
+                       bool may_be_swapped)
+{
+    unsigned char is_present[PAGES_ASKED];
+    const uint64_t pages = r->bytes / GMEM_PAGE_BYTES;
+
+    for (uint64_t from = 0; from < pages; from += PAGES_ASKED) {
+        const uint64_t n = pages - from < PAGES_ASKED ? pages - from : PAGES_ASKED;
+        const uint8_t *host = r->host + from * GMEM_PAGE_BYTES;
+
+        if (mincore((void *)host, n * GMEM_PAGE_BYTES, is_present) < 0)
+            return -errno;
+        for (uint64_t i = 0; i < n; i++)
+            if (is_present[i] & 1 || (may_be_swapped && !is_zero(host + i * GMEM_PAGE_BYTES)))
+                page_set_add(set, first + from + i);
+    }
+    return 0;
+}
+
+int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set, bool may_be_swapped)
+{
+    uint64_t first = 0;
+
+    for (unsigned i = 0; i < mem->region_count; i++) {
+        int ret = add_present(set, first, &mem->regions[i], may_be_swapped);
+
+        if (ret < 0)
+            return ret;
+        first += mem->regions[i].bytes / GMEM_PAGE_BYTES;
+    }
+    /* Of what a start mapped from files, the host says what the file has in memory. */
+    for (unsigned i = 0; i < mem->file_part_count; i++) {
+        const struct gmem_file_part *part = &mem->file_parts[i];
+        const uint64_t page = gmem_page_of(mem, part->at);
+
+        for (uint64_t n = 0; n < part->bytes / GMEM_PAGE_BYTES; n++)
+            page_set_add(set, page + n);
+    }
+    return 0;
+}
+
+/* Asked after the host was asked for its pages: what it had swapped out then, it still has. */
+static bool host_swaps(void)
+{
+    struct sysinfo info;
+
+    return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
+}
+
+static int present_pages(const struct snapshot_memory *s, struct page_set *set, struct error *e)
+{
+    int ret = snapshot_memory_present_(s->mem, set, false);
+
+    if (!ret && !s->mem->hugetlb && host_swaps())
+        ret = snapshot_memory_present_(s->mem, set, true);
+    return ret < 0 ? fail_os(e, -ret, "cannot tell which pages of guest memory there are") : 0;
+}
+
+/* Those that changed since what a Diff is relative to. */
+static int changed_pages(const struct snapshot_memory *s, struct page_set *set, struct error *e)
+{
+    if (kvm_get_dirty(s->kvm, s->mem, set->words, e) < 0)
+        return -1;
+    page_set_add_all(set, s->mem->written);
+    return 0;
+}
+
+static int fill_set(const struct snapshot_memory *s, enum snapshot_kind kind, struct page_set *set,
+                    struct error *e)
+{
+    if (s->source == SNAPSHOT_SOURCE_UFFD && kind == SNAPSHOT_FULL) {
+        memset(set->words, 0xff, set->pages / 8);
+        return 0;
+    }
+    if (!s->logs || (s->source == SNAPSHOT_SOURCE_BOOT && (s->is_whole || kind == SNAPSHOT_FULL)))
+        return present_pages(s, set, e);
+    if (changed_pages(s, set, e) < 0)
+        return -1;
+    if (kind == SNAPSHOT_FULL && s->past)
+        page_set_add_all(set, s->past);
+    return 0;
 }
 
 int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,
                           struct page_set *set, struct error *e)
 {
-    (void)kind;
-    set->pages = snapshot_memory_bytes(s) / GMEM_PAGE_BYTES;
-    set->words = malloc(set->pages / 8);
+    set->pages = gmem_pages(s->mem);
+    set->words = calloc(set->pages / 64, sizeof(*set->words));
     if (!set->words)
-        return fail(e, ERR_HOST, "no memory for the list of pages");
-    memset(set->words, 0xff, set->pages / 8);
-    return 0;
+        return fail_os(e, ENOMEM, "cannot make a list of the pages of guest memory");
+    return fill_set(s, kind, set, e);
 }
 
-int snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
-                            const struct snapshot_uuid *name, struct error *e)
+void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
+                             const struct snapshot_uuid *name)
 {
-    (void)set;
-    (void)e;
+    struct error e;
+
+    s->last = *name;
+    s->torn = (struct snapshot_uuid){ 0 };
+    if (!s->forgets)
+        return;
+    if (kvm_clear_dirty(s->kvm, s->mem, set->words, &e) < 0) {
+        log_error("The next snapshot holds more than it needs to: %s", e.msg);
+        return;
+    }
+    for (uint64_t i = 0; i < set->pages / 64; i++) {
+        s->mem->written[i] &= ~set->words[i];
+        if (s->past)
+            s->past[i] |= set->words[i];
+    }
     s->base = *name;
-    return 0;
+    s->is_whole = false;
 }

@@ -27,8 +27,10 @@ enum snapshot_kind { SNAPSHOT_FULL, SNAPSHOT_DIFF };
 /* One bit a page, the regions one behind the other, as in a memory file. */
 struct page_set {
     uint64_t *words;
-    uint64_t pages;
+    uint64_t pages; /* a multiple of 64: memory is in whole MiB */
 };
+
+bool page_set_has(const struct page_set *set, uint64_t page);
 
 struct snapshot_memory {
     struct guest_mem *mem;
@@ -40,7 +42,9 @@ struct snapshot_memory {
     int file_fd;    /* SOURCE_FILE: what it is mapped from; holds the lock */
     uint64_t *past; /* pages that changed, and were then forgotten */
     struct snapshot_uuid base; /* what a Diff is relative to */
-    struct snapshot_uuid torn; /* the last create, where it failed in place */
+    struct snapshot_uuid last; /* the last one made or loaded: no older than base */
+    struct snapshot_uuid
+        torn; /* one whose pages were not all written into a file that had others */
 };
 
 /* Whether KVM keeps a log (kvm_add_memory()'s track_dirty): where a client asks for it, and for
@@ -48,8 +52,8 @@ struct snapshot_memory {
  * anyway. Not over huge pages, which KVM would map as small ones. */
 bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb);
 
-/* For a VM whose memory is laid out and given to KVM (with snapshot_memory_logs()), before any
- * thread writes to it. Takes file_fd (of snapshot_files_open_memory(); -1 but for SOURCE_FILE),
+/* For a VM whose memory is laid out, before anything is written there that a Diff must have (of a
+ * restored one: anything). Takes file_fd (of snapshot_files_open_memory(); -1 but for SOURCE_FILE),
  * also when it fails. base: the snapshot that was loaded; NULL for a boot. mem and kvm are borrowed
  * until snapshot_memory_close(). */
 must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem,
@@ -70,5 +74,10 @@ must_check int snapshot_memory_pages(const struct snapshot_memory *s, enum snaps
 /* The set has been written, for good, as the snapshot of that name: the next Diff is relative to it
  * where the client has asked for tracking. Whatever failed before this call, nothing is forgotten.
  */
-must_check int snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
-                                       const struct snapshot_uuid *name, struct error *e);
+void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
+                             const struct snapshot_uuid *name);
+
+/* For snapshot_memory_pages() and its test: adds the pages that hold something. may_be_swapped:
+ * what the host has no memory for may still have been written to. 0 or -errno. */
+must_check int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set,
+                                        bool may_be_swapped);
