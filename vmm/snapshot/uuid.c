@@ -30,3 +30,20 @@ void snapshot_uuid_text(const struct snapshot_uuid *uuid, char text[SNAPSHOT_UUI
     for (unsigned i = 0; i < sizeof(uuid->bytes); i++)
         to += sprintf(to, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", uuid->bytes[i]);
 }
+
+bool snapshot_uuid_parse(struct snapshot_uuid *uuid, const char *text)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (unsigned i = 0; i < 2 * sizeof(uuid->bytes); i++) {
+        const char *digit;
+
+        if ((i == 8 || i == 12 || i == 16 || i == 20) && *text++ != '-')
+            return false;
+        digit = *text ? strchr(digits, *text++) : NULL;
+        if (!digit)
+            return false;
+        uuid->bytes[i / 2] = (uint8_t)(uuid->bytes[i / 2] << 4 | (digit - digits));
+    }
+    return true;
+}

@@ -18,3 +18,6 @@ void snapshot_uuid_make(struct snapshot_uuid *uuid);
 bool snapshot_uuid_equal(const struct snapshot_uuid *a, const struct snapshot_uuid *b);
 
 void snapshot_uuid_text(const struct snapshot_uuid *uuid, char text[SNAPSHOT_UUID_TEXT]);
+
+/* Reads one at the start of a text. False: there is none. */
+bool snapshot_uuid_parse(struct snapshot_uuid *uuid, const char *text);

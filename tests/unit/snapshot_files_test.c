@@ -1,0 +1,684 @@
+#include "vmm/snapshot/files.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include "tests/unit/support/snapshot.h"
+#include "vmm/base/log.h"
+
+static struct saved_vm vm;
+
+/* Here a create need not wait for a disk, where this kernel's tmpfs has extended attributes. */
+static void make_quick_directory(void)
+{
+    make_directory();
+    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", directory, "tmpfs", 0, NULL) < 0)
+        return;
+    if (setxattr(directory, SNAPSHOT_MARK, "", 0, 0) < 0)
+        umount2(directory, MNT_DETACH);
+}
+
+TestSuite(snapshot_files_write, .init = make_directory, .fini = remove_pairs);
+TestSuite(snapshot_files_open_memory, .init = make_directory, .fini = remove_pairs);
+TestSuite(snapshot_files_read_state, .init = make_directory, .fini = remove_pairs);
+TestSuite(snapshot_killed, .init = make_quick_directory, .fini = remove_pairs, .timeout = 600);
+
+#define EXPECT_OK(call) cr_expect_eq((call), 0, "%s", e.msg)
+#define EXPECT_NO(call, text)                                                                      \
+    do {                                                                                           \
+        cr_expect_eq((call), -1);                                                                  \
+        cr_expect_not_null(strstr(e.msg, text), "%s", e.msg);                                      \
+    } while (0)
+
+/* A file system on the test's directory, that no other process sees. */
+static void mount_here(const char *type, const char *options)
+{
+    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", directory, type, 0, options) < 0)
+        cr_skip_test("only root may mount");
+}
+
+static bool is_there(const char *name)
+{
+    return access(at(name), F_OK) == 0;
+}
+
+Test(snapshot_files_write, makes_a_pair_that_is_loaded)
+{
+    struct saved_state state;
+    int fd;
+
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_leq(blocks_of(at("mem")), 4 * GMEM_PAGE_BYTES, "the rest is a hole");
+    cr_expect_str_eq(mark_of(at("mem")), "whole");
+    fd = open_pair(at("state"), at("mem"), &state);
+    cr_expect_geq(fd, 0, "%s", e.msg);
+    cr_expect_str_eq(state.label, "first");
+    cr_expect_not(is_there("mem.mayfly-new"));
+    cr_expect_not(is_there("state.mayfly-new"));
+    close(fd);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, leaves_an_old_file_to_whom_it_is_mapped_by)
+{
+    int old;
+
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    chmod(at("mem"), 0640);
+    old = open(at("mem"), O_RDONLY);
+    write_page(&vm, 3, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "second"));
+    for (char byte; pread(old, &byte, 1, 3 * GMEM_PAGE_BYTES + 5) == 1;) {
+        cr_expect_eq(byte, 'a');
+        break;
+    }
+    cr_expect_eq(byte_of(at("mem"), 3), 'b');
+    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "second");
+    close(old);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, keeps_the_mode_of_an_old_file)
+{
+    struct stat st;
+
+    boot_vm(&vm, false);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    chmod(at("mem"), 0601);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "second"));
+    cr_assert_eq(stat(at("mem"), &st), 0);
+    cr_expect_eq(st.st_mode & 07777, 0601);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, refuses_one_file_for_both)
+{
+    struct snapshot_files f = pair_at("mem", "mem", false);
+    char dotted[PATH_MAX];
+
+    boot_vm(&vm, false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    cr_expect_not(is_there("mem"));
+    snprintf(dotted, sizeof(dotted), "%s/./mem", directory);
+    f.memory_path = dotted;
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    cr_assert_eq(link(at("mem"), at("link")), 0);
+    f = pair_at("link", "mem", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    f = pair_at("mem", "mem.mayfly-new", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    f = pair_at("mem.mayfly-new", "mem", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, says_which_file_cannot_be_opened)
+{
+    struct snapshot_files f = pair_at("no/state", "mem", false);
+
+    boot_vm(&vm, false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform open on the snapshot backing file: No such file or directory (os "
+              "error 2)");
+    f.state_path = directory;
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform open on the snapshot backing file: Is a directory (os error 21)");
+    mkfifo(at("fifo"), 0600);
+    f = pair_at("fifo", "mem", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform open on the snapshot backing file: ");
+    f = pair_at("state", "no/mem", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform open on the memory backing file: No such file or directory (os "
+              "error 2)");
+    f.memory_path = "/dev/null";
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform truncate on the memory backing file: Invalid argument (os error 22)");
+    f.memory_path = "/dev/full";
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform truncate on the memory backing file: Invalid argument (os error 22)");
+    cr_expect_not(is_there("mem"));
+    cr_expect_not(is_there("state"), "a refused create leaves nothing");
+    cr_expect_not(is_there("state.mayfly-new"));
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, needs_permission_for_an_old_file)
+{
+    if (geteuid() != 0)
+        cr_skip_test("only root may become somebody else");
+    boot_vm(&vm, false);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    chmod(directory, 0777);
+    chmod(at("mem"), 0644);
+    chmod(at("state"), 0666);
+    cr_assert_eq(seteuid(65534), 0);
+    EXPECT_NO(save(&vm, SNAPSHOT_FULL, "second"),
+              "Cannot perform open on the memory backing file: Permission denied (os error 13)");
+    cr_assert_eq(seteuid(0), 0);
+    chmod(at("mem"), 0666);
+    chmod(directory, 0755);
+    cr_assert_eq(seteuid(65534), 0);
+    write_page(&vm, 1, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "third")); /* nothing can be made here: in place */
+    cr_assert_eq(seteuid(0), 0);
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "third");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, leaves_the_old_pair_on_a_full_disk)
+{
+    struct saved_state state;
+    int fd;
+
+    mount_here("tmpfs", "size=1m");
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    for (unsigned i = 4; i < MEM_PAGES; i++)
+        write_page(&vm, i, 'b');
+    EXPECT_NO(save(&vm, SNAPSHOT_FULL, "second"), "No space left on device (os error 28)");
+    fd = open_pair(at("state"), at("mem"), &state);
+    cr_expect_geq(fd, 0, "%s", e.msg);
+    cr_expect_str_eq(state.label, "first");
+    cr_expect_eq(byte_of(at("mem"), 3), 'a');
+    cr_expect_eq(byte_of(at("mem"), 4), '\0');
+    close(fd);
+    cr_assert_eq(mount(NULL, directory, NULL, MS_REMOUNT, "size=8m"), 0);
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "third"));
+    cr_expect(file_is(at("mem"), &vm.mem), "nothing that changed was forgotten");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, merges_a_diff_again_that_did_not_fit)
+{
+    struct saved_state state;
+
+    mount_here("tmpfs", "size=1m");
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    if (strcmp(mark_of(at("mem")), "whole") != 0)
+        cr_skip_test("this kernel's tmpfs has no extended attributes");
+    for (unsigned i = 3; i < MEM_PAGES; i++)
+        write_page(&vm, i, 'b');
+    EXPECT_NO(save(&vm, SNAPSHOT_DIFF, "second"),
+              "Cannot write memory file: No space left on device (os error 28)");
+    cr_expect_str_eq(mark_of(at("mem")), "whole merging");
+    cr_expect_eq(open_pair(at("state"), at("mem"), &state), -1);
+    cr_expect_not_null(strstr(e.msg, "its file is unfinished"), "%s", e.msg);
+    cr_assert_eq(mount(NULL, directory, NULL, MS_REMOUNT, "size=8m"), 0);
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "third"));
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_str_eq(mark_of(at("mem")), "whole");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, merges_a_diff_into_what_it_is_to)
+{
+    ino_t first;
+    struct stat st;
+
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    write_page(&vm, 4, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "first"));
+    cr_expect_str_eq(mark_of(at("mem")), "whole", "all there is since the boot");
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_assert_eq(stat(at("mem"), &st), 0);
+    first = st.st_ino;
+    write_page(&vm, 4, 'b');
+    write_page(&vm, 9, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "second"));
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_str_eq(mark_of(at("mem")), "whole");
+    cr_assert_eq(stat(at("mem"), &st), 0);
+    cr_expect_eq(st.st_ino, first, "in place");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, writes_a_layer_where_nothing_is_to_be_merged_into)
+{
+    struct snapshot_files f = pair_at("state2", "layer", false);
+    struct saved_state state;
+
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    write_page(&vm, 4, 'b');
+    EXPECT_OK(save_to(&vm, SNAPSHOT_DIFF, "second", &f));
+    cr_expect_str_eq(mark_of(at("layer")), "layer");
+    cr_expect_eq(byte_of(at("layer"), 3), '\0');
+    cr_expect_eq(byte_of(at("layer"), 4), 'b');
+    cr_expect_eq(open_pair(at("state2"), at("layer"), &state), -1);
+    cr_expect_not_null(strstr(e.msg, "only what changed since another snapshot"), "%s", e.msg);
+    write_page(&vm, 5, 'c');
+    EXPECT_OK(save_to(&vm, SNAPSHOT_DIFF, "third", &f)); /* on top of that layer */
+    cr_expect_str_eq(mark_of(at("layer")), "layer");
+    cr_expect_eq(byte_of(at("layer"), 4), 'b');
+    cr_expect_eq(byte_of(at("layer"), 5), 'c');
+    write_page(&vm, 6, 'd');
+    EXPECT_NO(save(&vm, SNAPSHOT_DIFF, "fourth"), "Cannot write memory file: it is of snapshot ");
+    cr_expect_eq(byte_of(at("mem"), 6), '\0');
+    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, merges_into_a_copy_that_has_no_mark)
+{
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    cr_assert_eq(removexattr(at("mem"), SNAPSHOT_MARK), 0);
+    write_page(&vm, 4, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "second"));
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_expect_str_eq(mark_of(at("mem")), "whole");
+    cr_assert_eq(setxattr(at("mem"), SNAPSHOT_MARK, "hello", 5, 0), 0);
+    EXPECT_NO(save(&vm, SNAPSHOT_DIFF, "third"), "it is of snapshot ?");
+    drop_vm(&vm);
+}
+
+/* Of a restored machine that does not track, a Diff is all since the load, and a Full takes the
+ * rest from the file. */
+Test(snapshot_files_write, takes_what_a_restored_machine_did_not_change_from_its_file)
+{
+    struct snapshot_files f = pair_at("state2", "mem2", true);
+    struct saved_vm loaded = { 0 };
+
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    write_page(&vm, 300, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    load_vm(&loaded, false);
+    write_page(&loaded, 3, 'b');
+    write_page(&loaded, 7, 'b');
+    EXPECT_OK(save_to(&loaded, SNAPSHOT_FULL, "full", &f));
+    cr_expect(file_is(at("mem2"), &loaded.mem));
+    cr_expect_leq(blocks_of(at("mem2")), 6 * GMEM_PAGE_BYTES, "holes stay holes");
+    f = pair_at("state2", "mem3", true);
+    write_page(&loaded, 8, 'c');
+    EXPECT_OK(save_to(&loaded, SNAPSHOT_DIFF, "diff", &f));
+    cr_expect_str_eq(mark_of(at("mem3")), "layer");
+    cr_expect_eq(byte_of(at("mem3"), 300), '\0');
+    cr_expect_eq(byte_of(at("mem3"), 7), 'b');
+    cr_expect_leq(blocks_of(at("mem3")), 5 * GMEM_PAGE_BYTES, "exactly what was written");
+    drop_vm(&loaded);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, overwrites_the_file_that_memory_is_mapped_from)
+{
+    struct saved_vm loaded = { 0 };
+
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    drop_vm(&vm);
+    load_vm(&loaded, true);
+    write_page(&loaded, 4, 'b');
+    EXPECT_OK(save(&loaded, SNAPSHOT_DIFF, "second")); /* in place */
+    cr_expect(file_is(at("mem"), &loaded.mem));
+    write_page(&loaded, 5, 'c');
+    EXPECT_OK(save(&loaded, SNAPSHOT_FULL, "third")); /* a new file under that name */
+    cr_expect(file_is(at("mem"), &loaded.mem));
+    write_page(&loaded, 6, 'd');
+    EXPECT_OK(save(&loaded, SNAPSHOT_DIFF, "fourth"));
+    cr_expect(file_is(at("mem"), &loaded.mem));
+    drop_vm(&loaded);
+    load_vm(&loaded, false);
+    cr_expect(file_is(at("mem"), &loaded.mem));
+    drop_vm(&loaded);
+}
+
+Test(snapshot_files_write, does_not_merge_into_what_others_are_mapped_from)
+{
+    struct saved_vm loaded = { 0 };
+    struct saved_state state;
+    int other;
+
+    boot_vm(&vm, false);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    load_vm(&loaded, false);
+    other = open_pair(at("state"), at("mem"), &state);
+    cr_assert_geq(other, 0, "%s", e.msg);
+    write_page(&loaded, 4, 'b');
+    EXPECT_NO(save(&loaded, SNAPSHOT_DIFF, "second"), "another microVM is mapped from it");
+    cr_expect_eq(byte_of(at("mem"), 4), '\0');
+    cr_expect_str_eq(mark_of(at("mem")), "whole");
+    close(other);
+    other = open(at("mem"), O_RDONLY);
+    cr_expect(flock(other, LOCK_EX | LOCK_NB) < 0, "its own lock is still there");
+    EXPECT_OK(save(&loaded, SNAPSHOT_DIFF, "third"));
+    cr_expect(flock(other, LOCK_EX | LOCK_NB) < 0, "and after it was an exclusive one");
+    cr_expect_eq(flock(other, LOCK_SH | LOCK_NB), 0);
+    close(other);
+    drop_vm(&loaded);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, writes_in_place_what_cannot_be_replaced)
+{
+    struct snapshot_files f = pair_at("state", "link", true);
+    struct saved_state state;
+    struct stat st;
+    int fd;
+
+    mkdir(at("sub"), 0700);
+    put("sub/mem", "something");
+    cr_assert_eq(symlink("sub/mem", at("link")), 0);
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "first", &f));
+    cr_expect(lstat(at("link"), &st) == 0 && S_ISLNK(st.st_mode));
+    cr_expect(file_is(at("sub/mem"), &vm.mem));
+    fd = open_pair(at("state"), at("link"), &state);
+    cr_expect_geq(fd, 0, "%s", e.msg);
+    close(fd);
+    cr_assert_eq(symlink("sub/new", at("dangling")), 0);
+    f = pair_at("state", "dangling", true);
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "second", &f));
+    cr_expect(file_is(at("sub/new"), &vm.mem));
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_write, writes_in_place_what_is_mounted)
+{
+    struct saved_vm loaded = { 0 };
+    struct saved_state state;
+    int fd;
+
+    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        cr_skip_test("only root may mount");
+    put("host-mem", "something");
+    put("host-state", "a longer state than what it is replaced by: so many bytes");
+    put("mem", "");
+    put("state", "");
+    cr_assert_eq(mount(at("host-mem"), at("mem"), NULL, MS_BIND, NULL), 0);
+    cr_assert_eq(mount(at("host-state"), at("state"), NULL, MS_BIND, NULL), 0);
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    write_page(&vm, 4, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "second"));
+    cr_expect(file_is(at("host-mem"), &vm.mem));
+    drop_vm(&vm);
+    load_vm(&loaded, false);
+    write_page(&loaded, 5, 'c');
+    EXPECT_OK(save(&loaded, SNAPSHOT_FULL, "third"));
+    cr_expect(file_is(at("host-mem"), &loaded.mem), "also where memory is mapped from that");
+    fd = open_pair(at("host-state"), at("host-mem"), &state);
+    cr_expect_str_eq(state.label, "third");
+    write_page(&loaded, 6, 'd');
+    EXPECT_NO(save(&loaded, SNAPSHOT_FULL, "fourth"), "another microVM is mapped from it");
+    cr_expect_eq(byte_of(at("host-mem"), 6), '\0');
+    close(fd);
+    drop_vm(&loaded);
+}
+
+/* ramfs has no extended attributes. */
+Test(snapshot_files_write, does_without_marks)
+{
+    struct saved_vm loaded = { 0 };
+    struct stat before, after;
+
+    mount_here("ramfs", NULL);
+    boot_vm(&vm, true);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    cr_expect_str_eq(mark_of(at("mem")), "none");
+    cr_assert_eq(stat(at("mem"), &before), 0);
+    write_page(&vm, 4, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_DIFF, "second"));
+    cr_expect(file_is(at("mem"), &vm.mem));
+    cr_assert_eq(stat(at("mem"), &after), 0);
+    cr_expect_neq(before.st_ino, after.st_ino, "nothing could say that it is unfinished");
+    drop_vm(&vm);
+    load_vm(&loaded, false);
+    write_page(&loaded, 5, 'c');
+    EXPECT_OK(save(&loaded, SNAPSHOT_FULL, "third"));
+    cr_expect(file_is(at("mem"), &loaded.mem));
+    drop_vm(&loaded);
+}
+
+Test(snapshot_files_write, does_not_touch_what_another_is_writing)
+{
+    int other;
+
+    boot_vm(&vm, false);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    other = open(at("mem.mayfly-new"), O_RDWR | O_CREAT, 0600);
+    cr_assert_eq(flock(other, LOCK_EX), 0);
+    cr_assert_eq(write(other, "x", 1), 1);
+    EXPECT_NO(save(&vm, SNAPSHOT_FULL, "second"), "another microVM is writing it");
+    cr_expect_str_eq(get("mem.mayfly-new"), "x");
+    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    close(other);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "third")); /* what a killed one left is used again */
+    cr_expect_not(is_there("mem.mayfly-new"));
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_open_memory, judges_the_file)
+{
+    struct snapshot_uuid name, other;
+    struct stat st;
+    int fd;
+
+    boot_vm(&vm, false);
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    memcpy(&name, get("state"), sizeof(name));
+    snapshot_uuid_make(&other);
+    EXPECT_NO(snapshot_files_open_memory(at("no"), &name, MEM_BYTES, &e),
+              "Failed to load guest memory: No such file or directory (os error 2)");
+    EXPECT_NO(snapshot_files_open_memory(directory, &name, MEM_BYTES, &e),
+              "exceeds largest possible file offset");
+    EXPECT_NO(snapshot_files_open_memory("/dev/zero", &name, MEM_BYTES, &e),
+              "exceeds largest possible file offset");
+    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES + 1, &e),
+              "exceeds largest possible file offset");
+    EXPECT_NO(snapshot_files_open_memory(at("mem"), &other, MEM_BYTES, &e),
+              "its file is of snapshot ");
+    fd = open(at("mem"), O_RDWR);
+    cr_assert_eq(flock(fd, LOCK_EX), 0);
+    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES, &e), "is being written");
+    close(fd);
+    cr_assert_eq(setxattr(at("mem"), SNAPSHOT_MARK, "hello", 5, 0), 0);
+    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES, &e), "is not one of ours");
+    cr_assert_eq(removexattr(at("mem"), SNAPSHOT_MARK), 0);
+    fd = snapshot_files_open_memory(at("mem"), &other, MEM_BYTES, &e);
+    cr_expect_eq(fstat(fd, &st), 0, "a copy without a mark: %s", e.msg);
+    close(fd);
+    drop_vm(&vm);
+}
+
+Test(snapshot_files_read_state, judges_the_file)
+{
+    uint8_t *bytes = NULL;
+    size_t n;
+
+    put("long", "");
+    cr_assert_eq(truncate(at("long"), SNAPSHOT_STATE_BYTES + 1), 0);
+    put("short", "1234567");
+    put("least", "12345678");
+    mkfifo(at("fifo"), 0600);
+    EXPECT_NO(snapshot_files_read_state(at("no"), &bytes, &n, &e),
+              "Failed to open snapshot file: No such file or directory (os error 2)");
+    EXPECT_NO(snapshot_files_read_state(directory, &bytes, &n, &e),
+              "Failed to load snapshot state from file: IO Error: Is a directory (os error 21)");
+    EXPECT_NO(snapshot_files_read_state(at("short"), &bytes, &n, &e),
+              "IO Error: File too short to contain CRC");
+    EXPECT_NO(snapshot_files_read_state(at("long"), &bytes, &n, &e),
+              "Snapshot size exceeds limit of 10000000 bytes");
+    EXPECT_NO(snapshot_files_read_state("/dev/zero", &bytes, &n, &e),
+              "Snapshot size exceeds limit of 10000000 bytes");
+    EXPECT_NO(snapshot_files_read_state(at("fifo"), &bytes, &n, &e), "it is no regular file");
+    EXPECT_OK(snapshot_files_read_state(at("least"), &bytes, &n, &e));
+    cr_expect(n == 8 && memcmp(bytes, "12345678", 8) == 0);
+    free(bytes);
+}
+
+/*
+ * A create that is ended before each of its system calls.
+ */
+
+enum how { FULL_NEW, FULL_OVER_OLD, DIFF_IN_PLACE, DIFF_OF_LOADED };
+enum found { REFUSED, OLD, NEW, MIXED };
+
+/* What memory has before and at the second snapshot: runs of pages. */
+static char content(unsigned page, bool is_new)
+{
+    return (char)(page % 32 < 3 ? is_new ? 'b' : 'a' : page % 32 == 3 && is_new ? 'c' : '\0');
+}
+
+static void fill_memory(struct saved_vm *filled, bool is_new)
+{
+    for (unsigned page = 0; page < MEM_PAGES; page++)
+        if (content(page, is_new))
+            write_page(filled, page, content(page, is_new));
+}
+
+/* In a process of its own: up to the stop, all that a create finds. */
+static void create_traced(enum how how)
+{
+    const struct snapshot_files f = pair_at("state", "mem", true);
+    const enum snapshot_kind kind =
+        how == DIFF_IN_PLACE || how == DIFF_OF_LOADED ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
+    struct saved_vm saved = { 0 };
+
+    boot_vm(&saved, how == DIFF_IN_PLACE);
+    fill_memory(&saved, false);
+    if (how != FULL_NEW)
+        cr_assert_eq(save(&saved, SNAPSHOT_FULL, "old"), 0, "%s", e.msg);
+    if (how == DIFF_OF_LOADED) {
+        drop_vm(&saved);
+        load_vm(&saved, true);
+    }
+    fill_memory(&saved, true);
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    raise(SIGSTOP);
+    _exit(save_to(&saved, kind, "new", &f) == 0 ? 0 : 1);
+}
+
+/* Ends it before so many calls, the last of them, are made. Whether it came to its own end. */
+static bool end_at(pid_t pid, unsigned calls)
+{
+    int status;
+
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    cr_assert(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    for (unsigned stops = 0; stops < 2 * calls - 1; stops++) { /* also where a call returns */
+        ptrace(PTRACE_SYSCALL, pid, 0, 0);
+        cr_assert_eq(waitpid(pid, &status, 0), pid);
+        if (WIFEXITED(status)) {
+            cr_assert_eq(WEXITSTATUS(status), 0);
+            return true;
+        }
+    }
+    kill(pid, SIGKILL);
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    return false;
+}
+
+static enum found look(void)
+{
+    struct saved_state state;
+    const int fd = open_pair(at("state"), at("mem"), &state);
+    bool is_new;
+
+    if (fd < 0)
+        return REFUSED;
+    close(fd);
+    is_new = strcmp(state.label, "new") == 0;
+    for (unsigned page = 0; page < MEM_PAGES; page++)
+        if (byte_of(at("mem"), page) != content(page, is_new))
+            return MIXED;
+    return is_new ? NEW : OLD;
+}
+
+static void expect_no_mixture(enum how how, enum found before, unsigned refused_at_least)
+{
+    unsigned counts[MIXED + 1] = { 0 }, calls = 1;
+
+    for (bool is_done = false; !is_done; calls++) {
+        enum found found;
+        pid_t pid;
+
+        log_set_options((struct log_options){ .level = LOG_OFF });
+        unlink(at("state"));
+        unlink(at("mem"));
+        pid = fork();
+        if (pid == 0)
+            create_traced(how);
+        is_done = end_at(pid, calls);
+        found = look();
+        counts[found]++;
+        cr_expect_neq(found, MIXED, "ended at call %u", calls);
+        if (calls == 1)
+            cr_expect_eq(found, before, "nothing was done, but %u", found);
+        if (is_done)
+            cr_expect_eq(found, NEW, "%s", e.msg);
+    }
+    cr_expect_gt(calls, 30u, "%u calls", calls);
+    cr_expect_geq(counts[REFUSED], refused_at_least);
+    cr_log_info("%u calls: %u refused, %u old, %u new", calls - 1, counts[REFUSED], counts[OLD],
+                counts[NEW]);
+}
+
+Test(snapshot_killed, leaves_nothing_or_a_pair)
+{
+    expect_no_mixture(FULL_NEW, REFUSED, 1);
+}
+
+Test(snapshot_killed, leaves_the_old_pair_or_the_new_one)
+{
+    expect_no_mixture(FULL_OVER_OLD, OLD, 1);
+}
+
+Test(snapshot_killed, leaves_an_unfinished_merge_refused)
+{
+    expect_no_mixture(DIFF_IN_PLACE, OLD, 20);
+}
+
+Test(snapshot_killed, leaves_an_unfinished_merge_into_the_mapped_file_refused)
+{
+    expect_no_mixture(DIFF_OF_LOADED, OLD, 20);
+}
+
+Test(snapshot_killed, leaves_no_mixture_without_marks)
+{
+    mount_here("ramfs", NULL);
+    expect_no_mixture(FULL_OVER_OLD, OLD, 1);
+    expect_no_mixture(DIFF_IN_PLACE, OLD, 1);
+}
+
+Test(snapshot_killed, leaves_no_mixture_in_what_is_mounted)
+{
+    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        cr_skip_test("only root may mount");
+    put("host-mem", "");
+    put("mem", "");
+    cr_assert_eq(mount(at("host-mem"), at("mem"), NULL, MS_BIND, NULL), 0);
+    expect_no_mixture(FULL_OVER_OLD, OLD, 20);
+}

@@ -1,0 +1,173 @@
+/* A machine's memory without a guest, the pair of files it is saved in, and what a load makes of
+ * them. */
+#pragma once
+
+#include <criterion/criterion.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+#include "tests/unit/support/directory.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/snapshot/files.h"
+#include "vmm/snapshot/mark.h"
+
+#define MEM_MIB   2u
+#define MEM_BYTES ((size_t)MEM_MIB << 20)
+#define MEM_PAGES (MEM_BYTES / GMEM_PAGE_BYTES)
+
+struct saved_vm {
+    struct guest_mem mem;
+    struct kvm kvm;
+    struct snapshot_memory snapshot;
+};
+
+/* What stands for a machine's state. */
+struct saved_state {
+    struct snapshot_uuid name;
+    char label[8];
+};
+
+static struct error e;
+
+/* Also what is mounted there. */
+static inline void remove_pairs(void)
+{
+    umount2(at("mem"), MNT_DETACH);
+    umount2(at("state"), MNT_DETACH);
+    umount2(directory, MNT_DETACH);
+    remove_directory();
+}
+
+/* A machine just booted; where it tracks, one of KVM's. */
+static inline void boot_vm(struct saved_vm *vm, bool tracks)
+{
+    *vm = (struct saved_vm){ .kvm = { .kvm_fd = -1, .vm_fd = -1 } };
+    cr_assert_eq(gmem_init(&vm->mem, MEM_MIB, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    if (tracks) {
+        if (access("/dev/kvm", R_OK | W_OK) < 0)
+            cr_skip_test("no usable /dev/kvm on this host");
+        cr_assert_eq(kvm_open(&vm->kvm, NULL, &e), 0, "%s", e.msg);
+        cr_assert_eq(kvm_add_memory(&vm->kvm, &vm->mem, true, &e), 0, "%s", e.msg);
+    }
+    cr_assert_eq(snapshot_memory_open(&vm->snapshot, &vm->mem, &vm->kvm, SNAPSHOT_SOURCE_BOOT,
+                                      tracks, -1, NULL, &e),
+                 0, "%s", e.msg);
+}
+
+static inline void drop_vm(struct saved_vm *vm)
+{
+    snapshot_memory_close(&vm->snapshot);
+    kvm_close(&vm->kvm);
+    gmem_fini(&vm->mem);
+}
+
+static inline void write_page(struct saved_vm *vm, uint64_t page, char text)
+{
+    cr_assert_eq(gmem_put(&vm->mem, gpa(page * GMEM_PAGE_BYTES + 5), &text), 0);
+}
+
+static inline int save_to(struct saved_vm *vm, enum snapshot_kind kind, const char *label,
+                          const struct snapshot_files *f)
+{
+    struct saved_state state = { 0 };
+
+    snapshot_uuid_make(&state.name);
+    strcpy(state.label, label);
+    return snapshot_files_write(f, &vm->snapshot, kind, &state.name, &state, sizeof(state), &e);
+}
+
+/* The names of a pair; the last two stand. */
+static inline struct snapshot_files pair_at(const char *state, const char *memory, bool sync)
+{
+    static char paths[4][PATH_MAX];
+    static unsigned next;
+    char *path = paths[next++ % 4], *other = paths[next++ % 4];
+
+    strcpy(path, at(state));
+    strcpy(other, at(memory));
+    return (struct snapshot_files){ path, other, sync };
+}
+
+static inline int save(struct saved_vm *vm, enum snapshot_kind kind, const char *label)
+{
+    const struct snapshot_files f = pair_at("state", "mem", false);
+
+    return save_to(vm, kind, label, &f);
+}
+
+/* The descriptor of memory of the pair under these names, which *state goes with; or -1. */
+static inline int open_pair(const char *state_path, const char *memory_path,
+                            struct saved_state *state)
+{
+    uint8_t *bytes = NULL;
+    size_t n;
+    int fd = -1;
+
+    if (snapshot_files_read_state(state_path, &bytes, &n, &e) < 0)
+        return -1;
+    if (n == sizeof(*state)) { /* as a checksum would tell */
+        memcpy(state, bytes, n);
+        fd = snapshot_files_open_memory(memory_path, &state->name, MEM_BYTES, &e);
+    }
+    free(bytes);
+    return fd;
+}
+
+/* A machine loaded from the pair. */
+static inline void load_vm(struct saved_vm *vm, bool tracks)
+{
+    struct saved_state state;
+    const int fd = open_pair(at("state"), at("mem"), &state);
+
+    cr_assert_geq(fd, 0, "%s", e.msg);
+    if (access("/dev/kvm", R_OK | W_OK) < 0)
+        cr_skip_test("no usable /dev/kvm on this host");
+    cr_assert_eq(gmem_init_file(&vm->mem, MEM_MIB, fd, 0, &e), 0, "%s", e.msg);
+    cr_assert_eq(kvm_open(&vm->kvm, NULL, &e), 0, "%s", e.msg);
+    cr_assert_eq(kvm_add_memory(&vm->kvm, &vm->mem, true, &e), 0, "%s", e.msg);
+    cr_assert_eq(snapshot_memory_open(&vm->snapshot, &vm->mem, &vm->kvm, SNAPSHOT_SOURCE_FILE,
+                                      tracks, fd, &state.name, &e),
+                 0, "%s", e.msg);
+}
+
+static inline const char *mark_of(const char *path)
+{
+    static char text[64];
+    const ssize_t n = getxattr(path, SNAPSHOT_MARK, text, sizeof(text) - 1);
+
+    text[n < 0 ? 0 : n] = '\0';
+    return n < 0 ? "none" : strchr(text, ' ') + 1;
+}
+
+/* Whether a file's bytes are those of memory. */
+static inline bool file_is(const char *path, const struct guest_mem *mem)
+{
+    uint8_t *bytes = malloc(MEM_BYTES);
+    const int fd = open(path, O_RDONLY);
+    const bool is = read(fd, bytes, MEM_BYTES) == (ssize_t)MEM_BYTES &&
+                    memcmp(bytes, mem->regions[0].host, MEM_BYTES) == 0;
+
+    close(fd);
+    free(bytes);
+    return is;
+}
+
+/* The one byte of a page that write_page() writes. */
+static inline char byte_of(const char *path, uint64_t page)
+{
+    const int fd = open(path, O_RDONLY);
+    char byte = '?';
+
+    cr_expect_eq(pread(fd, &byte, 1, (off_t)(page * GMEM_PAGE_BYTES + 5)), 1);
+    close(fd);
+    return byte;
+}
+
+static inline uint64_t blocks_of(const char *path)
+{
+    struct stat st;
+
+    cr_assert_eq(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}

@@ -1,0 +1,29 @@
+/*
+ * The mark of a memory file: which snapshot it is of.
+ *
+ * Memory's bytes are the guest's and nothing else, so it is an extended attribute, SNAPSHOT_MARK,
+ * of ASCII text: the snapshot's UUID, a space, and "whole" (all of memory) or "layer" (what has
+ * changed since another snapshot, and holes); then " merging" while pages are written into a file
+ * that had others, or where that was cut off. cp and tar drop it, and some file systems have none.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include "vmm/base/error.h"
+#include "vmm/snapshot/uuid.h"
+
+#define SNAPSHOT_MARK "user.mayfly.snapshot"
+
+struct snapshot_mark {
+    bool is_there;
+    bool is_legible; /* else what follows means nothing */
+    bool is_whole, is_merging;
+    struct snapshot_uuid name;
+};
+
+/* Reads a file's. 0 or -errno. */
+must_check int snapshot_mark_get(int fd, struct snapshot_mark *mark);
+
+/* 0 or -errno; -EOPNOTSUPP: this file system has no marks. */
+must_check int snapshot_mark_set(int fd, const struct snapshot_mark *mark);
