@@ -89,7 +89,7 @@ ALLOW_IF(START, openat,
          HAS_ONLY(2, O_WRONLY | O_RDWR | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
          "what a configuration names")
 ALLOW_IF(MAIN, openat, HAS_ONLY(2, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), "PATCH /drives")
-ALLOW(START, unlink, "vsock's socket, when it is configured anew")
+ALLOW(EVER, unlink, "vsock's socket, when it is configured anew; what a snapshot leaves")
 ALLOW(EVER, newfstatat, "what kind of file it is, how large")
 ALLOW(EVER, lseek, "the size of a disk")
 ALLOW_IF(EVER, fcntl, ALL(IS(1, F_SETFL), IS(2, 0)), "disks block")
@@ -102,6 +102,28 @@ ALLOW_IF(START, fcntl, IS(1, F_GET_SEALS), "whether the files of kernel and init
 ALLOW_IF(START, fcntl, IS(1, F_SETLEASE), "a lease on kernel and initrd")
 ALLOW_IF(MAIN, fcntl, ALL(IS(1, F_SETLEASE), IS(2, F_UNLCK)), "to give it back")
 ALLOW(MAIN, signalfd4, "to hear that somebody waits for it")
+
+/* The files of a snapshot, and which pages there are. */
+ALLOW_IF(MAIN, openat, IS(2, O_RDWR | O_CREAT | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
+         "what is renamed to a snapshot's files")
+ALLOW_IF(MAIN, openat, IS(2, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
+         "a snapshot's files, behind a symbolic link")
+ALLOW_IF(MAIN, openat, IS(2, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "that a snapshot's names last")
+ALLOW_IF(MAIN, statx, IS(2, AT_SYMLINK_NOFOLLOW), "whether a snapshot's file can be replaced")
+ALLOW_IF(MAIN, flock, IS(1, LOCK_EX | LOCK_NB), "a snapshot's files, while they are written")
+ALLOW_IF(EVER, flock, IS(1, LOCK_SH | LOCK_NB), "a file that memory is mapped from")
+ALLOW(EVER, fgetxattr, "which snapshot a memory file is of")
+ALLOW_IF(MAIN, fsetxattr, IS(4, 0), "the same, when it is written")
+ALLOW(MAIN, fchmod, "a new file has the mode of the old one")
+ALLOW(MAIN, ftruncate, "how long a memory file is")
+ALLOW_IF(MAIN, copy_file_range, IS(5, 0), "pages that a restored guest did not write")
+ALLOW(MAIN, fsync, "a snapshot's files, and their names")
+ALLOW(MAIN, rename, "a snapshot's files, when they are whole")
+ALLOW(MAIN, mincore, "which pages of guest memory there are")
+ALLOW(MAIN, sysinfo, "whether some may be swapped out")
+ALLOW_IF(START, ioctl, IS(1, KVM_ENABLE_CAP), "how KVM's log of written pages is read")
+ALLOW_IF(MAIN, ioctl, IS(1, KVM_GET_DIRTY_LOG), "which pages the guest wrote")
+ALLOW_IF(MAIN, ioctl, IS(1, KVM_CLEAR_DIRTY_LOG), "which are in a snapshot")
 
 /* Memory: never executable. */
 ALLOW(EVER, brk, "the heap")
