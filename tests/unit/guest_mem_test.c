@@ -443,3 +443,39 @@ Test(gmem_init, says_how_many_huge_pages_are_needed_and_free)
     }
     cr_expect_eq(available, want, "%llu", available);
 }
+
+static bool is_marked(uint64_t page)
+{
+    return m.written[page / 64] >> page % 64 & 1;
+}
+
+static uint64_t marked_pages(void)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = 0; i < gmem_pages(&m) / 64; i++)
+        n += (unsigned)__builtin_popcountll(m.written[i]);
+    return n;
+}
+
+Test(gmem_access, marks_the_pages_that_are_written_once_somebody_asks)
+{
+    const uint64_t value = 1, above = 3 * GIB / GMEM_PAGE_BYTES;
+
+    cr_assert_eq(gmem_init(&m, 3074, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_expect_eq(gmem_put(&m, gpa(0), &value), 0);
+    cr_assert_eq(gmem_track_writes(&m), 0);
+    cr_expect_eq(marked_pages(), 0);
+    cr_expect_eq(gmem_put(&m, gpa(3 * GIB - 7), &value), -EFAULT);
+    cr_expect_eq(marked_pages(), 0);
+    cr_expect_eq(gmem_put(&m, gpa(2 * GMEM_PAGE_BYTES - 4), &value), 0);
+    cr_expect(is_marked(1) && is_marked(2), "both that it lies on");
+    cr_expect_eq(gmem_put(&m, gpa(8 * GMEM_PAGE_BYTES - 8), &value), 0);
+    cr_expect(is_marked(7) && !is_marked(8));
+    cr_expect_eq(gmem_put(&m, gpa(3 * GIB - 8), &value), 0);
+    cr_expect_eq(gmem_put(&m, gpa(4 * GIB), &value), 0);
+    cr_expect_eq(gmem_put(&m, gpa(4 * GIB + 2 * MIB - 8), &value), 0);
+    cr_expect(is_marked(above - 1) && is_marked(above) && is_marked(above + 511));
+    cr_expect_eq(marked_pages(), 6);
+    cr_expect_eq(gmem_page_of(&m, gpa(4 * GIB + GMEM_PAGE_BYTES)), above + 1);
+}

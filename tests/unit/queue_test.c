@@ -458,3 +458,69 @@ Test(chain, tells_the_end_of_a_file_and_errors_apart)
     cr_expect_eq(chain.written, 0);
     cr_expect_eq(chain.writable, 512);
 }
+
+/* What is written for a guest is marked, if somebody asks: each page once, and no other. */
+
+static void expect_marked(uint64_t first, uint64_t count)
+{
+    for (uint64_t page = 0; page < gmem_pages(&mem); page++)
+        cr_expect_eq(mem.written[page / 64] >> page % 64 & 1, page >= first && page < first + count,
+                     "page %lu", page);
+    memset(mem.written, 0, gmem_pages(&mem) / 8);
+}
+
+#define DATA_PAGE 20u
+
+/* A chain of a readable page, and of two writable pages that begin in the middle of one. */
+static void pop_tracked(void)
+{
+    ring_desc(&ring, 0, (DATA_PAGE - 2) * GMEM_PAGE_BYTES, GMEM_PAGE_BYTES, NEXT, 1);
+    ring_desc(&ring, 1, DATA_PAGE * GMEM_PAGE_BYTES + 2048, 2 * GMEM_PAGE_BYTES, WRITE, 0);
+    ring_offer(&ring, 0);
+    cr_assert_eq(gmem_track_writes(&mem), 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    expect_marked(0, 0);
+}
+
+Test(chain, marks_what_a_device_writes)
+{
+    uint8_t bytes[4096];
+
+    pop_tracked();
+    cr_expect_eq(chain_read_(&chain, bytes, sizeof(bytes)), 0);
+    expect_marked(0, 0);
+    cr_expect_eq(chain_write_(&chain, bytes, 2048), 0);
+    expect_marked(DATA_PAGE, 1);
+    cr_expect_eq(chain_write_(&chain, bytes, 4096), 0);
+    expect_marked(DATA_PAGE + 1, 1);
+    cr_expect_eq(chain_write_(&chain, bytes, 1), 0);
+    expect_marked(DATA_PAGE + 2, 1);
+}
+
+Test(chain, marks_what_the_kernel_writes_and_what_it_may_have)
+{
+    int fd = memfd_create("disk", MFD_CLOEXEC);
+    uint8_t bytes[4096] = { 1 };
+
+    pop_tracked();
+    cr_assert_eq(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+    cr_expect_eq(chain_pwrite(&chain, fd, 0, 4096), 4096);
+    expect_marked(0, 0);
+    cr_expect_eq(chain_pread(&chain, fd, 0, 2049), 2049);
+    expect_marked(DATA_PAGE, 2);
+    cr_expect_eq(chain_pread(&chain, -1, 0, 4096), -EBADF);
+    expect_marked(DATA_PAGE + 1, 2);
+    close(fd);
+}
+
+Test(virtq_push, marks_the_used_ring)
+{
+    const uint64_t page = ring_used_at(&ring, 0) / GMEM_PAGE_BYTES;
+
+    pop_tracked();
+    virtq_push(&q, &chain);
+    expect_marked(page, 1);
+    q.event_idx = true;
+    (void)!virtq_rearm(&q);
+    expect_marked(page, 1);
+}

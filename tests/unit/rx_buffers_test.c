@@ -160,3 +160,35 @@ Test(rx_buffers, have_room_for_a_queue_s_worth_of_chains)
     }
     cr_expect_not(rx_buffers_has_room(&list));
 }
+
+static uint64_t take_marked(void)
+{
+    const uint64_t marked = mem.written[0] >> RING_DATA / GMEM_PAGE_BYTES;
+
+    memset(mem.written, 0, gmem_pages(&mem) / 8);
+    return marked;
+}
+
+/* A buffer at the end of each of three pages. */
+Test(rx_buffers, mark_the_pages_that_are_filled)
+{
+    for (uint16_t i = 0; i < 3; i++) {
+        ring_desc(&ring, i, RING_DATA + (i + 1) * GMEM_PAGE_BYTES - 4, 4, WRITE, 0);
+        ring_offer(&ring, i);
+        pop(100);
+    }
+    cr_assert_eq(gmem_track_writes(&mem), 0);
+    cr_expect_eq(rx_buffers_read_frame(&list, ends[0], false), -EAGAIN);
+    cr_expect_eq(take_marked(), 0);
+    cr_assert_eq(write(ends[1], "01234", 5), 5);
+    cr_assert_eq(rx_buffers_read_frame(&list, ends[0], false), 5);
+    cr_expect_eq(take_marked(), 3, "two of them");
+    cr_assert_eq(write(ends[1], "01234", 5), 5);
+    cr_assert_eq(rx_buffers_read_frame(&list, ends[0], true), 0);
+    cr_expect_eq(take_marked(), 1, "where it is lost, what it was cut off at");
+    cr_assert_eq(write(ends[1], "0123456789", 10), 10);
+    cr_assert_eq(rx_buffers_read(&list, ends[0]), 10);
+    cr_expect_eq(take_marked(), 7);
+    rx_buffers_put(&list, 0, "x", 1);
+    cr_expect_eq(take_marked(), 1);
+}
