@@ -217,3 +217,66 @@ Test(cpuid_set_vcpu, writes_the_apic_id_everywhere)
         cr_expect_eq(get(0x8000001eu, 0)->ebx & 0xff, vcpu / 2, "core");
     }
 }
+
+static void expect_covered(const struct cpuid *host, const struct cpuid *guest, const char *lacks)
+{
+    struct cpuid supported = *host, seen = *guest;
+    struct error e = { .msg = "" };
+
+    cr_expect_eq(cpuid_covers(&supported, &seen, &e), lacks ? -1 : 0, "%s", e.msg);
+    if (lacks)
+        cr_expect(strstr(e.msg, lacks), "\"%s\" is not in \"%s\"", lacks, e.msg);
+}
+
+/* With leaf 0 alone. */
+static void maker(const char name[13])
+{
+    vendor(name);
+    c.nent = 1;
+}
+
+Test(cpuid_covers, names_what_a_processor_lacks)
+{
+    struct cpuid host, less;
+
+    maker("GenuineIntel");
+    add(1, 0, 0, 0, 1u << 31 | 1u << 25, 0x1);
+    add(7, 0, 0, 1u << 5 | 1u << 16, 0, 0);
+    host = c;
+    expect_covered(&host, &host, NULL);
+    less = host;
+    less.entries[2].ebx = 1u << 5;
+    expect_covered(&host, &less, NULL);
+    expect_covered(&less, &host, "another: avx512f");
+    less = host;
+    less.entries[1].ecx = 0;
+    less.entries[1].edx = 0;
+    expect_covered(&less, &host, "another: aes CPUID.0x1.0.EDX[0]"); /* not the hypervisor's bit */
+    less = host;
+    less.nent--;
+    expect_covered(&less, &host, "another: avx2 avx512f");
+}
+
+Test(cpuid_covers, refuses_another_maker_and_a_cpuid_without_one)
+{
+    struct cpuid intel, none = { .nent = 0 };
+
+    maker("GenuineIntel");
+    intel = c;
+    maker("AuthenticAMD");
+    expect_covered(&c, &intel, "another maker");
+    expect_covered(&intel, &none, "another maker");
+    expect_covered(&none, &intel, "another maker");
+}
+
+/* However many there are, the text ends. */
+Test(cpuid_covers, bounds_what_it_says)
+{
+    struct cpuid all;
+
+    maker("GenuineIntel");
+    all = c;
+    for (unsigned i = 0; i < 3; i++)
+        add((const uint32_t[]){ 1, 7, 0x80000001 }[i], 0, ~0u, ~0u, ~0u, ~0u);
+    expect_covered(&all, &c, "pclmulqdq");
+}

@@ -81,3 +81,41 @@ Test(generation_write, asks_again_when_a_signal_comes_and_only_then)
     cr_expect_eq(failures, 1);
     cr_expect(strstr(e.msg, "Cannot get random bytes for the VM Generation ID"), "%s", e.msg);
 }
+
+Test(generation_renew, tells_a_clone_by_a_new_id_and_a_clock_that_counts)
+{
+    struct {
+        uint8_t before[12];
+        uint32_t sequence;
+        uint64_t disruptions;
+        uint8_t between[80];
+        uint64_t generation;
+    } clock, renewed;
+    uint8_t first[16], second[16];
+
+    write_for_a_guest();
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMGENID), &first), 0);
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMCLOCK), &clock), 0);
+    cr_assert_eq(generation_renew(&mem, &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMGENID), &second), 0);
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMCLOCK), &renewed), 0);
+    cr_expect_neq(memcmp(first, second, sizeof(first)), 0);
+    cr_expect_eq(renewed.generation, clock.generation + 1);
+    cr_expect_eq(renewed.disruptions, clock.disruptions + 1);
+    cr_expect(renewed.sequence != clock.sequence && renewed.sequence % 2 == 0);
+    cr_expect_arr_eq(renewed.before, clock.before, sizeof(clock.before));
+    cr_expect_arr_eq(renewed.between, clock.between, sizeof(clock.between));
+}
+
+Test(generation_renew, is_consistent_whatever_a_guest_has_written)
+{
+    uint8_t page[112];
+    uint32_t sequence;
+
+    write_for_a_guest();
+    memset(page, 0xff, sizeof(page));
+    cr_assert_eq(gmem_put(&mem, gpa(LAYOUT_VMCLOCK), &page), 0);
+    cr_assert_eq(generation_renew(&mem, &e), 0, "%s", e.msg);
+    cr_assert_eq(gmem_get(&mem, gpa(LAYOUT_VMCLOCK + 12), &sequence), 0);
+    cr_expect_eq(sequence % 2, 0);
+}

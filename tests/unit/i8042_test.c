@@ -171,3 +171,19 @@ Test(i8042, counts_what_it_is_asked_and_what_it_does_not_understand)
     cr_expect_eq(metric_get(&metrics.i8042.missed_write_count), 3);
     cr_expect_eq(metric_get(&metrics.i8042.missed_read_count), 2);
 }
+
+Test(i8042, goes_on_with_what_was_queued)
+{
+    const struct i8042_state none = { .command_byte = 1 };
+    const struct i8042_state two = {
+        .command_byte = 1, .buffer = { 7, [15] = 6 }, .head = 15, .count = 2
+    };
+    const struct i8042_state masked = { .buffer = { 7 }, .count = 1 };
+
+    i8042_restore(&k, &none);
+    i8042_restore(&k, &masked);
+    cr_expect_eq(loop_drain(irq), 0);
+    i8042_restore(&k, &two);
+    cr_expect_eq(loop_drain(irq), 1);
+    expect_bytes((const uint8_t[]){ 6, 7 }, 2);
+}

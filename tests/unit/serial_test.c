@@ -165,6 +165,22 @@ Test(serial, interrupts_when_the_transmitter_is_empty)
     cr_expect_eq(edges(), 0, "still pending");
 }
 
+Test(serial, raises_what_was_pending_when_it_is_restored)
+{
+    struct serial_state saved = { .ier = 0x02, .scr = 0x77 };
+
+    serial_restore(&s, &saved);
+    cr_expect_eq(edges(), 0, "nothing was");
+    saved.thr_empty_pending = true;
+    serial_restore(&s, &saved);
+    cr_expect_eq(edges(), 1);
+    cr_expect_eq(in8(IIR), 0x02);
+    saved.ier = 0;
+    serial_restore(&s, &saved);
+    cr_expect_eq(edges(), 0, "it is masked");
+    cr_expect_eq(in8(7), 0x77);
+}
+
 Test(serial, ignores_accesses_of_other_widths)
 {
     uint8_t bytes[4] = { 1, 2, 3, 4 };

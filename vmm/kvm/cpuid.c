@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "vmm/base/config.h"
+
 /* Replaces the bits [high:low] of a register. */
 static void set_bits(uint32_t *reg, unsigned high, unsigned low, uint32_t value)
 {
@@ -26,6 +28,17 @@ int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e)
     if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
         return fail_os(e, errno, "KVM_GET_SUPPORTED_CPUID");
     return 0;
+}
+
+void cpuid_host(uint32_t words[CPUID_HOST_WORDS])
+{
+    uint32_t ignored; /* leaf 1's ebx: it names the processor that this runs on */
+
+    memset(words, 0, CPUID_HOST_WORDS * sizeof(*words));
+    __get_cpuid(0, &words[0], &words[1], &words[2], &words[3]);
+    __get_cpuid(1, &words[4], &ignored, &words[5], &words[6]);
+    __get_cpuid_count(7, 0, &words[7], &words[8], &words[9], &words[10]);
+    __get_cpuid_count(7, 1, &words[11], &ignored, &ignored, &ignored);
 }
 
 struct kvm_cpuid_entry2 *cpuid_leaf(struct cpuid *c, uint32_t function, uint32_t index)
@@ -258,4 +271,97 @@ void cpuid_set_vcpu(struct cpuid *c, unsigned vcpu, const struct cpu_topology *t
         default: break;
         }
     }
+}
+
+/* Registers whose bits are features, but for those that a VMM, a guest or KVM sets for other
+ * reasons; with names for the features that processors of one decade differ in. */
+static const struct feature_word {
+    uint32_t leaf, subleaf;
+    enum cpuid_register reg;
+    uint32_t ignored;
+    const char *names; /* from bit 0 on; - for one that has none; NULL: none has */
+} feature_words[] = {
+    { 1, 0, CPUID_ECX, 1u << 3 | 1u << 24 | 1u << 27 | 1u << 31,
+      "pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - "
+      "pcid dca sse4_1 sse4_2 x2apic movbe popcnt - aes xsave - avx f16c rdrand" },
+    { 1, 0, CPUID_EDX, 1u << 9 | 1u << 28, NULL },
+    { 7, 0, CPUID_EBX, 0,
+      "fsgsbase tsc_adjust sgx bmi1 hle avx2 - smep bmi2 erms invpcid rtm cqm - mpx rdt_a avx512f "
+      "avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt avx512pf avx512er avx512cd "
+      "sha_ni avx512bw avx512vl" },
+    { 7, 0, CPUID_ECX, 1u << 4,
+      "- avx512vbmi umip pku ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq avx512_vnni "
+      "avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid - bus_lock_detect cldemote - "
+      "movdiri movdir64b enqcmd sgx_lc pks" },
+    { 7, 0, CPUID_EDX, 0,
+      "- - avx512_4vnniw avx512_4fmaps fsrm uintr - - avx512_vp2intersect - md_clear - - - "
+      "serialize - tsxldtrk - arch_lbr ibt - - amx_bf16 avx512_fp16 amx_tile amx_int8 ibrs stibp "
+      "flush_l1d arch_capabilities core_capabilities ssbd" },
+    { 7, 1, CPUID_EAX, 0, "- - - - avx_vnni avx512_bf16" },
+    { 0xd, 0, CPUID_EAX, 0, NULL }, /* states of XSAVE */
+    { 0xd, 1, CPUID_EAX, 0, "xsaveopt xsavec xgetbv1 xsaves xfd" },
+    { 0x80000001, 0, CPUID_ECX, 1u << 1 | 1u << 22,
+      "lahf_lm - svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit "
+      "wdt "
+      "- lwp fma4" },
+    { 0x80000001, 0, CPUID_EDX, 0, NULL },
+    { 0x80000008, 0, CPUID_EBX, 0, "clzero irperf xsaveerptr rdpru - - mba - - wbnoinvd" },
+};
+
+static uint32_t feature_bits(struct cpuid *c, const struct feature_word *w)
+{
+    const struct kvm_cpuid_entry2 *entry = cpuid_leaf(c, w->leaf, w->subleaf);
+
+    if (!entry)
+        return 0;
+    switch (w->reg) {
+    case CPUID_EAX: return entry->eax;
+    case CPUID_EBX: return entry->ebx;
+    case CPUID_ECX: return entry->ecx;
+    case CPUID_EDX: return entry->edx;
+    }
+    return 0;
+}
+
+/* " NAME", or where the bit is. Returns the length. */
+static size_t name_feature(char *out, size_t size, const struct feature_word *w, unsigned bit)
+{
+    static const char *const registers[] = { "EAX", "EBX", "ECX", "EDX" };
+    const char *name = w->names ? w->names : "";
+
+    for (unsigned i = 0; i < bit && *name; i++) {
+        name += strcspn(name, " ");
+        name += *name == ' ';
+    }
+    if (*name && *name != '-')
+        return (size_t)snprintf(out, size, " %.*s", (int)strcspn(name, " "), name);
+    return (size_t)snprintf(out, size, " CPUID.0x%x.%u.%s[%u]", w->leaf, w->subleaf,
+                            registers[w->reg], bit);
+}
+
+static bool same_maker(struct cpuid *a, struct cpuid *b)
+{
+    const struct kvm_cpuid_entry2 *first = cpuid_leaf(a, 0, 0), *second = cpuid_leaf(b, 0, 0);
+
+    return first && second && first->ebx == second->ebx && first->ecx == second->ecx &&
+           first->edx == second->edx;
+}
+
+int cpuid_covers(struct cpuid *supported, struct cpuid *seen, struct error *e)
+{
+    char missing[512] = "";
+    size_t n = 0;
+
+    if (!same_maker(supported, seen))
+        return fail(e, ERR_HOST, "the guest has run on a processor of another maker");
+    for (size_t i = 0; i < sizeof(feature_words) / sizeof(*feature_words); i++) {
+        const struct feature_word *w = &feature_words[i];
+        uint32_t lacks = feature_bits(seen, w) & ~feature_bits(supported, w) & ~w->ignored;
+
+        for (; lacks && n < sizeof(missing) - 40; lacks &= lacks - 1)
+            n += name_feature(missing + n, sizeof(missing) - n, w, (unsigned)__builtin_ctz(lacks));
+    }
+    return n ? fail(e, ERR_HOST, "this processor lacks what the guest has seen on another:%s",
+                    missing)
+             : 0;
 }

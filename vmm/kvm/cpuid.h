@@ -36,6 +36,16 @@ must_check int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e);
 /* The entry of a leaf (index: its subleaf, 0 where it has none), or NULL. */
 struct kvm_cpuid_entry2 *cpuid_leaf(struct cpuid *c, uint32_t function, uint32_t index);
 
+/* The host's processor itself: what tells one model from another. To ask KVM costs a hundred times
+ * as much. */
+#define CPUID_HOST_WORDS 12
+void cpuid_host(uint32_t words[CPUID_HOST_WORDS]);
+
+/* Whether a processor that offers `supported` can stand in for the one that a guest has seen. -1:
+ * it is another maker's, or lacks what the text names: as /proc/cpuinfo does, where that has a
+ * name. */
+must_check int cpuid_covers(struct cpuid *supported, struct cpuid *seen, struct error *e);
+
 /* Makes it the CPUID of all vCPUs of a microVM; pure. */
 void cpuid_normalise(struct cpuid *c, const struct cpu_topology *t);
 

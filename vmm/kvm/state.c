@@ -100,6 +100,20 @@ int vcpu_get_state(struct vcpu *c, struct vcpu_state *s, struct error *e)
     return GET(c->fd, VCPU_EVENTS, &s->events, e);
 }
 
+/* What a vCPU has when it is given all there is. To ask KVM what it supports is not enough: a KVM
+ * that can't hide the processor says less than its guests see. */
+int vcpu_check_processor(const struct vcpu *c, const struct vcpu_state *s, struct error *e)
+{
+    struct cpuid all, seen = s->cpuid;
+
+    if (cpuid_supported(&all, c->all->kvm->kvm_fd, e) < 0 || SET(c->fd, CPUID2, &all, e) < 0)
+        return -1;
+    all.nent = CPUID_ENTRIES_MAX;
+    if (GET(c->fd, CPUID2, &all, e) < 0)
+        return -1;
+    return cpuid_covers(&all, &seen, e);
+}
+
 static int set_tsc_khz(int fd, uint32_t khz, struct error *e)
 {
     int own = ioctl(fd, KVM_GET_TSC_KHZ, 0);

@@ -43,6 +43,11 @@ struct vcpu_state {
 /* Fails where KVM can't say all. */
 must_check int vcpu_get_state(struct vcpu *c, struct vcpu_state *s, struct error *e);
 
+/* Whether the host's processor has what a guest has seen of another; -1 says what it lacks. For a
+ * vCPU that has no state yet. */
+must_check int vcpu_check_processor(const struct vcpu *c, const struct vcpu_state *s,
+                                    struct error *e);
+
 /* For a vCPU that has never run; the first of a VM comes first. On failure it can only be dropped.
  */
 must_check int vcpu_set_state(struct vcpu *c, const struct vcpu_state *s, struct error *e);

@@ -39,15 +39,8 @@ _Static_assert(offsetof(struct vmclock, clock_status) == 34, "vmclock-abi.h");
 _Static_assert(offsetof(struct vmclock, vm_generation_counter) == 104, "vmclock-abi.h");
 _Static_assert(sizeof(struct vmclock) == 112, "vmclock-abi.h");
 
-int generation_write(struct guest_mem *m, struct error *e)
+static int write_both(struct guest_mem *m, const struct vmclock *clock, struct error *e)
 {
-    const struct vmclock clock = {
-        .magic = VMCLOCK_MAGIC,
-        .bytes = VMCLOCK_PAGE_BYTES,
-        .version = VMCLOCK_VERSION,
-        .counter_id = VMCLOCK_COUNTER_INVALID,
-        .flags = VMCLOCK_FLAG_GENERATION | VMCLOCK_FLAG_NOTIFICATION,
-    };
     uint8_t id[VMGENID_BYTES];
     ssize_t got;
 
@@ -58,7 +51,34 @@ int generation_write(struct guest_mem *m, struct error *e)
     while (got < 0 && errno == EINTR);
     if (got != sizeof(id))
         return fail_os(e, errno, "Cannot get random bytes for the VM Generation ID");
-    if (gmem_put(m, gpa(LAYOUT_VMGENID), &id) < 0 || gmem_put(m, gpa(LAYOUT_VMCLOCK), &clock) < 0)
+    if (gmem_put(m, gpa(LAYOUT_VMGENID), &id) < 0 || gmem_put(m, gpa(LAYOUT_VMCLOCK), clock) < 0)
         return fail(e, ERR_INVALID, "guest memory is too small for VMGenID and VMClock");
     return 0;
+}
+
+int generation_write(struct guest_mem *m, struct error *e)
+{
+    const struct vmclock clock = {
+        .magic = VMCLOCK_MAGIC,
+        .bytes = VMCLOCK_PAGE_BYTES,
+        .version = VMCLOCK_VERSION,
+        .counter_id = VMCLOCK_COUNTER_INVALID,
+        .flags = VMCLOCK_FLAG_GENERATION | VMCLOCK_FLAG_NOTIFICATION,
+    };
+
+    return write_both(m, &clock, e);
+}
+
+/* A guest that has written there has what it wrote, but for what counts. It stands still: that the
+ * fields change, which the lowest bit of seq_count says, is not to be seen. */
+int generation_renew(struct guest_mem *m, struct error *e)
+{
+    struct vmclock clock = { .magic = 0 };
+
+    if (gmem_get(m, gpa(LAYOUT_VMCLOCK), &clock) < 0)
+        return fail(e, ERR_INVALID, "guest memory is too small for VMGenID and VMClock");
+    clock.seq_count = (clock.seq_count | 1) + 1;
+    clock.disruption_marker++;
+    clock.vm_generation_counter++;
+    return write_both(m, &clock, e);
 }

@@ -7,6 +7,10 @@
 
 #include "vmm/kvm/guest_mem.h"
 
+/* Tells a guest that it is a clone: a new id, and a clock that has gone on to another generation,
+ * in place of those there. Whoever calls it interrupts the guest. The same errors. */
+must_check int generation_renew(struct guest_mem *m, struct error *e);
+
 /* Writes both for a new guest: a random id, and a clock that tells no time. Fails where guest
  * memory doesn't hold them or the host has no random bytes. */
 must_check int generation_write(struct guest_mem *m, struct error *e);

@@ -193,6 +193,13 @@ void i8042_init(struct i8042 *k, struct kvm_line line, struct guest_end *end)
     };
 }
 
+void i8042_restore(struct i8042 *k, const struct i8042_state *state)
+{
+    k->state = *state;
+    if (state->count && state->command_byte & CTL_KEYBOARD_IRQ)
+        k->pulse(&k->line);
+}
+
 int i8042_ctrl_alt_del(struct i8042 *k, struct error *e)
 {
     bool masked, pushed = false;

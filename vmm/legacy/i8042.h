@@ -41,6 +41,10 @@ struct i8042 {
 /* Borrows end, to which a reset by the guest is told (exit code 0). */
 void i8042_init(struct i8042 *k, struct kvm_line line, struct guest_end *end);
 
+/* Makes a controller that was just made what another was. An interrupt for what is queued is raised
+ * again. */
+void i8042_restore(struct i8042 *k, const struct i8042_state *state);
+
 /* Queues the scan codes of Ctrl, Alt and Del. Fails, queueing none, when the guest has masked the
  * keyboard's interrupt or has not read what is queued. */
 must_check int i8042_ctrl_alt_del(struct i8042 *k, struct error *e);

@@ -228,6 +228,12 @@ void serial_limit(struct serial *s, const struct token_bucket *limit)
     s->counted_ns = monotonic_ns();
 }
 
+void serial_restore(struct serial *s, const struct serial_state *state)
+{
+    s->state = *state;
+    raise_from(s, IIR_NONE);
+}
+
 /* A source that is not wanted leaves the loop: one whose writer is gone would wake it for ever. */
 static void watch_input(struct serial *s, bool wanted)
 {

@@ -51,6 +51,10 @@ void serial_init(struct serial *s, struct kvm_line line, int out_fd);
 /* Output beyond the limit is dropped. Before the guest runs. */
 void serial_limit(struct serial *s, const struct token_bucket *limit);
 
+/* Makes a port that was just made what another was. An interrupt that was pending is raised again:
+ * a driver waits for it, and one too many does no harm. */
+void serial_restore(struct serial *s, const struct serial_state *state);
+
 /* Feeds stdin to the guest from now on. On failure the console has no input, and goes on. */
 must_check int serial_attach_input(struct serial *s, struct loop *loop, struct error *e);
 
