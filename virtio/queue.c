@@ -206,17 +206,35 @@ void virtq_publish(struct virtq *q)
     put_used_word(q, RING_IDX, q->state.next_used);
 }
 
-bool virtq_rearm(struct virtq *q)
+/* Asks to be notified of the chain of that number. True: it is there already. */
+static bool ask_for(struct virtq *q, uint16_t number)
 {
-    struct virtq_state *st = &q->state;
-
     if (q->event_idx) {
-        put_used_word(q, RING_FIRST + USED_ELEM_WORDS * st->size, st->next_avail); /* avail_event */
+        put_used_word(q, RING_FIRST + USED_ELEM_WORDS * q->state.size, number); /* avail_event */
         /* Pairs with the driver's full barrier between publishing a chain and reading avail_event
          * (2.7.13.4.1): one of us sees the other's write. */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     }
-    return load_avail_idx(q) != st->next_avail;
+    return load_avail_idx(q) != number;
+}
+
+bool virtq_rearm(struct virtq *q)
+{
+    return ask_for(q, q->state.next_avail);
+}
+
+uint16_t virtq_offered(const struct virtq *q)
+{
+    return load_avail_idx(q);
+}
+
+uint16_t virtq_await(struct virtq *q)
+{
+    const uint16_t offered = load_avail_idx(q);
+
+    /* One that comes meanwhile is seen when the number is compared. */
+    (void)ask_for(q, offered);
+    return offered;
 }
 
 bool virtq_wants_interrupt(struct virtq *q)

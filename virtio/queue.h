@@ -98,6 +98,12 @@ void virtq_publish(struct virtq *q);
 /* Asks to be notified of the next chain. True: one came meanwhile, so pop again. */
 must_check bool virtq_rearm(struct virtq *q);
 
+/* Asks to be notified of the next chain that is not there yet, whatever was popped: the number of
+ * all that the guest has ever made available, to be compared with what virtq_offered() says then.
+ */
+uint16_t virtq_await(struct virtq *q);
+uint16_t virtq_offered(const struct virtq *q);
+
 /* True where the guest wants an interrupt for what was pushed since the last call. */
 must_check bool virtq_wants_interrupt(struct virtq *q);
 

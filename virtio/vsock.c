@@ -392,6 +392,24 @@ static void forget_all(struct vsock *v)
     listen_to_host(v, false);
 }
 
+/* Whether the guest may have packets: it hears before that its connections are gone. */
+static bool hears_news(struct vsock *v, struct turn *t)
+{
+    const struct virtio_vsock_event event = { .id = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET };
+    struct virtq *q = &v->dev.queues[QUEUE_EVENT];
+
+    if (v->news == VSOCK_TO_TELL && next_chain(v, QUEUE_EVENT, t)) {
+        if (chain_put(&v->chain, &event) < 0)
+            metric_inc(&metrics.vsock.ev_queue_event_fails);
+        v->news = VSOCK_TOLD;
+        v->offered = virtq_await(q);
+        vsock_push(v, QUEUE_EVENT, t);
+    }
+    if (v->news == VSOCK_TOLD && virtq_offered(q) != v->offered)
+        v->news = VSOCK_KNOWN;
+    return v->news != VSOCK_TOLD;
+}
+
 static void end_expired(struct vsock *v)
 {
     struct vsock_conn *c;
@@ -419,11 +437,13 @@ static bool vsock_serve(struct virtio_device *dev, unsigned queue)
         forget_all(v);
     if (v->is_time_up)
         end_expired(v);
-    if (queue == QUEUE_RX)
-        listen_to_host(v, true);
     if (queue == QUEUE_TX || v->is_stalled)
         take_packets(v, &out);
-    serve_guest(v, &in);
+    if (v->news == VSOCK_KNOWN || hears_news(v, &in)) {
+        if (queue != QUEUE_TX)
+            listen_to_host(v, true);
+        serve_guest(v, &in);
+    }
     may_take_more = v->is_stalled && v->reset_count < VSOCK_RESETS_MAX;
     if (in.pushed | out.pushed)
         virtio_signal_queues(dev, in.pushed | out.pushed);
@@ -531,6 +551,7 @@ static void vsock_reset(struct virtio_device *dev)
     struct vsock *v = owner_of(dev, struct vsock, dev);
 
     v->was_reset = true;
+    v->news = VSOCK_KNOWN;
     vsock_table_ring(&v->table, 0);
 }
 
@@ -542,6 +563,13 @@ static const struct virtio_ops vsock_ops = {
     .drain = vsock_drain,
     .reset = vsock_reset,
 };
+
+void vsock_restore(struct vsock *v, const struct vsock_state *state)
+{
+    v->table.state = *state;
+    if (v->dev.queues[QUEUE_EVENT].mem)
+        v->news = VSOCK_TO_TELL;
+}
 
 int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e)
 {

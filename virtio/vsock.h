@@ -11,7 +11,10 @@
  * such a guest's packets wait in its own ring.
  *
  * Connections end with the process, and what is timed is theirs. What outlives them, beside the
- * transport's state, is struct vsock_state.
+ * transport's state, is struct vsock_state. A guest that goes on in another process is told that
+ * they are gone by an event (section 5.10.6.7); until it has taken note of that, which it shows by
+ * offering a buffer for another event, it gets no packets: it would end what is new with what is
+ * old.
  */
 #pragma once
 
@@ -41,10 +44,16 @@ struct vsock {
     struct virtio_vsock_config config;
     struct vsock_table table;
     struct loop_source listening;
-    bool is_listening;        /* that source is in the loop */
-    bool is_time_up;          /* the table's timer has fired */
-    bool was_reset;           /* by the guest: its connections are to be ended. Under the lock */
-    bool is_stalled;          /* packets of the guest wait until answers have gone */
+    bool is_listening; /* that source is in the loop */
+    bool is_time_up;   /* the table's timer has fired */
+    bool was_reset;    /* by the guest: its connections are to be ended. Under the lock */
+    bool is_stalled;   /* packets of the guest wait until answers have gone */
+    enum {
+        VSOCK_KNOWN,          /* the guest knows its connections */
+        VSOCK_TO_TELL,        /* it is to be told that they are gone, and has no buffer for that */
+        VSOCK_TOLD            /* it was */
+    } news;                   /* of a guest that was restored */
+    uint16_t offered;         /* VSOCK_TOLD: buffers for events that it had offered then */
     struct log_limit trouble; /* of the host, with sockets */
 
     struct vsock_ports { /* answers to packets of no connection: a ring */
@@ -58,6 +67,10 @@ struct vsock {
 
 /* Makes the device. On failure the caller drops it with vsock_fini(). */
 must_check int vsock_init(struct vsock *v, const struct vsock_host *host, struct error *e);
+
+/* Makes one that was just made, and whose transport was restored, what another was; a guest that
+ * has a driver is told that its connections are gone when it goes on. */
+void vsock_restore(struct vsock *v, const struct vsock_state *state);
 
 /* Ends all connections; for a machine that never ran. Works on a zeroed object. */
 void vsock_fini(struct vsock *v);

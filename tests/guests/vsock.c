@@ -42,6 +42,7 @@ struct page { /* a receive buffer; `header` and `next` are the driver's once it 
 #define TX_SLOTS 128u
 #define CONNS    2048u
 #define WINDOW   65536u
+#define EVENTS   8u
 
 struct conn {
     bool is_open, is_ending, said_end, is_own;
@@ -64,6 +65,7 @@ static uint16_t tx_page[TX_SLOTS]; /* to be freed when the slot is used; POOL: n
 static uint16_t tx_done;
 static struct conn incoming[CONNS], outgoing[CONNS], *active;
 static uint8_t *pattern; /* two rounds of 251 pages, so that any offset has a page's worth */
+static uint32_t event_ids[EVENTS];
 static uint64_t cid;
 static unsigned ended_well, own_count;
 
@@ -162,6 +164,15 @@ static void activate(struct conn *c)
     c->is_active = true;
     c->next_active = active;
     active = c;
+}
+
+static void give_event_buffer(uint16_t slot)
+{
+    event_ids[slot] = UINT32_MAX;
+    ring_lay(&events, slot, &event_ids[slot], sizeof(event_ids[slot]), VRING_DESC_F_WRITE);
+    ring_offer(&events, slot);
+    if (!boot_has("eventidx") || ring_avail_event(&events) == (uint16_t)(events.offered - 1))
+        reg_write(&device, VIRTIO_MMIO_QUEUE_NOTIFY, events.queue);
 }
 
 static void drop_pages(struct conn *c)
@@ -331,6 +342,34 @@ static void take_packet(uint16_t page)
     free_page(page);
 }
 
+static void forget(struct conn *c)
+{
+    if (c->is_open)
+        drop_pages(c);
+    c->is_open = false;
+}
+
+/* Connections are gone after a TRANSPORT_RESET (section 5.10.6.7): with it the driver has another
+ * buffer for events, which it tells of if the device asks for that. */
+static void take_events(void)
+{
+    struct vring_used_elem used;
+
+    while (ring_take(&events, &used)) {
+        uint16_t slot = used.id % EVENTS;
+
+        if (used.len == sizeof(event_ids[0]) && event_ids[slot] == 0) {
+            for (unsigned i = 0; i < CONNS; i++) {
+                forget(&incoming[i]);
+                forget(&outgoing[i]);
+            }
+            print("transport reset\n");
+        }
+        give_event_buffer(slot);
+    }
+    ring_set_used_event(&events, events.taken);
+}
+
 static bool step(void)
 {
     bool has_more = rx.taken != ring_used_idx(&rx);
@@ -346,12 +385,13 @@ static bool step(void)
         if (c->is_open)
             work(c);
     }
+    take_events();
     reclaim();
     refill();
     /* An interrupt for the next packet; what came before this word is seen in the next step. */
     ring_set_used_event(&rx, rx.taken);
     ring_set_used_event(&tx, tx_done);
-    return has_more || rx.taken != ring_used_idx(&rx);
+    return has_more || rx.taken != ring_used_idx(&rx) || events.taken != ring_used_idx(&events);
 }
 
 /* --- set-up --- */
@@ -426,6 +466,8 @@ void guest_main(void)
     expect((offered & F_IN_ORDER) != 0, "in_order_is_offered");
     start();
     expect_equal(cid, boot_number("cid", 3), "the_cid_is_as_configured");
+    for (uint16_t i = 0; i < EVENTS; i++)
+        give_event_buffer(i);
     refill();
     print("serving\n");
     if (boot_number("connect", 0) != 0) {

@@ -386,6 +386,22 @@ Test(virtq_rearm, publishes_how_far_the_device_came, .fini = tear_down)
     cr_expect_eq(ring_avail_event(&ring), 1);
 }
 
+Test(virtq_await, asks_for_what_is_not_there_yet, .fini = tear_down)
+{
+    uint16_t offered;
+
+    start(EVENT_IDX);
+    ring_desc(&ring, 0, RING_DATA, 4, 0, 0);
+    for (unsigned i = 0; i < 3; i++)
+        ring_offer(&ring, 0);
+    cr_assert_eq(virtq_pop(&q, &chain), POP_OK);
+    offered = virtq_await(&q);
+    cr_expect_eq(ring_avail_event(&ring), 3, "not of those that wait already");
+    cr_expect_eq(virtq_offered(&q), offered);
+    ring_offer(&ring, 0);
+    cr_expect_neq(virtq_offered(&q), offered);
+}
+
 Test(chain, writes_across_buffers_and_refuses_more_than_they_hold)
 {
     uint8_t bytes[12] = "hello world";
