@@ -50,7 +50,7 @@ static void note_deprecated(struct api_call *c, const struct route *r, const voi
 {
     const char *verb = http_verb_names[r->verb];
     const char *slash = r->second ? "/" : "", *second = r->second ? r->second : "";
-    const char *field = schema_deprecated(r->body, given);
+    const char *field = schema_deprecated(r->body, object, given);
     const struct schema_field *old = schema_outdated(r->body, object);
 
     c->answer->deprecated = field || old;
@@ -92,16 +92,34 @@ static int take_body(struct api_call *c, const struct route *r, struct action *a
     return r->id == ID_NONE ? 0 : check_id(c, r, *(char **)object, e);
 }
 
-static void record_latency(enum action_kind kind, uint64_t start_us)
+static void record_latency(const struct action *a, uint64_t start_us)
 {
     uint64_t us = monotonic_us() - start_us;
+    const char *name;
+    metric *latency;
 
-    if (kind != ACT_PAUSE && kind != ACT_RESUME)
-        return;
-    metric_set(kind == ACT_PAUSE ? &metrics.latencies_us.pause_vm : &metrics.latencies_us.resume_vm,
-               us);
-    log_info("'%s vm' API request took %llu us.", kind == ACT_PAUSE ? "pause" : "resume",
-             (unsigned long long)us);
+    switch (a->kind) {
+    case ACT_PAUSE:
+        name = "pause vm";
+        latency = &metrics.latencies_us.pause_vm;
+        break;
+    case ACT_RESUME:
+        name = "resume vm";
+        latency = &metrics.latencies_us.resume_vm;
+        break;
+    case ACT_SNAPSHOT_CREATE:
+        name = a->snapshot_create.type ? "create diff snapshot" : "create full snapshot";
+        latency = a->snapshot_create.type ? &metrics.latencies_us.diff_create_snapshot
+                                          : &metrics.latencies_us.full_create_snapshot;
+        break;
+    case ACT_SNAPSHOT_LOAD:
+        name = "load snapshot";
+        latency = &metrics.latencies_us.load_snapshot;
+        break;
+    default: return;
+    }
+    metric_set(latency, us);
+    log_info("'%s' API request took %llu us.", name, (unsigned long long)us);
 }
 
 /* Errors name their subsystem, but for those about the VM's state. */
@@ -129,7 +147,7 @@ static int act(struct api_call *c, const struct route *r, struct error *e)
     if (ret == 0) {
         ret = vm_apply(c->vm, &a, e);
         if (ret == 0)
-            record_latency(a.kind, start_us);
+            record_latency(&a, start_us);
         else
             name_subsystem(c, r, a.kind, e);
     }
@@ -222,7 +240,7 @@ static int check_body(const struct api_request *r, struct error *e)
 /* What Firecracker has under a name of its own and this version does not. */
 static bool is_absent(struct token first)
 {
-    static const char *const names[] = { "balloon", "entropy", "pmem", "hotplug", "snapshot" };
+    static const char *const names[] = { "balloon", "entropy", "pmem", "hotplug" };
 
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         if (token_is(first, names[i]))

@@ -22,6 +22,7 @@
 #include "vmm/machine/vm.h"
 #include "vmm/seccomp/file.h"
 #include "vmm/seccomp/landlock.h"
+#include "vmm/snapshot/format.h"
 
 enum exit_code {
     EXIT_OK = 0,
@@ -104,7 +105,7 @@ static const struct option option_rows[] = {
     { "mmds-size-limit", "BYTES", AT(mmds_size_limit), parse_number,
       .help = "largest metadata, as compact JSON [that of --http-api-max-payload-size]" },
     { "snapshot-version", NULL, AT(snapshot_version),
-      .help = "refused: there are no snapshots yet" },
+      .help = "print the version of the snapshots that are made, and exit" },
     { "describe-snapshot", "PATH", AT(describe_snapshot),
       .help = "refused: there are no snapshots yet" },
     { "version", NULL, ALONE_VERSION, .rules = OPTION_ALONE, .help = "print the version and exit" },
@@ -134,7 +135,6 @@ static int refuse_absent(const struct arguments *o, struct error *e)
         const char *what;
     } absent[] = {
         { o->enable_pci, "--enable-pci: there is no PCI; devices are on virtio-mmio" },
-        { o->snapshot_version, "--snapshot-version: there are no snapshots" },
         { o->describe_snapshot, "--describe-snapshot: there are no snapshots" },
     };
 
@@ -306,6 +306,11 @@ int main(int argc, char **argv)
         return end_with(EXIT_BAD_ARGUMENTS, "Arguments parsing error", &e);
     if (refuse_absent(&o, &e) < 0)
         return end_with(EXIT_GENERIC, "Not supported", &e);
+    if (o.snapshot_version) {
+        printf("v%u.%u.0\n", SNAPSHOT_MAJOR, SNAPSHOT_MINOR);
+        fflush(stdout);
+        return end(EXIT_OK);
+    }
     timeline_begin(o.start_time_us.value);
     if (o.level && log_level_parse(o.level) < 0) {
         fail(&e, ERR_INVALID,

@@ -452,15 +452,21 @@ int schema_decode(const struct schema *s, void *object, const char *text, size_t
     ret = decode_object(&r, s, object, given, e);
     if (ret == 0)
         ret = json_end(&r, e);
+    if (ret == 0 && s->check)
+        ret = s->check(object, e);
     json_reader_fini(&r);
     return ret;
 }
 
-const char *schema_deprecated(const struct schema *s, uint32_t given)
+const char *schema_deprecated(const struct schema *s, const void *object, uint32_t given)
 {
-    for (unsigned i = 0; i < s->count; i++)
-        if (given & UINT32_C(1) << i && s->fields[i].flags & SCHEMA_DEPRECATED)
-            return s->fields[i].name;
+    for (unsigned i = 0; i < s->count; i++) {
+        const struct schema_field *f = &s->fields[i];
+
+        if (given & UINT32_C(1) << i && f->flags & SCHEMA_DEPRECATED &&
+            (f->type != SCHEMA_BOOL || *((const bool *)object + f->at)))
+            return f->name;
+    }
     return NULL;
 }
 

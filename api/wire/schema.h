@@ -96,6 +96,8 @@ struct schema {
     unsigned count;     /* of fields, at most 32 */
     bool takes_unknown; /* members that are not in the table are ignored with a
                            warning in the log, not refused */
+    /* What is to be said of a whole document; NULL: nothing. */
+    int (*check)(const void *object, struct error *e);
     /* Whether a struct says nothing, and is shown as null; NULL: it always says something. */
     bool (*is_none)(const void *object);
 };
@@ -109,8 +111,9 @@ struct schema {
 must_check int schema_decode(const struct schema *s, void *object, const char *text, size_t length,
                              uint32_t *given, struct error *e);
 
-/* The first deprecated member among those given; NULL: there is none. */
-const char *schema_deprecated(const struct schema *s, uint32_t given);
+/* The first deprecated member among those given, and of a bool only where it is true; NULL: there
+ * is none. */
+const char *schema_deprecated(const struct schema *s, const void *object, uint32_t given);
 
 /* The first member that has its deprecated variant in *object, given or not; NULL: there is none.
  */

@@ -53,7 +53,6 @@ def run(*args):
      "Seccomp error: Filter file open error: No such file or directory (os error 2) /none"),
     (["--seccomp-filter", "/dev/null"], 1, "Seccomp error: Filter deserialization failed"),
     (["--enable-pci"], 1, "--enable-pci: there is no PCI"),
-    (["--snapshot-version"], 1, "--snapshot-version: there are no snapshots"),
     (["--describe-snapshot", "x"], 1, "--describe-snapshot: there are no snapshots"),
     (["--api-sock", "/none/s"], 1, "RunWithApiError error: Failed to bind and run the HTTP server"),
     (["--no-api", "--config-file", "/none"], 1, "RunWithoutApiError error: Unable to open or read"),
@@ -64,6 +63,13 @@ def test_what_can_not_be_run_is_said_twice_and_ends_the_process(args, code, text
     assert error.startswith("Error: ") and text in error and error.count("\n") == 1
     assert text in log
     assert log.rstrip().endswith(f"Firecracker exiting with error. exit_code={code}")
+
+
+def test_the_version_of_snapshots_is_printed():
+    code, text, error = run("--snapshot-version")
+    assert (code, error) == (0, "")
+    version, end = text.splitlines()
+    assert version == "v1.0.0" and end.endswith("Firecracker exiting successfully. exit_code=0")
 
 
 def test_help_and_version_win_over_everything():

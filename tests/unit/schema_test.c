@@ -393,11 +393,22 @@ Test(schema_deprecated, names_the_first_deprecated_member_that_was_given)
     static const char *const first[8] = { NULL, "a", NULL, "a", "c", "a", "c", "a" };
 
     for (uint32_t members = 0; members < 8; members++) {
-        const char *name = schema_deprecated(&s, members);
+        const char *name = schema_deprecated(&s, "abc", members);
 
         cr_expect(first[members] ? name && strcmp(name, first[members]) == 0 : !name, "%u",
                   members);
     }
+}
+
+Test(schema_deprecated, takes_no_offence_at_a_bool_that_is_false)
+{
+    static const struct schema_field old[] = { SCHEMA_FIELD("a", BOOL, SCHEMA_DEPRECATED, 0) };
+    static const struct schema s = { .name = "S", .size = 1, .fields = old, .count = 1 };
+    bool is_given = false;
+
+    cr_expect_null(schema_deprecated(&s, &is_given, 1));
+    is_given = true;
+    cr_expect_str_eq(schema_deprecated(&s, &is_given, 1), "a");
 }
 
 Test(schema_encode, writes_what_it_would_read)

@@ -124,3 +124,24 @@ void net_patch_fini(struct net_patch *p)
     free(p->iface_id);
     *p = (struct net_patch){ 0 };
 }
+
+void snapshot_create_config_fini(struct snapshot_create_config *c)
+{
+    free(c->snapshot_path);
+    free(c->mem_file_path);
+    *c = (struct snapshot_create_config){ 0 };
+}
+
+void snapshot_load_config_fini(struct snapshot_load_config *c)
+{
+    free(c->snapshot_path);
+    free(c->mem_file_path);
+    free(c->backend.path);
+    for (size_t i = 0; i < c->network_overrides.count; i++) {
+        free(c->network_overrides.items[i].iface_id);
+        free(c->network_overrides.items[i].host_dev_name);
+    }
+    free(c->network_overrides.items);
+    free(c->vsock_override.uds_path);
+    *c = (struct snapshot_load_config){ 0 };
+}

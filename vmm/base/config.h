@@ -178,6 +178,36 @@ struct net_patch {
     struct rate_limits rx_limits, tx_limits;
 };
 
+/* What is asked of a snapshot that is made. */
+struct snapshot_create_config {
+    char *snapshot_path, *mem_file_path;
+    enum { SNAPSHOT_TYPE_FULL, SNAPSHOT_TYPE_DIFF } type;
+    bool sync; /* files are on the disk when it is answered */
+};
+
+/* What is asked of one that is loaded. */
+struct snapshot_load_config {
+    char *snapshot_path;
+    char *mem_file_path; /* deprecated: a backend that is a file. One of the two is given */
+    struct mem_backend {
+        char *path;
+        enum { MEM_BACKEND_FILE, MEM_BACKEND_UFFD } type;
+    } backend;
+    bool enable_diff_snapshots, track_dirty_pages; /* either; the first is deprecated */
+    bool resume_vm;
+    bool clock_realtime; /* the guest's kvmclock goes on by what has passed since */
+    enum { LOAD_HUGE_PAGES_AS_SAVED, LOAD_HUGE_PAGES = 1 } huge_pages; /* + enum huge_pages */
+    struct network_overrides {
+        struct network_override {
+            char *iface_id, *host_dev_name;
+        } * items;
+        size_t count;
+    } network_overrides; /* of an id that is there twice the last counts */
+    struct vsock_override {
+        char *uds_path;
+    } vsock_override; /* NULL: none */
+};
+
 /* False for a bucket that is none. */
 bool token_bucket_limits(const struct token_bucket *b);
 
@@ -199,3 +229,5 @@ void serial_config_fini(struct serial_config *s);
 void vm_config_fini(struct vm_config *c);
 void drive_patch_fini(struct drive_patch *p);
 void net_patch_fini(struct net_patch *p);
+void snapshot_create_config_fini(struct snapshot_create_config *c);
+void snapshot_load_config_fini(struct snapshot_load_config *c);

@@ -11,8 +11,7 @@ unsigned drives_find(const struct drive_configs *list, const char *id)
     return i;
 }
 
-static int check_drive(const struct drive_configs *list, const struct drive_config *d,
-                       struct error *e)
+int drives_check(const struct drive_configs *list, const struct drive_config *d, struct error *e)
 {
     const struct drive_config *first = list->count ? &list->items[0] : NULL;
 
@@ -48,10 +47,10 @@ static int open_drive(struct drive *out, const struct drive_config *d, struct er
 {
     *out = (struct drive){ .file = { .fd = -1 } };
     if (drives_open_file(&out->file, d, d->path_on_host, e) < 0)
-        return fail_within(e, "Unable to create the virtio block device");
+        return -1;
     if (d->io_engine == IO_ENGINE_ASYNC && block_async_new(&out->async, &out->file, e) < 0) {
         block_file_close(&out->file);
-        return fail_within(e, "Unable to create the virtio block device");
+        return -1;
     }
     return 0;
 }
@@ -88,8 +87,10 @@ int drives_put(struct drive_configs *list, struct drive **open, struct drive_con
     bool is_new = at == list->count;
     struct drive drive;
 
-    if (check_drive(list, d, e) < 0 || open_drive(&drive, d, e) < 0)
+    if (drives_check(list, d, e) < 0)
         return -1;
+    if (open_drive(&drive, d, e) < 0)
+        return fail_within(e, "Unable to create the virtio block device");
     if (is_new) {
         add_place(list, open);
     } else {
@@ -104,6 +105,20 @@ int drives_put(struct drive_configs *list, struct drive **open, struct drive_con
     if (list->items[at].is_root_device)
         for (; at > 0; at = is_new ? at - 1 : 0)
             swap_drives(list, *open, at, is_new ? at - 1 : 0);
+    return 0;
+}
+
+int drives_open(struct drive **open, const struct drive_configs *list, struct error *e)
+{
+    struct drive *drives = calloc(list->count + 1, sizeof(*drives));
+
+    BUG_ON(!drives);
+    for (size_t i = 0; i < list->count; i++)
+        if (open_drive(&drives[i], &list->items[i], e) < 0) {
+            drives_close(drives, i);
+            return -1;
+        }
+    *open = drives;
     return 0;
 }
 

@@ -20,10 +20,18 @@ must_check int drives_open_file(struct block_file *f, const struct drive_config 
 /* The drive of that id, or `count`. */
 unsigned drives_find(const struct drive_configs *list, const char *id);
 
+/* Whether a drive may be beside those of the list that have another id. */
+must_check int drives_check(const struct drive_configs *list, const struct drive_config *d,
+                            struct error *e);
+
 /* Adds a drive, whose file is opened now, or puts it in the place of the one that has that id, and
  * takes over what *d holds. On failure (-1, with a text for the client) nothing has changed. */
 must_check int drives_put(struct drive_configs *list, struct drive **open, struct drive_config *d,
                           struct error *e);
+
+/* Opens the files of all drives of a list: the caller's, to be given to drives_close(). On failure
+ * (-1) nothing is open. */
+must_check int drives_open(struct drive **open, const struct drive_configs *list, struct error *e);
 
 /* Closes the first `count`, and frees the list. */
 void drives_close(struct drive *open, size_t count);

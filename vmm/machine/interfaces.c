@@ -12,8 +12,7 @@ unsigned interfaces_find(const struct net_configs *list, const char *id)
     return i;
 }
 
-static int check_interface(const struct net_configs *list, const struct net_config *c,
-                           struct error *e)
+int interfaces_check(const struct net_configs *list, const struct net_config *c, struct error *e)
 {
     for (unsigned i = 0; i < list->count && c->guest_mac; i++) {
         const struct net_config *other = &list->items[i];
@@ -29,22 +28,26 @@ static int check_interface(const struct net_configs *list, const struct net_conf
     return 0;
 }
 
+void interfaces_parse_mac(uint8_t mac[NET_MAC_BYTES], const char *text)
+{
+    for (unsigned i = 0; i < NET_MAC_BYTES; i++)
+        mac[i] = (uint8_t)strtoul(&text[3 * i], NULL, 16);
+}
+
 /* A tap that an interface of the same id holds already is taken over: most can't be opened twice.
  */
 static int open_interface(struct interface *out, const struct net_config *c, struct interface *old,
                           struct error *e)
 {
     *out = (struct interface){ 0 };
-    for (unsigned i = 0; c->guest_mac && i < NET_MAC_BYTES; i++)
-        out->mac[i] = (uint8_t)strtoul(&c->guest_mac[3 * i], NULL, 16);
+    if (c->guest_mac)
+        interfaces_parse_mac(out->mac, c->guest_mac);
     if (old && strcmp(old->tap.name, c->host_dev_name) == 0) {
         out->tap = old->tap;
         old->tap.fd = -1;
         return 0;
     }
-    if (net_tap_open(&out->tap, c->host_dev_name, e) < 0)
-        return fail_within(e, "Could not create the network device");
-    return 0;
+    return net_tap_open(&out->tap, c->host_dev_name, e);
 }
 
 int interfaces_put(struct net_configs *list, struct interface **open, struct net_config *c,
@@ -54,8 +57,10 @@ int interfaces_put(struct net_configs *list, struct interface **open, struct net
     struct interface *old = at < list->count ? &(*open)[at] : NULL;
     struct interface new;
 
-    if (check_interface(list, c, e) < 0 || open_interface(&new, c, old, e) < 0)
+    if (interfaces_check(list, c, e) < 0)
         return -1;
+    if (open_interface(&new, c, old, e) < 0)
+        return fail_within(e, "Could not create the network device");
     if (old) {
         net_tap_close(&old->tap);
         net_config_fini(&list->items[at]);
@@ -72,6 +77,20 @@ int interfaces_put(struct net_configs *list, struct interface **open, struct net
     list->items[list->count - 1] = *c;
     (*open)[list->count - 1] = new;
     *c = (struct net_config){ 0 };
+    return 0;
+}
+
+int interfaces_open(struct interface **open, const struct net_configs *list, struct error *e)
+{
+    struct interface *interfaces = calloc(list->count + 1, sizeof(*interfaces));
+
+    BUG_ON(!interfaces);
+    for (size_t i = 0; i < list->count; i++)
+        if (open_interface(&interfaces[i], &list->items[i], NULL, e) < 0) {
+            interfaces_close(interfaces, i);
+            return -1;
+        }
+    *open = interfaces;
     return 0;
 }
 

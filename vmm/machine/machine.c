@@ -17,6 +17,21 @@
 #include "vmm/legacy/generation.h"
 #include "vmm/machine/metadata.h"
 
+int machine_check(const struct machine_config *c, struct error *e)
+{
+    if (c->vcpu_count == 0 || c->vcpu_count > PLATFORM_VCPUS_MAX ||
+        (c->smt && c->vcpu_count > 1 && c->vcpu_count % 2))
+        return fail(e, ERR_INVALID,
+                    "The number of vCPUs must be greater than 0, less than %u and must be 1 or an "
+                    "even number if SMT is enabled.",
+                    PLATFORM_VCPUS_MAX);
+    if (c->mem_size_mib == 0 || (c->huge_pages != HUGE_PAGES_NONE && c->mem_size_mib % 2))
+        return fail(e, ERR_INVALID,
+                    "The memory size (MiB) is either 0, or not a multiple of the configured page "
+                    "size.");
+    return 0;
+}
+
 /* Firecracker's words depend on which device finds no interrupt line: the devices of the board come
  * after those that are configured. */
 static int fail_device_count(size_t count, struct error *e)
@@ -34,7 +49,7 @@ static int fail_device_count(size_t count, struct error *e)
 }
 
 /* Gives each device its addresses and interrupt line; the guest's view of them is fixed by this. */
-static int plan_platform(struct platform *p, const struct vm_config *config, struct error *e)
+int machine_plan(struct platform *p, const struct vm_config *config, struct error *e)
 {
     const size_t device_count =
         config->drives.count + config->interfaces.count + (config->vsock.uds_path ? 1 : 0);
@@ -129,7 +144,7 @@ static int add_serial(struct machine *m, const struct serial_config *config, str
 }
 
 static int add_legacy_devices(struct machine *m, const struct serial_config *serial,
-                              bool boot_timer, struct error *e)
+                              struct error *e)
 {
     m->end.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (m->end.event_fd < 0)
@@ -140,8 +155,6 @@ static int add_legacy_devices(struct machine *m, const struct serial_config *ser
     bus_add(&m->pio, &m->i8042.bus);
     power_init(&m->power, (struct kvm_line){ m->kvm.vm_fd, GSI_POWER_BUTTON }, &m->end);
     bus_add(&m->pio, &m->power.bus);
-    if (boot_timer)
-        bus_add(&m->mmio, &m->boot_timer.bus);
     return 0;
 }
 
@@ -272,40 +285,32 @@ static int choose_template(const struct cpu_config **out, const struct vm_config
                : cpu_template_find(out, config->machine.cpu_template, e);
 }
 
-static int build(struct machine *m, const struct vm_config *config, bool boot_timer,
-                 struct error *e)
+int machine_make_vm(struct machine *m, const struct machine_config *config,
+                    const struct cpu_config *template, const struct snapshot_origin *origin,
+                    struct error *e)
 {
-    const struct machine_config *machine = &config->machine;
-    const struct cpu_config *template;
-    struct kernel_image kernel;
+    const bool logs =
+        snapshot_memory_logs(origin->source, config->track_dirty_pages, m->mem.hugetlb);
 
-    boot_timer_init(&m->boot_timer);
-    if (choose_template(&template, config, e) < 0 || plan_platform(&m->platform, config, e) < 0)
-        return -1;
-    /* What can be the client's fault comes first, before KVM costs anything. */
-    if (gmem_init(&m->mem, machine->mem_size_mib, machine->huge_pages, e) < 0 ||
-        load(m, config, &kernel, e) < 0)
-        return -1;
-    timeline_mark(PHASE_GUEST_LOADED);
     if (kvm_open(&m->kvm, template, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VM);
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
-    if (kvm_add_memory(&m->kvm, &m->mem, machine->track_dirty_pages, e) < 0 ||
-        add_registers(m, e) < 0)
+    if (kvm_add_memory(&m->kvm, &m->mem, logs, e) < 0 || add_registers(m, e) < 0 ||
+        snapshot_memory_open(&m->pages, &m->mem, &m->kvm, origin->source, config->track_dirty_pages,
+                             origin->file_fd, origin->name, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_MEMORY);
     if (kvm_create_irqchip(&m->kvm, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_IRQCHIP);
-    if (vcpus_create(&m->vcpus, &m->kvm, machine->vcpu_count, &m->pio, &m->mmio, &m->end, e) < 0 ||
-        vcpus_reset(&m->vcpus, machine->smt, template, e) < 0 ||
-        boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
-        return -1;
-    timeline_mark(PHASE_KVM_VCPUS);
-    /* Virtio devices in attach order: see plan_platform(). */
-    if (add_legacy_devices(m, &config->serial, boot_timer, e) < 0 ||
-        add_drives(m, &config->drives, e) < 0 ||
+    return vcpus_create(&m->vcpus, &m->kvm, config->vcpu_count, &m->pio, &m->mmio, &m->end, e);
+}
+
+/* Virtio devices in attach order: see machine_plan(). */
+int machine_add_devices(struct machine *m, const struct vm_config *config, struct error *e)
+{
+    if (add_legacy_devices(m, &config->serial, e) < 0 || add_drives(m, &config->drives, e) < 0 ||
         add_interfaces(m, &config->interfaces, &config->mmds, e) < 0 ||
         add_vsock(m, &config->vsock, e) < 0)
         return -1;
@@ -313,8 +318,29 @@ static int build(struct machine *m, const struct vm_config *config, bool boot_ti
     return 0;
 }
 
-int machine_build(struct machine **out, const struct vm_config *config, struct opened *opened,
-                  bool boot_timer, struct loop *loop, struct error *e)
+static int build(struct machine *m, const struct vm_config *config, struct error *e)
+{
+    static const struct snapshot_origin boot = { .source = SNAPSHOT_SOURCE_BOOT, .file_fd = -1 };
+    const struct machine_config *machine = &config->machine;
+    const struct cpu_config *template;
+    struct kernel_image kernel;
+
+    if (choose_template(&template, config, e) < 0 || machine_plan(&m->platform, config, e) < 0)
+        return -1;
+    /* What can be the client's fault comes first, before KVM costs anything. */
+    if (gmem_init(&m->mem, machine->mem_size_mib, machine->huge_pages, e) < 0 ||
+        load(m, config, &kernel, e) < 0)
+        return -1;
+    timeline_mark(PHASE_GUEST_LOADED);
+    if (machine_make_vm(m, machine, template, &boot, e) < 0 ||
+        vcpus_reset(&m->vcpus, machine->smt, template, e) < 0 ||
+        boot_registers_set(&m->vcpus.each[0], &kernel, e) < 0)
+        return -1;
+    timeline_mark(PHASE_KVM_VCPUS);
+    return machine_add_devices(m, config, e);
+}
+
+struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop *loop)
 {
     struct machine *m = calloc(1, sizeof(*m));
 
@@ -327,7 +353,18 @@ int machine_build(struct machine **out, const struct vm_config *config, struct o
     m->pio.idle_byte = 0x00;
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
     m->end.event_fd = m->serial_out_fd = -1;
-    if (build(m, config, boot_timer, e) < 0) {
+    boot_timer_init(&m->boot_timer);
+    if (boot_timer)
+        bus_add(&m->mmio, &m->boot_timer.bus);
+    return m;
+}
+
+int machine_build(struct machine **out, const struct vm_config *config, struct opened *opened,
+                  bool boot_timer, struct loop *loop, struct error *e)
+{
+    struct machine *m = machine_new(opened, boot_timer, loop);
+
+    if (build(m, config, e) < 0) {
         image_guard_give_back(opened->kernel_fd);
         image_guard_give_back(opened->initrd_fd);
         machine_free(m);
@@ -378,6 +415,7 @@ void machine_free(struct machine *m)
     vsock_fini(&m->vsock);
     close_fdp(&m->serial_out_fd);
     close_fdp(&m->end.event_fd);
+    snapshot_memory_close(&m->pages);
     machine_close_kvm(m);
     if (m->registers)
         munmap(m->registers, REGISTER_BYTES);

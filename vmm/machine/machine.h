@@ -16,6 +16,7 @@
 #include "vmm/legacy/serial.h"
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
+#include "vmm/snapshot/memory.h"
 
 /* What is open for a configuration since it was given. (The console's file is opened at the start,
  * as in Firecracker.) */
@@ -31,6 +32,7 @@ struct machine {
     struct loop *loop;
     struct opened *opened;
     struct guest_mem mem;
+    struct snapshot_memory pages; /* what is known of them */
     struct copy_ahead copy_ahead;
     struct kvm kvm;
     struct bus pio, mmio;
@@ -52,12 +54,35 @@ struct machine {
     unsigned holds;
 };
 
+/* Whether there can be such a machine. */
+must_check int machine_check(const struct machine_config *c, struct error *e);
+
 /* Builds a machine whose vCPUs stand at the kernel's entry; vcpus_start() sets them off. Borrows
  * the configuration until it returns, what is open and the path of the vsock for good. On failure
  * nothing is left behind. Heap; freed by machine_free(). */
 must_check int machine_build(struct machine **out, const struct vm_config *config,
                              struct opened *opened, bool boot_timer, struct loop *loop,
                              struct error *e);
+
+/*
+ * The steps of that which another way to make a machine shares (vmm/machine/restore.h), in this
+ * order: an empty machine; each device's addresses and interrupt line, by which the guest's view of
+ * them is fixed; with m->mem laid out, KVM's VM with memory, interrupt controllers and vCPUs; the
+ * devices. machine_free() whatever fails.
+ */
+struct snapshot_origin { /* of guest memory */
+    enum snapshot_source source;
+    int file_fd;                      /* of snapshot_files_open_memory(), which is taken; or -1 */
+    const struct snapshot_uuid *name; /* NULL: none */
+};
+
+struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop *loop);
+must_check int machine_plan(struct platform *p, const struct vm_config *config, struct error *e);
+must_check int machine_make_vm(struct machine *m, const struct machine_config *config,
+                               const struct cpu_config *template,
+                               const struct snapshot_origin *origin, struct error *e);
+must_check int machine_add_devices(struct machine *m, const struct vm_config *config,
+                                   struct error *e);
 
 /* Holds all of the machine, from the one that asks to the one that answers: the vCPUs stand, then
  * the devices are drained, then console and metrics rest. Returns when nothing of it changes guest

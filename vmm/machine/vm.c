@@ -13,11 +13,13 @@
 #include "vmm/boot/cmdline.h"
 #include "vmm/machine/machine.h"
 #include "vmm/machine/metadata.h"
+#include "vmm/machine/snapshots.h"
 
 struct vm {
     struct loop *loop;
     struct vm_options options;
     enum vm_state state;
+    bool is_for_boot; /* what a boot needs was configured, or tried to be: nothing can be loaded */
     struct vm_config config;
     struct opened opened; /* for that */
     struct mmds_store metadata;
@@ -70,16 +72,8 @@ static int put_machine(struct vm *vm, struct action *a, struct error *e)
 {
     const struct machine_config *c = &a->config.machine;
 
-    if (c->vcpu_count == 0 || c->vcpu_count > PLATFORM_VCPUS_MAX ||
-        (c->smt && c->vcpu_count > 1 && c->vcpu_count % 2))
-        return fail(e, ERR_INVALID,
-                    "The number of vCPUs must be greater than 0, less than %u and must be 1 or an "
-                    "even number if SMT is enabled.",
-                    PLATFORM_VCPUS_MAX);
-    if (c->mem_size_mib == 0 || (c->huge_pages != HUGE_PAGES_NONE && c->mem_size_mib % 2))
-        return fail(e, ERR_INVALID,
-                    "The memory size (MiB) is either 0, or not a multiple of the configured page "
-                    "size.");
+    if (machine_check(c, e) < 0)
+        return -1;
     vm->config.machine = *c;
     return 0;
 }
@@ -297,7 +291,7 @@ static void on_guest_end(struct loop_source *src, uint32_t ready)
 }
 
 /* From here on the machine belongs to the loop and to its threads: what fails now can't be undone
- * and ends the process. */
+ * and ends the process. The vCPUs are held once. */
 static int set_off(struct vm *vm, struct error *e)
 {
     const struct seccomp_threads *seccomp = vm->options.seccomp;
@@ -325,8 +319,6 @@ static int set_off(struct vm *vm, struct error *e)
     ret = seccomp ? seccomp_install(seccomp->main) : 0;
     if (ret < 0)
         return fail_os(e, -ret, "cannot install the seccomp filter");
-    vcpus_release(&m->vcpus);
-    copy_ahead_start(&m->copy_ahead, vm->loop);
     return 0;
 }
 
@@ -335,10 +327,17 @@ static void report_missed_metrics(int os_errno)
     log_error("Failed to write metrics: %s (os error %d)", os_error_text(os_errno), os_errno);
 }
 
-static int start(struct vm *vm, struct action *a, struct error *e)
+static void start_metrics(struct vm *vm)
 {
     struct error late;
 
+    timeline_mark(PHASE_STARTED);
+    if (metrics_start(vm->loop, report_missed_metrics, &late) < 0)
+        log_error("%s", late.msg);
+}
+
+static int start(struct vm *vm, struct action *a, struct error *e)
+{
     (void)a;
     timeline_mark(PHASE_INSTANCE_START);
     if (vm->opened.kernel_fd < 0)
@@ -350,10 +349,10 @@ static int start(struct vm *vm, struct action *a, struct error *e)
         loop_stop(vm->loop, 1);
         return -1;
     }
+    vcpus_release(&vm->machine->vcpus);
+    copy_ahead_start(&vm->machine->copy_ahead, vm->loop);
     vm->state = VM_RUNNING;
-    timeline_mark(PHASE_STARTED);
-    if (metrics_start(vm->loop, report_missed_metrics, &late) < 0)
-        log_error("%s", late.msg);
+    start_metrics(vm);
     return 0;
 }
 
@@ -393,6 +392,65 @@ static int resume_vm(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
+static int create_snapshot(struct vm *vm, struct action *a, struct error *e)
+{
+    const struct snapshot_create_config *c = &a->snapshot_create;
+    const bool is_diff = c->type == SNAPSHOT_TYPE_DIFF;
+    uint64_t start_us = monotonic_us();
+
+    if (vm->state == VM_RUNNING)
+        return fail(e, ERR_INVALID,
+                    "Cannot save the microVM state: Operation not allowed: save/restore "
+                    "unavailable while running");
+    if (is_diff)
+        log_warn("Diff snapshots are in developer preview.");
+    if (snapshots_create(vm->machine, &vm->config, c, e) < 0)
+        return -1;
+    if (is_diff)
+        log_duration("create diff snapshot", &metrics.latencies_us.vmm_diff_create_snapshot,
+                     start_us);
+    else
+        log_duration("create full snapshot", &metrics.latencies_us.vmm_full_create_snapshot,
+                     start_us);
+    return 0;
+}
+
+static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct error *e)
+{
+    if (snapshots_load(&vm->machine, &vm->config, &vm->opened, c, vm->options.boot_timer, vm->loop,
+                       e) < 0 ||
+        set_off(vm, e) < 0)
+        return fail_within(e, "Failed to restore from snapshot");
+    vm->state = VM_PAUSED;
+    start_metrics(vm);
+    metrics_pause();
+    return 0;
+}
+
+/* What can't be loaded ends the process, as clients of Firecracker expect: half of it may have been
+ * made. */
+static int load_snapshot(struct vm *vm, struct action *a, struct error *e)
+{
+    uint64_t start_us = monotonic_us(), us;
+
+    if (vm->is_for_boot)
+        return fail(e, ERR_INVALID,
+                    "Loading a microVM snapshot not allowed after configuring boot-specific "
+                    "resources.");
+    if (load_held(vm, &a->snapshot_load, e) < 0) {
+        loop_stop(vm->loop, 1);
+        return -1;
+    }
+    if (a->snapshot_load.resume_vm) {
+        machine_release(vm->machine);
+        vm->state = VM_RUNNING;
+    }
+    us = monotonic_us() - start_us;
+    metric_set(&metrics.latencies_us.vmm_load_snapshot, us);
+    log_debug("'load snapshot' VMM action took %llu us.", (unsigned long long)us);
+    return 0;
+}
+
 static int press_ctrl_alt_del(struct vm *vm, struct action *a, struct error *e)
 {
     (void)a;
@@ -419,6 +477,7 @@ static int flush_metrics(struct vm *vm, struct action *a, struct error *e)
 #define IN(state)    (1u << (state))
 #define BEFORE_START IN(VM_NOT_STARTED)
 #define AFTER_START  (IN(VM_RUNNING) | IN(VM_PAUSED))
+#define FOR_BOOT     IN(VM_STATES + 1) /* no state: it configures what is booted */
 
 /* In other states it would be a hot-plug: for that, a device comes or goes on a bus that can tell
  * the guest so, which virtio-mmio is not. */
@@ -431,18 +490,18 @@ static const struct rule {
 } rules[ACTIONS] = {
     [ACT_PUT_LOGGER] = { BEFORE_START, put_logger },
     [ACT_PUT_METRICS] = { BEFORE_START, put_metrics },
-    [ACT_PUT_MACHINE] = { BEFORE_START, put_machine },
+    [ACT_PUT_MACHINE] = { BEFORE_START | FOR_BOOT, put_machine },
     [ACT_PUT_CPU_CONFIG] = { BEFORE_START, put_cpu_config },
-    [ACT_PUT_BOOT_SOURCE] = { BEFORE_START, put_boot_source },
-    [ACT_PUT_DRIVE] = { BEFORE_START | ELSE_HOTPLUG, put_drives },
-    [ACT_PUT_NET] = { BEFORE_START | ELSE_HOTPLUG, put_interfaces },
-    [ACT_PUT_VSOCK] = { BEFORE_START, put_vsock },
-    [ACT_PUT_SMBIOS] = { BEFORE_START, put_smbios },
+    [ACT_PUT_BOOT_SOURCE] = { BEFORE_START | FOR_BOOT, put_boot_source },
+    [ACT_PUT_DRIVE] = { BEFORE_START | ELSE_HOTPLUG | FOR_BOOT, put_drives },
+    [ACT_PUT_NET] = { BEFORE_START | ELSE_HOTPLUG | FOR_BOOT, put_interfaces },
+    [ACT_PUT_VSOCK] = { BEFORE_START | FOR_BOOT, put_vsock },
+    [ACT_PUT_SMBIOS] = { BEFORE_START | FOR_BOOT, put_smbios },
     [ACT_PUT_SERIAL] = { BEFORE_START, put_serial },
-    [ACT_PUT_MMDS_CONFIG] = { BEFORE_START, put_mmds_config },
+    [ACT_PUT_MMDS_CONFIG] = { BEFORE_START | FOR_BOOT, put_mmds_config },
     [ACT_PUT_MMDS] = { BEFORE_START | AFTER_START, change_metadata },
     [ACT_PATCH_MMDS] = { BEFORE_START | AFTER_START, change_metadata },
-    [ACT_PATCH_MACHINE] = { BEFORE_START, put_machine },
+    [ACT_PATCH_MACHINE] = { BEFORE_START | FOR_BOOT, put_machine },
     [ACT_PATCH_DRIVE] = { AFTER_START, patch_drive },
     [ACT_PATCH_NET] = { AFTER_START, patch_net },
     [ACT_DELETE_DEVICE] = { ELSE_HOTPLUG, NULL },
@@ -452,14 +511,18 @@ static const struct rule {
     [ACT_FLUSH_METRICS] = { AFTER_START, flush_metrics },
     [ACT_PAUSE] = { AFTER_START, pause_vm },
     [ACT_RESUME] = { AFTER_START, resume_vm },
+    [ACT_SNAPSHOT_CREATE] = { AFTER_START, create_snapshot },
+    [ACT_SNAPSHOT_LOAD] = { BEFORE_START, load_snapshot },
 };
 
 int vm_apply(struct vm *vm, struct action *a, struct error *e)
 {
     const struct rule *r = &rules[a->kind];
 
-    if (r->allowed_in & IN(vm->state))
+    if (r->allowed_in & IN(vm->state)) {
+        vm->is_for_boot |= (r->allowed_in & FOR_BOOT) != 0; /* also where it is refused now */
         return r->apply(vm, a, e);
+    }
     if (r->allowed_in & ELSE_HOTPLUG && vm->state != VM_NOT_STARTED)
         return fail(e, ERR_STATE, "PCI is not enabled");
     return fail(e, ERR_STATE, "The requested operation is not supported %s the microVM.",
@@ -480,6 +543,7 @@ void action_init(struct action *a, enum action_kind kind, const struct vm *vm)
         .show_level = log.show_level,
         .show_origin = log.show_origin,
     };
+    a->snapshot_create.sync = true;
 }
 
 void action_fini(struct action *a)
@@ -489,6 +553,8 @@ void action_fini(struct action *a)
     net_patch_fini(&a->net_patch);
     free(a->metadata);
     a->metadata = NULL;
+    snapshot_create_config_fini(&a->snapshot_create);
+    snapshot_load_config_fini(&a->snapshot_load);
 }
 
 void vm_stop(struct vm *vm)

@@ -45,6 +45,8 @@ enum action_kind {
     ACT_FLUSH_METRICS,
     ACT_PAUSE,
     ACT_RESUME,
+    ACT_SNAPSHOT_CREATE,
+    ACT_SNAPSHOT_LOAD,
     ACTIONS
 };
 
@@ -56,6 +58,8 @@ struct action {
     struct drive_patch drive_patch; /* ACT_PATCH_DRIVE */
     struct net_patch net_patch;     /* ACT_PATCH_NET */
     char *metadata; /* ACT_PUT_MMDS, ACT_PATCH_MMDS: the canonical text of a value, or of a patch */
+    struct snapshot_create_config snapshot_create;
+    struct snapshot_load_config snapshot_load;
 };
 
 struct vm_options {

@@ -1,0 +1,197 @@
+/* A machine's state as a file, without KVM: what comes back, and what becomes of files that lie. */
+#include "vmm/machine/saved.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+static struct error e;
+
+static char *text(const char *s)
+{
+    return strdup(s);
+}
+
+static struct saved *make(void)
+{
+    struct saved *s = saved_new();
+    struct vm_config *c = &s->config;
+
+    s->wall_ns = 77;
+    c->machine = (struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 };
+    c->boot_source.kernel_image_path = text("/kernel");
+    c->drives.count = 2;
+    c->drives.items = calloc(2, sizeof(*c->drives.items));
+    c->drives.items[0] = (struct drive_config){ .drive_id = text("root"),
+                                                .path_on_host = text("/disk"),
+                                                .is_root_device = true };
+    c->drives.items[1] =
+        (struct drive_config){ .drive_id = text("data"),
+                               .path_on_host = text("/more"),
+                               .io_engine = IO_ENGINE_ASYNC,
+                               .rate_limits = { .has_ops = true, .ops = { 9, 8, 7 } } };
+    c->interfaces.count = 1;
+    c->interfaces.items = calloc(1, sizeof(*c->interfaces.items));
+    c->interfaces.items[0] = (struct net_config){ .iface_id = text("eth0"),
+                                                  .host_dev_name = text("tap0"),
+                                                  .guest_mac = text("06:00:ac:10:00:02"),
+                                                  .has_mtu = true,
+                                                  .mtu = 1400 };
+    c->vsock = (struct vsock_config){ .guest_cid = 3, .uds_path = text("/v") };
+    s->blocks[1].limiter.ops = (struct bucket){ .burst = 3, .missing = (__int128)5 << 64 | 4 };
+    s->blocks[1].transport.queues[0] =
+        (struct virtq_state){ .size = 256, .ready = true, .desc = { 0x1000 }, .next_avail = 9 };
+    s->vsock.last_port = 1234;
+    s->vcpu_count = 2;
+    s->vcpus = calloc(2, sizeof(*s->vcpus));
+    for (unsigned i = 0; i < 2; i++) {
+        s->vcpus[i].cpuid.nent = 1;
+        s->vcpus[i].cpuid.entries[0].eax = 0xd;
+        s->vcpus[i].regs.rip = 0x1000 + i;
+        s->vcpus[i].xsave[100] = 5;
+        s->vcpus[i].msr_count = 1;
+        s->vcpus[i].msrs[0] = (struct kvm_msr_entry){ .index = 0x174, .data = 6 };
+    }
+    s->kvm.clock.clock = 99;
+    s->serial =
+        (struct serial_state){ .ier = 2, .fifo = { 1, 2 }, .fifo_head = 63, .fifo_count = 3 };
+    s->i8042.command_byte = 0x21;
+    return s;
+}
+
+static void drop(struct saved *s)
+{
+    vm_config_fini(&s->config);
+    saved_free(s);
+}
+
+static struct file {
+    uint8_t *bytes;
+    size_t n;
+} encode(struct saved *s)
+{
+    struct file f;
+
+    cr_assert_eq(saved_encode(s, &f.bytes, &f.n, &e), 0, "%s", e.msg);
+    return f;
+}
+
+static int decode(const struct file *f, struct saved *s)
+{
+    e.msg[0] = '\0';
+    return saved_decode(s, f->bytes, f->n, &e);
+}
+
+Test(saved, comes_back_as_it_was)
+{
+    struct saved *s = make(), *back = saved_new();
+    struct file f = encode(s), again;
+
+    cr_assert_eq(decode(&f, back), 0, "%s", e.msg);
+    cr_expect_str_eq(back->config.interfaces.items[0].guest_mac, "06:00:ac:10:00:02");
+    cr_expect_null(back->config.drives.items[0].partuuid);
+    cr_expect(back->blocks[1].limiter.ops.missing == s->blocks[1].limiter.ops.missing);
+    cr_expect_eq(back->vcpus[1].regs.rip, 0x1001);
+    cr_expect_eq(back->vcpus[1].xsave[100], 5);
+    again = encode(back);
+    cr_expect(again.n == f.n && memcmp(again.bytes, f.bytes, f.n) == 0, "all of it");
+    free(again.bytes);
+    free(f.bytes);
+    drop(back);
+    drop(s);
+}
+
+static void expect_refused(struct saved *s, const char *why)
+{
+    struct saved *back = saved_new();
+    struct file f;
+
+    /* Some can't even be written, by the same rules. */
+    cr_expect(saved_encode(s, &f.bytes, &f.n, &e) < 0 || decode(&f, back) < 0, "%s", why);
+    cr_expect(strstr(e.msg, why), "\"%s\" is not in \"%s\"", why, e.msg);
+    free(f.bytes);
+    drop(back);
+    drop(s);
+}
+
+/* What no client could have configured. */
+Test(saved, judges_the_configuration_as_a_clients)
+{
+    struct saved *s = make();
+
+    s->config.machine.vcpu_count = 33;
+    expect_refused(s, "The number of vCPUs must be");
+    s = make();
+    s->config.machine.vcpu_count = 4;
+    expect_refused(s, "It is of 4 vCPUs and has the states of 2");
+    s = make();
+    s->config.machine.mem_size_mib = 0;
+    expect_refused(s, "The memory size (MiB)");
+    s = make();
+    s->config.machine.mem_size_mib = (UINT64_C(1) << 44) + 64; /* its bytes wrap */
+    expect_refused(s, "and its header says");
+    s = make();
+    strcpy(s->config.drives.items[1].drive_id, "root");
+    expect_refused(s, "Two drives are called root");
+    s = make();
+    s->config.drives.items[1].is_root_device = true;
+    expect_refused(s, "A root device that is not the first drive");
+    s = make();
+    s->config.interfaces.items[0].mtu = 67;
+    expect_refused(s, "MTU 67 is out of range");
+    s = make();
+    free(s->config.drives.items[1].path_on_host);
+    s->config.drives.items[1].path_on_host = NULL;
+    expect_refused(s, "a name or path is missing");
+    s = make();
+    s->vcpus[1].cpuid.nent = 0;
+    expect_refused(s, "a vCPU has no CPUID");
+    s = make();
+    s->serial.fifo_head = 64;
+    expect_refused(s, "a choice is none of those that there are");
+    s = make();
+    s->i8042.count = 17;
+    expect_refused(s, "a choice is none of those that there are");
+}
+
+static uint32_t crc32c_of(const uint8_t *p, size_t n)
+{
+    uint32_t crc = UINT32_MAX;
+
+    for (size_t i = 0; i < n; i++) {
+        crc ^= p[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
+    }
+    return ~crc;
+}
+
+/* With its checksums mended, each byte but for those of the last, long block of zeroes may be
+ * anything: it is read or refused. */
+Test(saved, survives_each_changed_byte)
+{
+    struct saved *s = make();
+    struct file f = encode(s);
+    unsigned read = 0, refused = 0;
+
+    for (size_t i = SNAPSHOT_HEADER_BYTES; i < f.n; i++) {
+        struct saved *back = saved_new();
+        const uint8_t kept = f.bytes[i];
+        uint32_t crc;
+
+        f.bytes[i] = (uint8_t)(kept ^ (1u << i % 8 | 0x80));
+        crc = crc32c_of(f.bytes + SNAPSHOT_HEADER_BYTES, f.n - SNAPSHOT_HEADER_BYTES);
+        memcpy(f.bytes + 56, &crc, 4);
+        crc = crc32c_of(f.bytes, 60);
+        memcpy(f.bytes + 60, &crc, 4);
+        if (decode(&f, back) == 0)
+            read++;
+        else
+            refused++;
+        cr_expect(back->vcpu_count <= PLATFORM_VCPUS_MAX);
+        drop(back);
+        f.bytes[i] = kept;
+    }
+    cr_expect(read > 100 && refused > 100, "%u, %u", read, refused);
+    free(f.bytes);
+    drop(s);
+}

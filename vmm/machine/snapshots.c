@@ -1,0 +1,192 @@
+#include "vmm/machine/snapshots.h"
+
+#include <string.h>
+
+#include "vmm/base/clock.h"
+#include "vmm/machine/restore.h"
+#include "vmm/snapshot/files.h"
+
+int snapshots_create(struct machine *m, const struct vm_config *config,
+                     const struct snapshot_create_config *c, struct error *e)
+{
+    const struct snapshot_files files = { c->snapshot_path, c->mem_file_path, c->sync };
+    const enum snapshot_kind kind = c->type == SNAPSHOT_TYPE_DIFF ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
+    struct saved *s = saved_new();
+    autofree uint8_t *state = NULL;
+    size_t bytes;
+    int ret = machine_save(m, config, s, e);
+
+    if (ret < 0)
+        fail_within(e, "Cannot save the microVM state");
+    else
+        ret = saved_encode(s, &state, &bytes, e);
+    if (ret == 0)
+        ret = snapshot_files_write(&files, &m->pages, kind, &s->name, state, bytes, e);
+    saved_free(s);
+    return ret;
+}
+
+static int read_saved(struct saved *s, const char *path, struct error *e)
+{
+    autofree uint8_t *state = NULL;
+    size_t bytes;
+
+    if (snapshot_files_read_state(path, &state, &bytes, e) < 0)
+        return -1;
+    if (saved_decode(s, state, bytes, e) < 0)
+        return fail_within(e, "Failed to load snapshot state from file");
+    return 0;
+}
+
+static void replace_text(char **text, const char *other)
+{
+    free(*text);
+    *text = strdup(other);
+    BUG_ON(!*text);
+}
+
+/* The client's words for what is otherwise here. */
+static int override(struct vm_config *config, const struct snapshot_load_config *c, struct error *e)
+{
+    for (size_t i = 0; i < c->network_overrides.count; i++) {
+        const struct network_override *o = &c->network_overrides.items[i];
+        unsigned at = interfaces_find(&config->interfaces, o->iface_id);
+
+        if (at == config->interfaces.count)
+            return fail(e, ERR_INVALID, "Unknown Network Device.");
+        replace_text(&config->interfaces.items[at].host_dev_name, o->host_dev_name);
+    }
+    if (!c->vsock_override.uds_path)
+        return 0;
+    if (!config->vsock.uds_path)
+        return fail(e, ERR_INVALID, "Unknown Vsock Device.");
+    replace_text(&config->vsock.uds_path, c->vsock_override.uds_path);
+    return 0;
+}
+
+static int read_state(struct saved *s, const struct snapshot_load_config *c, struct error *e)
+{
+    struct machine_config *machine = &s->config.machine;
+    const uint64_t now_ns = clock_ns(CLOCK_REALTIME);
+
+    if (read_saved(s, c->snapshot_path, e) < 0 || override(&s->config, c, e) < 0)
+        return fail_within(e, "Failed to get snapshot state from file");
+    machine->track_dirty_pages = c->track_dirty_pages || c->enable_diff_snapshots;
+    if (c->huge_pages != LOAD_HUGE_PAGES_AS_SAVED)
+        machine->huge_pages = (enum huge_pages)(c->huge_pages - LOAD_HUGE_PAGES);
+    if (machine_check(machine, e) < 0)
+        return -1;
+    if (c->clock_realtime && now_ns > s->wall_ns)
+        s->kvm.clock.clock += now_ns - s->wall_ns;
+    return 0;
+}
+
+static int open_memory_file(struct guest_mem *mem, struct snapshot_origin *origin,
+                            const struct saved *s, const char *path, struct error *e)
+{
+    const struct machine_config *machine = &s->config.machine;
+
+    if (machine->huge_pages == HUGE_PAGES_2M)
+        return fail(e, ERR_INVALID,
+                    "Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please "
+                    "use uffd.");
+    origin->source = SNAPSHOT_SOURCE_FILE;
+    origin->file_fd = snapshot_files_open_memory(path, &s->name, machine->mem_size_mib << 20, e);
+    if (origin->file_fd < 0)
+        return -1;
+    return gmem_init_file(mem, machine->mem_size_mib, origin->file_fd, 0, e);
+}
+
+static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin, const struct saved *s,
+                       const struct snapshot_load_config *c, struct error *e)
+{
+    int ret;
+
+    if (c->backend.path && c->backend.type == MEM_BACKEND_UFFD)
+        return fail(e, ERR_INVALID, "no uffd yet");
+    ret = open_memory_file(mem, origin, s, c->backend.path ? c->backend.path : c->mem_file_path, e);
+    if (ret == 0)
+        return 0;
+    fail_within(e, "Error creating guest memory from file");
+    return fail_within(e, "Failed to load guest memory");
+}
+
+static int open_devices(struct opened *opened, const struct vm_config *config, struct error *e)
+{
+    if (drives_open(&opened->drives, &config->drives, e) < 0)
+        return fail_within(e, "Block");
+    if (interfaces_open(&opened->interfaces, &config->interfaces, e) < 0) {
+        fail_within(e, "Failed to create a network device");
+        return fail_within(e, "Net");
+    }
+    if (config->vsock.uds_path && vsock_unix_listen(&opened->vsock, config->vsock.uds_path, e) < 0)
+        return fail_within(e, "VsockUnixBackend");
+    return 0;
+}
+
+static void close_devices(struct opened *opened, const struct vm_config *config)
+{
+    drives_close(opened->drives, opened->drives ? config->drives.count : 0);
+    interfaces_close(opened->interfaces, opened->interfaces ? config->interfaces.count : 0);
+    if (config->vsock.uds_path)
+        vsock_unix_close(&opened->vsock, config->vsock.uds_path);
+    opened->drives = NULL;
+    opened->interfaces = NULL;
+}
+
+static int load_machine(struct machine **out, const struct saved *s, struct opened *opened,
+                        const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
+                        struct error *e)
+{
+    struct snapshot_origin origin = { .file_fd = -1, .name = &s->name };
+    struct guest_mem mem = { .region_count = 0 };
+
+    if (open_memory(&mem, &origin, s, c, e) < 0) {
+        close_fdp(&origin.file_fd);
+        return -1;
+    }
+    if (open_devices(opened, &s->config, e) < 0) {
+        close_fdp(&origin.file_fd);
+        gmem_fini(&mem);
+        fail_within(e, "Error restoring MMIO devices");
+        fail_within(e, "Failed to restore devices");
+        return fail_within(e, "Failed to build microVM from snapshot");
+    }
+    if (machine_restore(out, s, &mem, &origin, opened, boot_timer, loop, e) < 0)
+        return fail_within(e, "Failed to build microVM from snapshot");
+    return 0;
+}
+
+/* What was loaded is the configuration, but for what is the process's own. */
+static void take_config(struct vm_config *config, const struct vm_config *loaded)
+{
+    const struct vm_config old = *config;
+
+    *config = *loaded;
+    config->logger = old.logger;
+    config->metrics = old.metrics;
+    config->serial = old.serial;
+    cpu_config_fini(&(struct vm_config){ .cpu = old.cpu }.cpu);
+}
+
+int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
+                   const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
+                   struct error *e)
+{
+    struct saved *s = saved_new();
+    int ret = read_state(s, c, e);
+
+    if (ret == 0) {
+        s->config.serial = config->serial;
+        ret = load_machine(out, s, opened, c, boot_timer, loop, e);
+        s->config.serial = (struct serial_config){ 0 };
+        if (ret < 0)
+            close_devices(opened, &s->config);
+    }
+    if (ret == 0)
+        take_config(config, &s->config);
+    else
+        vm_config_fini(&s->config);
+    saved_free(s);
+    return ret;
+}

@@ -1,0 +1,18 @@
+/*
+ * What `PUT /snapshot/create` and `/snapshot/load` do: a machine into two files, and out of them.
+ * For the main thread.
+ */
+#pragma once
+
+#include "vmm/machine/machine.h"
+
+/* Saves a machine that is held. It has not changed then, on failure either. */
+must_check int snapshots_create(struct machine *m, const struct vm_config *config,
+                                const struct snapshot_create_config *c, struct error *e);
+
+/* Makes a machine from a snapshot, as machine_restore() does, opens what it works on, and puts what
+ * it is into *config, of which log, metrics and console stay. On failure (-1) nothing is open and
+ * the configuration is as it was. */
+must_check int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
+                              const struct snapshot_load_config *c, bool boot_timer,
+                              struct loop *loop, struct error *e);
