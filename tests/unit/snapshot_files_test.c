@@ -2,33 +2,16 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/file.h>
 #include <sys/mount.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
 
 #include "tests/unit/support/snapshot.h"
-#include "vmm/base/log.h"
 
 static struct saved_vm vm;
-
-/* Here a create need not wait for a disk, where this kernel's tmpfs has extended attributes. */
-static void make_quick_directory(void)
-{
-    make_directory();
-    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
-        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-        mount("none", directory, "tmpfs", 0, NULL) < 0)
-        return;
-    if (setxattr(directory, SNAPSHOT_MARK, "", 0, 0) < 0)
-        umount2(directory, MNT_DETACH);
-}
 
 TestSuite(snapshot_files_write, .init = make_directory, .fini = remove_pairs);
 TestSuite(snapshot_files_open_memory, .init = make_directory, .fini = remove_pairs);
 TestSuite(snapshot_files_read_state, .init = make_directory, .fini = remove_pairs);
-TestSuite(snapshot_killed, .init = make_quick_directory, .fini = remove_pairs, .timeout = 600);
 
 #define EXPECT_OK(call) cr_expect_eq((call), 0, "%s", e.msg)
 #define EXPECT_NO(call, text)                                                                      \
@@ -36,15 +19,6 @@ TestSuite(snapshot_killed, .init = make_quick_directory, .fini = remove_pairs, .
         cr_expect_eq((call), -1);                                                                  \
         cr_expect_not_null(strstr(e.msg, text), "%s", e.msg);                                      \
     } while (0)
-
-/* A file system on the test's directory, that no other process sees. */
-static void mount_here(const char *type, const char *options)
-{
-    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
-        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-        mount("none", directory, type, 0, options) < 0)
-        cr_skip_test("only root may mount");
-}
 
 static bool is_there(const char *name)
 {
@@ -73,19 +47,17 @@ Test(snapshot_files_write, makes_a_pair_that_is_loaded)
 
 Test(snapshot_files_write, leaves_an_old_file_to_whom_it_is_mapped_by)
 {
+    char byte = '?';
     int old;
 
     boot_vm(&vm, false);
     write_page(&vm, 3, 'a');
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
-    chmod(at("mem"), 0640);
     old = open(at("mem"), O_RDONLY);
     write_page(&vm, 3, 'b');
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "second"));
-    for (char byte; pread(old, &byte, 1, 3 * GMEM_PAGE_BYTES + 5) == 1;) {
-        cr_expect_eq(byte, 'a');
-        break;
-    }
+    cr_expect_eq(pread(old, &byte, 1, 3 * GMEM_PAGE_BYTES + 5), 1);
+    cr_expect_eq(byte, 'a');
     cr_expect_eq(byte_of(at("mem"), 3), 'b');
     cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "second");
     close(old);
@@ -536,149 +508,4 @@ Test(snapshot_files_read_state, judges_the_file)
     EXPECT_OK(snapshot_files_read_state(at("least"), &bytes, &n, &e));
     cr_expect(n == 8 && memcmp(bytes, "12345678", 8) == 0);
     free(bytes);
-}
-
-/*
- * A create that is ended before each of its system calls.
- */
-
-enum how { FULL_NEW, FULL_OVER_OLD, DIFF_IN_PLACE, DIFF_OF_LOADED };
-enum found { REFUSED, OLD, NEW, MIXED };
-
-/* What memory has before and at the second snapshot: runs of pages. */
-static char content(unsigned page, bool is_new)
-{
-    return (char)(page % 32 < 3 ? is_new ? 'b' : 'a' : page % 32 == 3 && is_new ? 'c' : '\0');
-}
-
-static void fill_memory(struct saved_vm *filled, bool is_new)
-{
-    for (unsigned page = 0; page < MEM_PAGES; page++)
-        if (content(page, is_new))
-            write_page(filled, page, content(page, is_new));
-}
-
-/* In a process of its own: up to the stop, all that a create finds. */
-static void create_traced(enum how how)
-{
-    const struct snapshot_files f = pair_at("state", "mem", true);
-    const enum snapshot_kind kind =
-        how == DIFF_IN_PLACE || how == DIFF_OF_LOADED ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
-    struct saved_vm saved = { 0 };
-
-    boot_vm(&saved, how == DIFF_IN_PLACE);
-    fill_memory(&saved, false);
-    if (how != FULL_NEW)
-        cr_assert_eq(save(&saved, SNAPSHOT_FULL, "old"), 0, "%s", e.msg);
-    if (how == DIFF_OF_LOADED) {
-        drop_vm(&saved);
-        load_vm(&saved, true);
-    }
-    fill_memory(&saved, true);
-    ptrace(PTRACE_TRACEME, 0, 0, 0);
-    raise(SIGSTOP);
-    _exit(save_to(&saved, kind, "new", &f) == 0 ? 0 : 1);
-}
-
-/* Ends it before so many calls, the last of them, are made. Whether it came to its own end. */
-static bool end_at(pid_t pid, unsigned calls)
-{
-    int status;
-
-    cr_assert_eq(waitpid(pid, &status, 0), pid);
-    cr_assert(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-    for (unsigned stops = 0; stops < 2 * calls - 1; stops++) { /* also where a call returns */
-        ptrace(PTRACE_SYSCALL, pid, 0, 0);
-        cr_assert_eq(waitpid(pid, &status, 0), pid);
-        if (WIFEXITED(status)) {
-            cr_assert_eq(WEXITSTATUS(status), 0);
-            return true;
-        }
-    }
-    kill(pid, SIGKILL);
-    cr_assert_eq(waitpid(pid, &status, 0), pid);
-    return false;
-}
-
-static enum found look(void)
-{
-    struct saved_state state;
-    const int fd = open_pair(at("state"), at("mem"), &state);
-    bool is_new;
-
-    if (fd < 0)
-        return REFUSED;
-    close(fd);
-    is_new = strcmp(state.label, "new") == 0;
-    for (unsigned page = 0; page < MEM_PAGES; page++)
-        if (byte_of(at("mem"), page) != content(page, is_new))
-            return MIXED;
-    return is_new ? NEW : OLD;
-}
-
-static void expect_no_mixture(enum how how, enum found before, unsigned refused_at_least)
-{
-    unsigned counts[MIXED + 1] = { 0 }, calls = 1;
-
-    for (bool is_done = false; !is_done; calls++) {
-        enum found found;
-        pid_t pid;
-
-        log_set_options((struct log_options){ .level = LOG_OFF });
-        unlink(at("state"));
-        unlink(at("mem"));
-        pid = fork();
-        if (pid == 0)
-            create_traced(how);
-        is_done = end_at(pid, calls);
-        found = look();
-        counts[found]++;
-        cr_expect_neq(found, MIXED, "ended at call %u", calls);
-        if (calls == 1)
-            cr_expect_eq(found, before, "nothing was done, but %u", found);
-        if (is_done)
-            cr_expect_eq(found, NEW, "%s", e.msg);
-    }
-    cr_expect_gt(calls, 30u, "%u calls", calls);
-    cr_expect_geq(counts[REFUSED], refused_at_least);
-    cr_log_info("%u calls: %u refused, %u old, %u new", calls - 1, counts[REFUSED], counts[OLD],
-                counts[NEW]);
-}
-
-Test(snapshot_killed, leaves_nothing_or_a_pair)
-{
-    expect_no_mixture(FULL_NEW, REFUSED, 1);
-}
-
-Test(snapshot_killed, leaves_the_old_pair_or_the_new_one)
-{
-    expect_no_mixture(FULL_OVER_OLD, OLD, 1);
-}
-
-Test(snapshot_killed, leaves_an_unfinished_merge_refused)
-{
-    expect_no_mixture(DIFF_IN_PLACE, OLD, 20);
-}
-
-Test(snapshot_killed, leaves_an_unfinished_merge_into_the_mapped_file_refused)
-{
-    expect_no_mixture(DIFF_OF_LOADED, OLD, 20);
-}
-
-Test(snapshot_killed, leaves_no_mixture_without_marks)
-{
-    mount_here("ramfs", NULL);
-    expect_no_mixture(FULL_OVER_OLD, OLD, 1);
-    expect_no_mixture(DIFF_IN_PLACE, OLD, 1);
-}
-
-Test(snapshot_killed, leaves_no_mixture_in_what_is_mounted)
-{
-    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
-        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        cr_skip_test("only root may mount");
-    put("host-mem", "");
-    put("mem", "");
-    cr_assert_eq(mount(at("host-mem"), at("mem"), NULL, MS_BIND, NULL), 0);
-    expect_no_mixture(FULL_OVER_OLD, OLD, 20);
 }

@@ -2,15 +2,20 @@
  * The two files of a snapshot: its state, and guest memory.
  *
  * They are a pair: at whatever moment the process dies, and with sync the host, a load finds the
- * old pair, the new one, or refuses. Both are written beside their names and then renamed, memory
- * first. Memory's bytes are the guest's and nothing else, so its mark is an extended attribute,
- * SNAPSHOT_MARK, an ASCII text: the snapshot's UUID (as 8-4-4-4-12 hex digits), a space, and
+ * old pair, the new one, or refuses. Both are written beside their names (PATH.mayfly-new, which a
+ * create that is ended leaves to the next) and then renamed, memory first, which is marked with the
+ * name of its snapshot (mark.h). A file without a mark, as a copy is, is loaded, and the log says
+ * so.
  *
- *   whole     all of memory
- *   layer     what has changed since another snapshot, and holes
- *   merging   pages are being written into a file that had others: no load
+ * In place, and meanwhile marked as unfinished, is written
  *
- * A file without a mark (cp and tar drop it) is loaded, which a line in the log says.
+ *   a Diff   into the memory file of what it is a diff to; into no other one
+ *   any      where nothing can be renamed: what is mounted, a symbolic link's target, a directory
+ *            in which nothing may be made
+ *
+ * For this nobody else may hold a lock (flock(2)) on the file: whoever is mapped from it does.
+ * Where a file system has no marks, a Diff makes a copy of the file and is written into that; and
+ * the old state is taken away before the old memory, so that a pair that is cut off lacks one.
  *
  * Main thread. Everything blocks for as long as the disk does.
  */
@@ -23,7 +28,6 @@
 #include "vmm/base/error.h"
 #include "vmm/snapshot/memory.h"
 
-#define SNAPSHOT_MARK        "user.mayfly.snapshot"
 #define SNAPSHOT_STATE_BYTES 10000000u /* the most that a state file may have */
 
 struct snapshot_files {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
@@ -30,12 +31,22 @@ struct saved_state {
 
 static struct error e;
 
+/* A file system on the test's directory, that no other process sees. */
+static inline void mount_here(const char *type, const char *options)
+{
+    if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", directory, type, 0, options) < 0)
+        cr_skip_test("only root may mount");
+}
+
 /* Also what is mounted there. */
 static inline void remove_pairs(void)
 {
     umount2(at("mem"), MNT_DETACH);
     umount2(at("state"), MNT_DETACH);
-    umount2(directory, MNT_DETACH);
+    while (umount2(directory, MNT_DETACH) == 0)
+        ;
     remove_directory();
 }
 
