@@ -130,8 +130,8 @@ def test_clones_keep_the_file_that_they_are_mapped_from(tmp_path):
                                        create_body(files, snapshot_type="Diff"))
         assert status == 400
         assert answer["fault_message"].endswith(
-            "Cannot perform flock on the memory backing file: another microVM is mapped from it, or "
-            "is writing it")
+            "Cannot perform flock on the memory backing file: another microVM is mapped from it, "
+            "or is writing it")
         assert memory(files[1]) == before
         vm.ok("PUT", "/snapshot/create", create_body(files)) # a new file of that name
         resume(vm)
@@ -144,8 +144,8 @@ KILLS = [("ftruncate", 2), ("fsetxattr", 1), ("pwritev", 1), ("pwritev", 3), ("f
 @needs_strace
 @pytest.mark.parametrize("kind", ["Full", "Diff"])
 def test_a_create_that_is_killed_leaves_a_pair_or_none(tmp_path, kind):
-    """That no call of them all leaves a mixture, the unit tests of vmm/snapshot/files.h see to; here,
-    that the process goes this way."""
+    """That none of all calls leaves a mixture, tests/unit/snapshot_killed_test.c sees to; here, that
+    the process goes this way."""
     outcomes = set()
     for call, which in KILLS if kind == "Full" else KILLS[1:5]:
         files = pair(tmp_path)

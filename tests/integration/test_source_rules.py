@@ -29,7 +29,7 @@ def test_buffers_of_the_guest_leave_the_virtqueues_for_the_kernel_only():
         r"chain_lend_": module | {"virtio/block_async.c"},
         r"chain_take_|iov_write_": module | {"virtio/rx_buffers.c"},
         r"(->|\.)iov\b|used\[": {"virtio/queue.c"},
-        r"iov_base": {"virtio/queue.c", "virtio/block_async.c"},
+        r"iov_base": {"virtio/queue.c", "virtio/block_async.c", "virtio/rx_buffers.c"},
         # vsock_conn.c's are of memory of its own.
         r"struct iovec": module | {"virtio/block_async.c", "virtio/rx_buffers.c",
                                    "virtio/rx_buffers.h", "virtio/vsock_conn.c"},
@@ -44,9 +44,10 @@ def test_buffers_of_the_guest_leave_the_virtqueues_for_the_kernel_only():
 def test_only_two_functions_write_a_used_ring():
     text = sources("virtio")["virtio/queue.c"]
     assert re.findall(r"^.*q->used\[.*$", text, re.M) == [
+        "    gmem_wrote_(q->mem, &q->used[word], sizeof(value));",
         "    __atomic_store_n(&q->used[word], value, __ATOMIC_RELEASE);",
-        "    store(&q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], &elem, "
-        "sizeof(elem));",
+        "    store(q->mem, &q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], "
+        "&elem,",
     ]
 
 

@@ -5,7 +5,8 @@
  * and write; the set of regions is fixed between gmem_init() or gmem_init_file() and gmem_fini().
  * The guest writes this memory at any moment, so each value is copied out once, checked and then
  * used. gmem_host_() alone yields a pointer, for the two that need one: virtio/queue.c and the
- * memory slots in kvm.c (a test greps for it).
+ * memory slots in kvm.c (a test greps for it). vmm/snapshot hands whole regions to the kernel,
+ * while nobody writes.
  *
  * Layout: RAM from 0 up to the 32-bit MMIO gap (3 GiB to 4 GiB), then from 4 GiB, with a second gap
  * from 256 GiB to 512 GiB.
