@@ -18,7 +18,7 @@ from mmds_requests import STORE, TOKEN_CHARACTERS, exchanges, unescape  # noqa: 
 pytestmark = pytest.mark.usefixtures("net_tools")
 
 GATEWAY = "172.30.0.1"
-TOKEN = b"@TOKEN@"
+TOKEN = b"%TOKEN%"
 LONG = 3000  # of longer answers only the digest comes over the console
 # Each of them takes some tenths of a second on an emulated processor.
 STEP = 1 if "MAYFLY_LONG" in os.environ else 12
