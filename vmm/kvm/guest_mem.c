@@ -279,6 +279,14 @@ int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_t n)
     return 0;
 }
 
+void gmem_touch(const struct guest_mem *m, gpa_t at)
+{
+    const volatile uint8_t *host = gmem_host_(m, at, 1);
+
+    BUG_ON(!host);
+    (void)*host;
+}
+
 bool gmem_make_own(const struct guest_mem *m, gpa_t at, uint64_t n)
 {
     const struct gmem_region *r = region_of(m, at, n);

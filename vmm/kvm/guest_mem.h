@@ -94,6 +94,9 @@ static inline void gmem_wrote_(const struct guest_mem *m, const void *host, size
         gmem_mark_(m, host, n);
 }
 
+/* Reads a byte of guest memory, as the one thing that it is about: its page is there afterwards. */
+void gmem_touch(const struct guest_mem *m, gpa_t at);
+
 /* How long a regular file or a block device is; 0: it is neither, or empty. Moves the offset of a
  * block device. */
 uint64_t gmem_file_bytes(int fd);

@@ -33,6 +33,7 @@ ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_PRIVATE), "to wait for a lock")
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAKE_PRIVATE), "to hand over a lock")
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
          "to wait for a condition")
+ALLOW_IF(EVER, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE), "the same, but not for ever")
 
 /* Devices. Interrupts are lines of KVM's interrupt controllers. */
 ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
@@ -68,8 +69,8 @@ ALLOW(VCPU, timerfd_settime, "vsock is reset: the event loop takes it from there
 ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 
 /* The API and vsock: streams on UNIX sockets. No call that carries control data, by which
- * descriptors travel; and the whole of an address, so that of abstract sockets only those are meant
- * whose names are that long. */
+ * descriptors travel, once a guest runs; and the whole of an address, so that of abstract sockets
+ * only those are meant whose names are that long. */
 ALLOW_IF(EVER, accept4, IS(3, SOCK_NONBLOCK | SOCK_CLOEXEC), "the API; vsock, from the host")
 ALLOW_IF(MAIN, recvfrom, IS(3, MSG_PEEK), "what a host asks vsock for")
 ALLOW_IF(MAIN, setsockopt, ALL(IS(1, SOL_SOCKET), IS(2, SO_SNDBUF)),
@@ -78,11 +79,23 @@ ALLOW(EVER, close, "connections of the API, replaced disks")
 ALLOW_IF(EVER, socket,
          ALL(IS(0, AF_UNIX), IS(1, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC), IS(2, 0)),
          "the API's socket; vsock, to the host")
-ALLOW_IF(MAIN, connect, IS(2, sizeof(struct sockaddr_un)), "vsock, to the host")
+ALLOW_IF(EVER, connect, IS(2, sizeof(struct sockaddr_un)),
+         "vsock, to the host; to who serves guest memory")
 ALLOW(MAIN, poll, "vsock: whether a host is still there")
 ALLOW(EVER, shutdown, "the API's last answer; vsock: a side that sends no more")
 ALLOW(START, bind, "the sockets of the API and of vsock")
 ALLOW(START, listen, "the sockets of the API and of vsock")
+
+/* Guest memory that another process serves. */
+ALLOW_IF(START, ioctl, IS(1, USERFAULTFD_IOC_NEW), "guest memory that another process serves")
+ALLOW_IF(START | UNSEEN, userfaultfd, IS(0, O_CLOEXEC | O_NONBLOCK),
+         "the same, on hosts without its device")
+ALLOW_IF(START, ioctl, IS(1, UFFDIO_API), "what the host can do")
+ALLOW_IF(START, ioctl, IS(1, UFFDIO_REGISTER), "which memory")
+ALLOW_IF(START, ioctl, IS(1, UFFDIO_UNREGISTER), "a load fails")
+ALLOW_IF(START, setsockopt, ALL(IS(1, SOL_SOCKET), IS(2, SO_SNDTIMEO)), "a handler that is slow")
+ALLOW_IF(START, getsockopt, IS(2, SO_PEERCRED), "who the handler is")
+ALLOW_IF(START, sendmsg, IS(2, MSG_NOSIGNAL), "to hand it over")
 
 /* Files. Where the VMM is jailed, there are few. */
 ALLOW_IF(START, openat,

@@ -31,6 +31,7 @@
 #include <linux/filter.h>
 #include <linux/mman.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <sys/resource.h>
 #include <sys/un.h>
 

@@ -1,0 +1,64 @@
+/*
+ * Guest memory whose pages another process serves, by userfaultfd(2): the Uffd backend of a load.
+ *
+ * The handler listens on a UNIX stream socket. It is sent one message: the userfaultfd, and where
+ * the regions of guest memory are, as JSON. From then on whoever touches a page that it has not
+ * served waits for it; nothing else is ever said. userfaultfd and socket stay open here: without
+ * the one, a handler's end would turn pages that are missing into zeroes; by the other the handler
+ * notices ours.
+ *
+ * A handler may be slow, and it may be dead. So that this is no matter of the main thread's, a
+ * thread of this module ("fc_uffd") touches the pages that the VMM needs itself and can be waited
+ * for with a deadline. And it alone takes the signals that end the process: a thread that waits for
+ * a page inside of a system call runs no handler.
+ *
+ * All functions are for the main thread.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "vmm/base/error.h"
+#include "vmm/kvm/guest_mem.h"
+
+struct sock_fprog;
+
+/* How long no page was served when a handler is given up. */
+#define UFFD_PATIENCE_S 10
+
+struct uffd {
+    int fd, socket_fd;
+    char *path;
+    pid_t handler; /* 0: it is in no PID namespace that we see */
+    const struct guest_mem *mem;
+    const struct sock_fprog *filter;
+    uint64_t patience_ns;
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t changed;
+    gpa_t next, end; /* pages to touch */
+    bool is_touching;
+    uint64_t served_ns; /* when there last was one, or the first was asked for */
+};
+
+/* Makes the handler that listens at path serve guest memory, of which nobody has touched a page
+ * yet, and starts the thread: before all others, so that none of them takes its signals, and
+ * confined to a seccomp filter (NULL: none). Borrows mem and filter. NULL on failure; then memory
+ * is what it was, unless a handler serves it already: so the VM is given up. */
+must_check struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
+                                  const struct sock_fprog *filter, struct error *e);
+
+/* Returns when all pages of [at, at + n) are there, which lies within one region. Fails, naming the
+ * handler, where none of them came for UFFD_PATIENCE_S; they may come later. */
+must_check int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e);
+
+/* The same for all of guest memory. */
+must_check int uffd_fetch_all(struct uffd *u, struct error *e);
+
+/* Says who the handler is, for whoever looks for the cause of a VM that stands still. */
+const char *uffd_describe(const struct uffd *u, char *text, size_t bytes);
+
+/* Gives up the handler: what is missing is zero from now on, so for a VM that won't run. Guest
+ * memory can be unmapped then. The thread stays, for the process's last signals, and with it *u. */
+void uffd_close(struct uffd *u);
