@@ -66,10 +66,11 @@ static unsigned own_pages(uint64_t at, uint64_t bytes)
 
 static unsigned holds, releases;
 
-static void hold(struct copy_ahead *c)
+static bool hold(struct copy_ahead *c)
 {
     (void)c;
     cr_assert_eq(holds++, releases);
+    return true;
 }
 
 static void release(struct copy_ahead *c)

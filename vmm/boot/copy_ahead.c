@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
@@ -78,7 +79,10 @@ static int part_from_file(struct copy_ahead *c, gpa_t at, uint64_t bytes)
     spare = gmem_spare(bytes);
     if (!spare)
         return -ENOMEM;
-    c->hold(c);
+    if (!c->hold(c)) {
+        munmap(spare, bytes);
+        return -EAGAIN;
+    }
     ret = gmem_part_from_file(c->mem, at, bytes, spare);
     c->release(c);
     return ret;
@@ -184,7 +188,8 @@ static int watch_leases(struct copy_ahead *c)
 }
 
 void copy_ahead_init(struct copy_ahead *c, struct guest_mem *mem, const struct kernel_image *kernel,
-                     const struct initrd *initrd, copy_ahead_fn *hold, copy_ahead_fn *release)
+                     const struct initrd *initrd, copy_ahead_hold_fn *hold,
+                     copy_ahead_release_fn *release)
 {
     *c = (struct copy_ahead){
         .timer = { .fd = -1 },

@@ -23,14 +23,16 @@
 #include "vmm/kvm/guest_mem.h"
 
 struct copy_ahead;
-typedef void copy_ahead_fn(struct copy_ahead *c);
+typedef bool copy_ahead_hold_fn(struct copy_ahead *c);
+typedef void copy_ahead_release_fn(struct copy_ahead *c);
 
 struct copy_ahead {
     struct loop_source timer;  /* the next piece is due */
     struct loop_source breaks; /* signalfd: somebody wants to change a leased file */
     struct loop *loop;
     struct guest_mem *mem;
-    copy_ahead_fn *hold, *release;
+    copy_ahead_hold_fn *hold;
+    copy_ahead_release_fn *release;
     struct image_source sources[2]; /* the kernel's and the initrd's */
     /* What is to be copied, in this order: what is left of parts[next] comes next. First what the
      * guest will write to, of the kernel and of the initrd, then the rest of files that need it. */
@@ -44,9 +46,11 @@ struct copy_ahead {
 
 /* Makes ready to copy what the kernel says and an initrd that is not large, and all of what may
  * change; all of it is RAM. mem is borrowed for as long as *c, and so are the files' descriptors.
- * hold() and release(): between them nobody but the loop touches guest memory. */
+ * hold() and release(): between them nobody but the loop touches guest memory. Where hold() returns
+ * false nothing is held, and nothing copied. */
 void copy_ahead_init(struct copy_ahead *c, struct guest_mem *mem, const struct kernel_image *kernel,
-                     const struct initrd *initrd, copy_ahead_fn *hold, copy_ahead_fn *release);
+                     const struct initrd *initrd, copy_ahead_hold_fn *hold,
+                     copy_ahead_release_fn *release);
 
 /* Copies from now on; *c stays where it is until the loop ends. A piece that is not in the page
  * cache makes the loop wait for the disk, as it would make the guest. If a guest can't part from a

@@ -411,8 +411,13 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
 
-void vcpus_hold(struct vcpus *v)
+bool vcpus_hold(struct vcpus *v)
 {
+    bool stands = true;
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += VCPUS_PATIENCE_S;
     pthread_mutex_lock(&v->lock);
     if (v->holds++ == 0)
         for (unsigned i = 0; i < v->started; i++) {
@@ -420,9 +425,13 @@ void vcpus_hold(struct vcpus *v)
             __atomic_store_n(&v->each[i].run->immediate_exit, 1, __ATOMIC_RELAXED);
             pthread_kill(v->each[i].thread, KICK_SIGNAL);
         }
-    while (v->standing < v->started)
-        pthread_cond_wait(&v->changed, &v->lock);
+    while (v->standing < v->started && stands)
+        stands = pthread_cond_clockwait(&v->changed, &v->lock, CLOCK_MONOTONIC, &until) == 0;
+    stands = v->standing == v->started;
+    if (!stands && --v->holds == 0)
+        pthread_cond_broadcast(&v->changed);
     pthread_mutex_unlock(&v->lock);
+    return stands;
 }
 
 void vcpus_release(struct vcpus *v)

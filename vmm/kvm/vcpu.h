@@ -71,8 +71,13 @@ must_check int vcpu_set_registers(const struct vcpu *c, const struct kvm_regs *r
  * held once: after vcpus_release() the guest is set off when all are confined. */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
 
-/* Returns once every thread that was started stands between two instructions of the guest: the
+/* How long a thread may take to come to stand. Only one that waits inside of KVM for a page of
+ * guest memory takes it: from a handler, or from a file whose disk is gone. */
+#define VCPUS_PATIENCE_S 10
+
+/* Returns true once every thread that was started stands between two instructions of the guest: the
  * device accesses that it had begun are done, and its registers say so. Holds are counted; the
- * threads go on when the last is released. */
-void vcpus_hold(struct vcpus *v);
+ * threads go on when the last is released. False: one has not come to stand in its time, and this
+ * hold does not count. */
+bool vcpus_hold(struct vcpus *v);
 void vcpus_release(struct vcpus *v);

@@ -91,9 +91,9 @@ static int write_cmdline(struct cmdline *c, const struct vm_config *config,
     return 0;
 }
 
-static void hold_for_copy(struct copy_ahead *c)
+static bool hold_for_copy(struct copy_ahead *c)
 {
-    machine_hold(owner_of(c, struct machine, copy_ahead));
+    return machine_hold(owner_of(c, struct machine, copy_ahead));
 }
 
 static void release_for_copy(struct copy_ahead *c)
@@ -374,15 +374,17 @@ int machine_build(struct machine **out, const struct vm_config *config, struct o
     return 0;
 }
 
-void machine_hold(struct machine *m)
+bool machine_hold(struct machine *m)
 {
+    if (m->holds == 0 && !vcpus_hold(&m->vcpus))
+        return false;
     if (m->holds++ > 0)
-        return;
-    vcpus_hold(&m->vcpus);
+        return true;
     for (unsigned i = 0; i < m->platform.virtio_count; i++)
         virtio_mmio_pause(&m->transports[i]);
     serial_pause(&m->serial);
     metrics_pause();
+    return true;
 }
 
 void machine_release(struct machine *m)
@@ -419,6 +421,8 @@ void machine_free(struct machine *m)
     machine_close_kvm(m);
     if (m->registers)
         munmap(m->registers, REGISTER_BYTES);
+    if (m->uffd)
+        uffd_close(m->uffd);
     gmem_fini(&m->mem);
     free(m);
 }

@@ -17,6 +17,7 @@
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
 #include "vmm/snapshot/memory.h"
+#include "vmm/snapshot/uffd.h"
 
 /* What is open for a configuration since it was given. (The console's file is opened at the start,
  * as in Firecracker.) */
@@ -32,6 +33,7 @@ struct machine {
     struct loop *loop;
     struct opened *opened;
     struct guest_mem mem;
+    struct uffd *uffd;            /* who serves it; NULL: nobody */
     struct snapshot_memory pages; /* what is known of them */
     struct copy_ahead copy_ahead;
     struct kvm kvm;
@@ -74,6 +76,7 @@ struct snapshot_origin { /* of guest memory */
     enum snapshot_source source;
     int file_fd;                      /* of snapshot_files_open_memory(), which is taken; or -1 */
     const struct snapshot_uuid *name; /* NULL: none */
+    struct uffd *uffd;                /* SNAPSHOT_SOURCE_UFFD; is taken */
 };
 
 struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop *loop);
@@ -87,9 +90,9 @@ must_check int machine_add_devices(struct machine *m, const struct vm_config *co
 /* Holds all of the machine, from the one that asks to the one that answers: the vCPUs stand, then
  * the devices are drained, then console and metrics rest. Returns when nothing of it changes guest
  * memory or its own state any more. Holds are counted; the machine goes on, in the reverse order,
- * when the last is released. For a machine after vcpus_start(), also where that failed. Main
- * thread. */
-void machine_hold(struct machine *m);
+ * when the last is released. False, and nothing is held: a vCPU does not come to stand. For a
+ * machine after vcpus_start(), also where that failed. Main thread. */
+bool machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
 /* Closes what belongs to KVM, in the order in which the kernel has the least to wait for: a process

@@ -144,6 +144,9 @@ static int tell_guest(struct machine *m, struct error *e)
     const struct kvm_line vmgenid = { m->kvm.vm_fd, m->platform.vmgenid_gsi };
     const struct kvm_line vmclock = { m->kvm.vm_fd, m->platform.vmclock_gsi };
 
+    if (m->uffd && (uffd_fetch(m->uffd, gpa(LAYOUT_VMGENID), 1, e) < 0 ||
+                    uffd_fetch(m->uffd, gpa(LAYOUT_VMCLOCK), 1, e) < 0))
+        return -1;
     if (generation_renew(&m->mem, e) < 0)
         return -1;
     kvm_pulse(&vmgenid);
@@ -179,6 +182,7 @@ int machine_restore(struct machine **out, const struct saved *s, struct guest_me
     struct machine *m = machine_new(opened, boot_timer, loop);
 
     m->mem = *mem;
+    m->uffd = origin->uffd;
     *mem = (struct guest_mem){ 0 };
     if (restore(m, s, origin, e) < 0) {
         if (!m->pages.mem && origin->file_fd >= 0) /* nobody has it yet */

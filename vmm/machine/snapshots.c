@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "vmm/base/clock.h"
+#include "vmm/base/log.h"
 #include "vmm/machine/restore.h"
 #include "vmm/snapshot/files.h"
 
@@ -16,6 +17,8 @@ int snapshots_create(struct machine *m, const struct vm_config *config,
     size_t bytes;
     int ret = machine_save(m, config, s, e);
 
+    if (ret == 0 && m->uffd && kind == SNAPSHOT_FULL)
+        ret = uffd_fetch_all(m->uffd, e);
     if (ret < 0)
         fail_within(e, "Cannot save the microVM state");
     else
@@ -97,13 +100,35 @@ static int open_memory_file(struct guest_mem *mem, struct snapshot_origin *origi
     return gmem_init_file(mem, machine->mem_size_mib, origin->file_fd, 0, e);
 }
 
+/* Said now, for whoever asks later why a guest stands still. */
+static int open_memory_uffd(struct guest_mem *mem, struct snapshot_origin *origin,
+                            const struct machine_config *machine, const char *path,
+                            const struct sock_fprog *filter, struct error *e)
+{
+    char who[192];
+
+    if (gmem_init(mem, machine->mem_size_mib, machine->huge_pages, e) < 0)
+        return -1;
+    origin->source = SNAPSHOT_SOURCE_UFFD;
+    origin->uffd = uffd_open(mem, path, filter, e);
+    if (!origin->uffd) {
+        gmem_fini(mem);
+        return -1;
+    }
+    log_info("Guest memory comes from %s", uffd_describe(origin->uffd, who, sizeof(who)));
+    return 0;
+}
+
 static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin, const struct saved *s,
-                       const struct snapshot_load_config *c, struct error *e)
+                       const struct snapshot_load_config *c, const struct sock_fprog *filter,
+                       struct error *e)
 {
     int ret;
 
     if (c->backend.path && c->backend.type == MEM_BACKEND_UFFD)
-        return fail(e, ERR_INVALID, "no uffd yet");
+        return open_memory_uffd(mem, origin, &s->config.machine, c->backend.path, filter, e) < 0
+                   ? fail_within(e, "Failed to load guest memory")
+                   : 0;
     ret = open_memory_file(mem, origin, s, c->backend.path ? c->backend.path : c->mem_file_path, e);
     if (ret == 0)
         return 0;
@@ -136,17 +161,19 @@ static void close_devices(struct opened *opened, const struct vm_config *config)
 
 static int load_machine(struct machine **out, const struct saved *s, struct opened *opened,
                         const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
-                        struct error *e)
+                        const struct sock_fprog *filter, struct error *e)
 {
     struct snapshot_origin origin = { .file_fd = -1, .name = &s->name };
     struct guest_mem mem = { .region_count = 0 };
 
-    if (open_memory(&mem, &origin, s, c, e) < 0) {
+    if (open_memory(&mem, &origin, s, c, filter, e) < 0) {
         close_fdp(&origin.file_fd);
         return -1;
     }
     if (open_devices(opened, &s->config, e) < 0) {
         close_fdp(&origin.file_fd);
+        if (origin.uffd)
+            uffd_close(origin.uffd);
         gmem_fini(&mem);
         fail_within(e, "Error restoring MMIO devices");
         fail_within(e, "Failed to restore devices");
@@ -171,14 +198,14 @@ static void take_config(struct vm_config *config, const struct vm_config *loaded
 
 int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
                    const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
-                   struct error *e)
+                   const struct sock_fprog *filter, struct error *e)
 {
     struct saved *s = saved_new();
     int ret = read_state(s, c, e);
 
     if (ret == 0) {
         s->config.serial = config->serial;
-        ret = load_machine(out, s, opened, c, boot_timer, loop, e);
+        ret = load_machine(out, s, opened, c, boot_timer, loop, filter, e);
         s->config.serial = (struct serial_config){ 0 };
         if (ret < 0)
             close_devices(opened, &s->config);

@@ -141,6 +141,18 @@ static int put_interfaces(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
+/* Firecracker's words come first. */
+static int fail_standing(const struct machine *m, struct error *e)
+{
+    char who[192];
+
+    return fail(e, ERR_HOST,
+                "Internal Vmm error: Failed to message the vCPUs.: one has waited for its memory "
+                "for %u seconds%s%s",
+                VCPUS_PATIENCE_S, m->uffd ? ", which comes from " : "",
+                m->uffd ? uffd_describe(m->uffd, who, sizeof(who)) : "");
+}
+
 /* The guest stands still while its disk changes; the vCPUs are enough of it: to hold all of the
  * machine would wait for the other disks, too. It reads the configuration in several loads, which
  * are plain ones (virtio/mmio.h): between two of them both the configuration and its generation
@@ -151,8 +163,8 @@ static int update_block(struct vm *vm, unsigned at, const struct block_file *fil
     struct machine *m = vm->machine;
     int ret;
 
-    if (file)
-        vcpus_hold(&m->vcpus);
+    if (file && !vcpus_hold(&m->vcpus))
+        return fail_standing(m, e);
     ret = block_update(&m->blocks[at], file, limits, e);
     if (file)
         vcpus_release(&m->vcpus);
@@ -369,9 +381,9 @@ static int pause_vm(struct vm *vm, struct action *a, struct error *e)
     uint64_t start_us = monotonic_us();
 
     (void)a;
-    (void)e;
     if (vm->state == VM_RUNNING) {
-        machine_hold(vm->machine);
+        if (!machine_hold(vm->machine))
+            return fail_standing(vm->machine, e);
         vm->state = VM_PAUSED;
     }
     log_duration("pause vm", &metrics.latencies_us.vmm_pause_vm, start_us);
@@ -417,8 +429,10 @@ static int create_snapshot(struct vm *vm, struct action *a, struct error *e)
 
 static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct error *e)
 {
+    const struct seccomp_threads *seccomp = vm->options.seccomp;
+
     if (snapshots_load(&vm->machine, &vm->config, &vm->opened, c, vm->options.boot_timer, vm->loop,
-                       e) < 0 ||
+                       seccomp ? seccomp->vcpu : NULL, e) < 0 ||
         set_off(vm, e) < 0)
         return fail_within(e, "Failed to restore from snapshot");
     vm->state = VM_PAUSED;

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include "vmm/base/capabilities.h"
 #include "vmm/base/clock.h"
 #include "vmm/seccomp/seccomp.h"
 
@@ -138,6 +139,7 @@ static void *fetch_thread(void *arg)
     struct uffd *u = arg;
 
     pthread_setname_np(pthread_self(), "fc_uffd");
+    BUG_ON(capabilities_give_up() < 0);
     BUG_ON(u->filter && seccomp_install(u->filter) < 0);
     pthread_mutex_lock(&u->lock);
     for (;;) {

@@ -1,0 +1,127 @@
+"""Guest memory from a page fault handler: PUT /snapshot/load with the Uffd backend."""
+
+import contextlib
+import filecmp
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+import mayfly
+from guests import Machine, needs_kvm
+from snapshots import Clone, pair, pause, resume, save, until_output
+from uffd import Handler, load_body, needs_uffd
+
+pytestmark = [needs_kvm, needs_uffd]
+FAILED = "Load snapshot error: Failed to restore from snapshot: "
+FROM_UFFD = FAILED + "Failed to load guest memory: Error creating guest memory from uffd: "
+MIB = 1 << 20
+
+
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory):
+    """A counter that was saved, and what it had printed."""
+    with Machine("counter") as first:
+        first.boot()
+        until_output(first, lambda text: text.count("\n") > 40)
+        files = save(first, pair(tmp_path_factory.mktemp("uffd")))
+        return *files, first.output()
+
+
+@contextlib.contextmanager
+def loaded(files, handler, **members):
+    with Clone(files[:2], stdin=subprocess.PIPE) as clone:
+        clone.ok("PUT", "/snapshot/load", load_body(files, handler.path, **members))
+        yield clone
+
+
+def numbers(length):
+    return "".join(f"{i}\n" for i in range(length // 2 + 1))[:length]
+
+
+@pytest.mark.parametrize("serves", ["page", "all"])
+def test_a_guest_runs_from_pages_that_a_handler_serves(tmp_path, files, serves):
+    with Handler(str(tmp_path / "uffd"), files[1], serves) as handler:
+        with loaded(files, handler, resume_vm=True) as clone:
+            until_output(clone, lambda text: text.count("\n") > 40)
+            pause(clone)
+            joined = files[2] + clone.output()
+            assert f"(process {os.getpid()})" in clone.log()
+    assert joined == numbers(len(joined))
+    region, = handler.message
+    assert region == {"base_host_virt_addr": region["base_host_virt_addr"],
+                      "size": os.path.getsize(files[1]), "offset": 0, "page_size": 4096,
+                      "page_size_kib": 4096}
+
+
+def test_a_load_asks_for_two_pages_and_a_full_snapshot_for_all(tmp_path, files):
+    with Handler(str(tmp_path / "uffd"), files[1]) as handler:
+        with loaded(files, handler) as clone:
+            assert handler.faults == [0xdf000, 0xde000]
+            again = save(clone, pair(tmp_path))
+    assert len(set(handler.faults)) == os.path.getsize(files[1]) // 4096
+    with open(files[1], "rb") as old, open(again[1], "rb") as new:
+        differ = {at // 4096 for at in range(0, os.path.getsize(files[1]), 4096)
+                  if old.read(4096) != new.read(4096)}
+    assert differ == {0xde, 0xdf}
+
+
+def test_a_handler_that_is_not_there_is_refused(tmp_path, files):
+    for path, why in (("none", "No such file or directory (os error 2)"),
+                      ("x" * 200, "path must be shorter than SUN_LEN")):
+        with Clone(files[:2]) as clone:
+            status, _, answer = clone.request("PUT", "/snapshot/load", load_body(files, path))
+            assert (status, answer["fault_message"]) == (
+                400, f"{FROM_UFFD}Failed to connect to UDS Unix stream: {why}")
+            assert clone.wait() == 1
+
+
+def send_load(clone, files, handler, **members):
+    """A request whose answer is fetched later."""
+    import json
+    body = json.dumps(load_body(files, handler.path, **members)).encode()
+    client = clone.connect()
+    client.sendall(b"PUT /snapshot/load HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s"
+                   % (len(body), body))
+    return client
+
+
+def test_a_handler_that_serves_nothing_costs_seconds_and_no_process(tmp_path, files):
+    """Together, for these are ten seconds each."""
+    with contextlib.ExitStack() as ends:
+        silent, dying, killed, short = (
+            ends.enter_context(Handler(str(tmp_path / name), files[1], serves, limit))
+            for name, serves, limit in (("silent", "nothing", None), ("dying", "page", 0),
+                                        ("killed", "nothing", None), ("short", "page", 2)))
+        clones = {h: ends.enter_context(Clone(files[:2])) for h in (silent, dying, killed, short)}
+        answers = {h: ends.enter_context(contextlib.closing(send_load(clones[h], files, h)))
+                   for h in (silent, killed)}
+
+        # SIGTERM ends a load that waits.
+        mayfly.wait_until(lambda: killed.faults, "a fault")
+        clones[killed].process.terminate()
+        assert clones[killed].wait() == -signal.SIGTERM
+
+        # A guest whose handler has gone: it stands still, the API doesn't.
+        clones[short].ok("PUT", "/snapshot/load", load_body(files, short.path, resume_vm=True))
+        short.has_gone.wait()
+        status, _, answer = clones[short].request("PATCH", "/vm", {"state": "Paused"})
+        if status == 400: # where KVM can't leave the page: else it is paused
+            assert answer["fault_message"] == (
+                "Internal Vmm error: Failed to message the vCPUs.: one has waited for its memory "
+                "for 10 seconds, which comes from the page fault handler at "
+                f"{short.path} (process {os.getpid()})")
+        state = clones[short].ok("GET", "/")["state"]
+        assert state == ("Running" if status == 400 else "Paused")
+        clones[short].process.terminate()
+        assert clones[short].wait() == -signal.SIGTERM
+
+        # A load ends by itself.
+        answer = answers[silent].recv(4096).decode()
+        assert answer.startswith("HTTP/1.1 400")
+        assert (f"the page fault handler at {silent.path} (process {os.getpid()}) has served no "
+                "page for 10 seconds: guest memory at 0xdf") in answer
+        assert clones[silent].wait() == 1
+        assert silent.path in clones[silent].log()
