@@ -1,11 +1,9 @@
 """Guest memory from a page fault handler: PUT /snapshot/load with the Uffd backend."""
 
 import contextlib
-import filecmp
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
