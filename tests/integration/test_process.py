@@ -53,7 +53,12 @@ def run(*args):
      "Seccomp error: Filter file open error: No such file or directory (os error 2) /none"),
     (["--seccomp-filter", "/dev/null"], 1, "Seccomp error: Filter deserialization failed"),
     (["--enable-pci"], 1, "--enable-pci: there is no PCI"),
-    (["--describe-snapshot", "x"], 1, "--describe-snapshot: there are no snapshots"),
+    (["--describe-snapshot", "/none"], 1, "When printing Snapshot Data format: Unable to open "
+     "snapshot state file: No such file or directory (os error 2)"),
+    (["--describe-snapshot", "/"], 1, "When printing Snapshot Data format: Unable to open "
+     "snapshot state file: Is a directory (os error 21)"),
+    (["--describe-snapshot", "/proc/self/exe"], 1, "When printing Snapshot Data format: Invalid "
+     "data format version of snapshot file: "),
     (["--api-sock", "/none/s"], 1, "RunWithApiError error: Failed to bind and run the HTTP server"),
     (["--no-api", "--config-file", "/none"], 1, "RunWithoutApiError error: Unable to open or read"),
 ])

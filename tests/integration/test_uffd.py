@@ -1,7 +1,9 @@
 """Guest memory from a page fault handler: PUT /snapshot/load with the Uffd backend."""
 
 import contextlib
+import json
 import os
+import select
 import signal
 import subprocess
 
@@ -9,6 +11,7 @@ import pytest
 
 import mayfly
 from guests import Machine, needs_kvm
+from jail import Jail, needs_root
 from snapshots import Clone, pair, pause, resume, save, until_output
 from uffd import Handler, load_body, needs_uffd
 
@@ -76,10 +79,38 @@ def test_a_handler_that_is_not_there_is_refused(tmp_path, files):
             assert clone.wait() == 1
 
 
+@needs_root
+@pytest.mark.parametrize("options", [[], ["--new-pid-ns"]])
+def test_a_jailed_guest_runs_from_a_handler_outside(files, options):
+    """Which can't be seen from a PID namespace of the guest's own. Memory is not in the jail."""
+    with Jail(*options) as clone:
+        clone.give(files[0], "saved")
+        with Handler(clone.inside("uffd"), files[1]) as handler:
+            os.chown(handler.path, clone.uid, clone.gid)
+            clone.ok("PUT", "/snapshot/load", load_body(("/saved",), "/uffd", resume_vm=True))
+            mayfly.wait_until(lambda: clone.output().count("\n") > 40, clone.output)
+            who = "" if options else f" (process {os.getpid()})"
+            assert f"comes from the page fault handler at /uffd{who}\n" in clone.output()
+
+
+@needs_root
+def test_the_first_process_of_a_namespace_ends_by_sigterm_while_it_waits(files):
+    """It has handlers of these signals; one thread always can run them."""
+    with Jail("--new-pid-ns") as clone:
+        clone.give(files[0], "saved")
+        with Handler(clone.inside("uffd"), files[1], "nothing") as handler:
+            os.chown(handler.path, clone.uid, clone.gid)
+            with send_load(clone, ("/saved",), "/uffd"):
+                mayfly.wait_until(lambda: handler.faults, "a fault")
+                process = os.pidfd_open(clone.pid())
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+                assert select.select([process], [], [], mayfly.DEADLINE_S)[0]
+                os.close(process)
+
+
 def send_load(clone, files, handler, **members):
     """A request whose answer is fetched later."""
-    import json
-    body = json.dumps(load_body(files, handler.path, **members)).encode()
+    body = json.dumps(load_body(files, handler, **members)).encode()
     client = clone.connect()
     client.sendall(b"PUT /snapshot/load HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s"
                    % (len(body), body))
@@ -94,7 +125,7 @@ def test_a_handler_that_serves_nothing_costs_seconds_and_no_process(tmp_path, fi
             for name, serves, limit in (("silent", "nothing", None), ("dying", "page", 0),
                                         ("killed", "nothing", None), ("short", "page", 2)))
         clones = {h: ends.enter_context(Clone(files[:2])) for h in (silent, dying, killed, short)}
-        answers = {h: ends.enter_context(contextlib.closing(send_load(clones[h], files, h)))
+        answers = {h: ends.enter_context(contextlib.closing(send_load(clones[h], files, h.path)))
                    for h in (silent, killed)}
 
         # SIGTERM ends a load that waits.

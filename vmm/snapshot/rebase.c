@@ -1,0 +1,121 @@
+#include "vmm/snapshot/rebase.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/file.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+#include "vmm/snapshot/mark.h"
+
+struct half {
+    const char *what;
+    int fd;
+    struct stat st;
+    struct snapshot_mark mark;
+};
+
+static int open_half(struct half *h, const char *path, int flags, int lock, struct error *e)
+{
+    int ret;
+
+    h->fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (h->fd < 0 || fstat(h->fd, &h->st) < 0)
+        return fail_os(e, errno, "Could not open %s file", h->what);
+    if (!S_ISREG(h->st.st_mode))
+        return fail(e, ERR_INVALID, "Could not open %s file: it is no regular file", h->what);
+    if (flock(h->fd, lock | LOCK_NB) < 0)
+        return errno == EAGAIN ? fail(e, ERR_STATE, "The %s file is in use by a microVM", h->what)
+                               : fail_os(e, errno, "Could not lock %s file", h->what);
+    ret = snapshot_mark_get(h->fd, &h->mark);
+    if (ret < 0)
+        return fail_os(e, -ret, "Could not read the mark of the %s file", h->what);
+    if (h->mark.is_there && !h->mark.is_legible)
+        return fail(e, ERR_INVALID, "The mark of the %s file is none that mayfly makes", h->what);
+    return 0;
+}
+
+static int judge(const struct half *memory, const struct half *diff, struct error *e)
+{
+    if (memory->st.st_size != diff->st.st_size)
+        return fail(e, ERR_INVALID, "The memory file has %lld bytes, and the diff file %lld",
+                    (long long)memory->st.st_size, (long long)diff->st.st_size);
+    if (diff->mark.is_merging)
+        return fail(e, ERR_INVALID, "The diff file was not written to its end");
+    if (memory->mark.is_merging &&
+        !(diff->mark.is_there && snapshot_uuid_equal(&memory->mark.name, &diff->mark.name)))
+        return fail(e, ERR_INVALID, "Another diff was not written to its end into the memory file");
+    return 0;
+}
+
+static int copy_data(int to, int from, off_t size, struct error *e)
+{
+    off_t at = 0, end;
+
+    while ((at = lseek(from, at, SEEK_DATA)) >= 0 && at < size) {
+        end = lseek(from, at, SEEK_HOLE);
+        if (end < 0 || lseek(to, at, SEEK_SET) < 0)
+            return fail_os(e, errno, "Failed to seek");
+        while (at < end) {
+            ssize_t n = sendfile(to, from, &at, (size_t)(end - at));
+
+            if (n < 0 && errno != EINTR)
+                return fail_os(e, errno, "Failed to send the file");
+            if (n == 0)
+                return fail(e, ERR_INVALID, "The diff file was made shorter meanwhile");
+        }
+    }
+    return at < 0 && errno != ENXIO ? fail_os(e, errno, "Failed to seek data in diff file") : 0;
+}
+
+/* A file of which nothing says what it is has no mark in the end either. */
+static int set_mark(const struct half *memory, const struct half *diff, bool is_merging)
+{
+    struct snapshot_mark mark = {
+        .is_whole = !memory->mark.is_there || memory->mark.is_whole,
+        .is_merging = is_merging,
+        .name = diff->mark.name,
+    };
+    int ret;
+
+    if (is_merging && !diff->mark.is_there)
+        snapshot_uuid_make(&mark.name);
+    if (is_merging || diff->mark.is_there)
+        ret = snapshot_mark_set(memory->fd, &mark);
+    else
+        ret = fremovexattr(memory->fd, SNAPSHOT_MARK) < 0 && errno != ENODATA ? -errno : 0;
+    return ret == -EOPNOTSUPP ? 0 : ret;
+}
+
+static int rebase(struct half *memory, struct half *diff, const char *memory_path,
+                  const char *diff_path, struct error *e)
+{
+    int ret;
+
+    if (open_half(memory, memory_path, O_RDWR, LOCK_EX, e) < 0 ||
+        open_half(diff, diff_path, O_RDONLY, LOCK_SH, e) < 0 || judge(memory, diff, e) < 0)
+        return -1;
+    ret = set_mark(memory, diff, true);
+    if (ret < 0 || fsync(memory->fd) < 0)
+        return fail_os(e, ret < 0 ? -ret : errno, "Could not mark the memory file");
+    if (copy_data(memory->fd, diff->fd, diff->st.st_size, e) < 0)
+        return -1;
+    if (fsync(memory->fd) < 0)
+        return fail_os(e, errno, "Could not write the memory file");
+    ret = set_mark(memory, diff, false);
+    if (ret < 0 || fsync(memory->fd) < 0)
+        return fail_os(e, ret < 0 ? -ret : errno, "Could not mark the memory file");
+    return 0;
+}
+
+int snapshot_rebase(const char *memory_path, const char *diff_path, struct error *e)
+{
+    struct half memory = { .what = "memory", .fd = -1 }, diff = { .what = "diff", .fd = -1 };
+    int ret = rebase(&memory, &diff, memory_path, diff_path, e);
+
+    close_fdp(&memory.fd);
+    close_fdp(&diff.fd);
+    return ret;
+}
