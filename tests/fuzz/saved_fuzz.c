@@ -1,0 +1,75 @@
+/*
+ * State files of snapshots: the input is the file, whose sums are made right. What is accepted is
+ * written again, and what was written is read again as the same.
+ */
+#include "vmm/machine/saved.h"
+
+#include <string.h>
+
+#include "tests/fuzz/support/input.h"
+
+static uint32_t crc32c(const uint8_t *bytes, size_t n)
+{
+    uint32_t crc = UINT32_MAX;
+
+    for (size_t i = 0; i < n; i++) {
+        crc ^= bytes[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+    }
+    return ~crc;
+}
+
+static void mend(uint8_t *file, size_t size)
+{
+    uint32_t payload = (uint32_t)(size - SNAPSHOT_HEADER_BYTES), crc;
+
+    memcpy(file, "MAYFLYS", 8);
+    memcpy(file + 28, &payload, 4);
+    crc = crc32c(file + SNAPSHOT_HEADER_BYTES, payload);
+    memcpy(file + 56, &crc, 4);
+    crc = crc32c(file, 60);
+    memcpy(file + 60, &crc, 4);
+}
+
+static int decode(struct saved **s, const uint8_t *file, size_t size)
+{
+    struct error e = { .msg = "" };
+    int ret;
+
+    *s = saved_new();
+    ret = saved_decode(*s, file, size, &e);
+    MUST(ret == 0 || e.msg[0]);
+    return ret;
+}
+
+static void drop(struct saved *s)
+{
+    vm_config_fini(&s->config);
+    saved_free(s);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    uint8_t *file = malloc(size + 1), *first = NULL, *second = NULL;
+    size_t first_bytes, second_bytes;
+    struct saved *s;
+    struct error e;
+
+    MUST(file);
+    memcpy(file, data, size);
+    if (size >= SNAPSHOT_HEADER_BYTES)
+        mend(file, size);
+    if (decode(&s, file, size) == 0) {
+        MUST(saved_encode(s, &first, &first_bytes, &e) == 0);
+        drop(s);
+        MUST(decode(&s, first, first_bytes) == 0);
+        MUST(saved_encode(s, &second, &second_bytes, &e) == 0);
+        MUST(first_bytes == second_bytes && memcmp(first, second, first_bytes) == 0);
+    }
+    drop(s);
+    free(file);
+    free(first);
+    free(second);
+    return 0;
+}
