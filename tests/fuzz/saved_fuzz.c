@@ -8,15 +8,13 @@
 
 #include "tests/fuzz/support/input.h"
 
-static uint32_t crc32c(const uint8_t *bytes, size_t n)
+/* By the processor: a loop over bits is most of what an execution costs. */
+__attribute__((target("sse4.2"))) static uint32_t crc32c(const uint8_t *bytes, size_t n)
 {
     uint32_t crc = UINT32_MAX;
 
-    for (size_t i = 0; i < n; i++) {
-        crc ^= bytes[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
-    }
+    for (size_t i = 0; i < n; i++)
+        crc = __builtin_ia32_crc32qi(crc, bytes[i]);
     return ~crc;
 }
 

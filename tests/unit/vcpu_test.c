@@ -539,3 +539,23 @@ Test(kvm_open, says_that_the_device_is_something_else)
     cr_expect_str_eq(e.msg, "/dev/kvm is not a KVM device: Not a tty (os error 25)");
     cr_expect_eq(k.kvm_fd, -1);
 }
+
+/* One that waits inside of KVM for a page that does not come: its thread is this one. */
+Test(vcpus_hold, gives_up_on_a_vcpu_that_does_not_come_to_stand)
+{
+    static struct kvm_run run;
+    static struct vcpus waiting = {
+        .count = 1,
+        .started = 1,
+        .patience_ns = 1,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+
+    waiting.each[0] = (struct vcpu){ .all = &waiting, .run = &run, .thread = pthread_self() };
+    cr_expect_not(vcpus_hold(&waiting));
+    cr_expect_eq(waiting.holds, 0);
+    waiting.standing = 1;
+    cr_expect(vcpus_hold(&waiting));
+    cr_expect_eq(waiting.holds, 1);
+}

@@ -122,6 +122,7 @@ int vcpus_create(struct vcpus *v, const struct kvm *k, unsigned count, const str
         .pio = pio,
         .mmio = mmio,
         .end = end,
+        .patience_ns = VCPUS_PATIENCE_S * NS_PER_S,
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .changed = PTHREAD_COND_INITIALIZER,
     };
@@ -413,11 +414,13 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
 
 bool vcpus_hold(struct vcpus *v)
 {
+    const uint64_t end_ns = monotonic_ns() + v->patience_ns;
+    const struct timespec until = {
+        .tv_sec = (time_t)(end_ns / NS_PER_S),
+        .tv_nsec = (long)(end_ns % NS_PER_S),
+    };
     bool stands = true;
-    struct timespec until;
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += VCPUS_PATIENCE_S;
     pthread_mutex_lock(&v->lock);
     if (v->holds++ == 0)
         for (unsigned i = 0; i < v->started; i++) {

@@ -21,6 +21,10 @@
 
 struct sock_fprog;
 
+/* How long a thread may take to come to stand. Only one that waits inside of KVM for a page of
+ * guest memory takes it: from a handler, or from a file whose disk is gone. */
+#define VCPUS_PATIENCE_S 10
+
 /* What the vCPUs of one VM share. */
 struct vcpus {
     unsigned count;
@@ -39,6 +43,7 @@ struct vcpus {
     struct msr_list msrs; /* of a state; until it is complete, those that KVM may not list */
     uint64_t tsc_shift;   /* by which a restored state's TSC offsets were moved */
     const struct sock_fprog *filter; /* for the threads' system calls; NULL: none */
+    uint64_t patience_ns;            /* of VCPUS_PATIENCE_S */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
@@ -70,10 +75,6 @@ must_check int vcpu_set_registers(const struct vcpu *c, const struct kvm_regs *r
 /* Starts the threads, each confined to a seccomp filter (NULL: not confined; borrowed). They stand,
  * held once: after vcpus_release() the guest is set off when all are confined. */
 must_check int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e);
-
-/* How long a thread may take to come to stand. Only one that waits inside of KVM for a page of
- * guest memory takes it: from a handler, or from a file whose disk is gone. */
-#define VCPUS_PATIENCE_S 10
 
 /* Returns true once every thread that was started stands between two instructions of the guest: the
  * device accesses that it had begun are done, and its registers say so. Holds are counted; the
