@@ -122,7 +122,6 @@ int vcpus_create(struct vcpus *v, const struct kvm *k, unsigned count, const str
         .pio = pio,
         .mmio = mmio,
         .end = end,
-        .patience_ns = VCPUS_PATIENCE_S * NS_PER_S,
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .changed = PTHREAD_COND_INITIALIZER,
     };
@@ -398,6 +397,7 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     int ret = 0;
 
     v->filter = filter;
+    v->patience_ns = VCPUS_PATIENCE_S * NS_PER_S;
     v->holds = 1;
     for (unsigned i = 0; i < v->count; i++)
         metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
