@@ -139,7 +139,7 @@ def test_a_handler_that_serves_nothing_costs_seconds_and_no_process(tmp_path, fi
         status, _, answer = clones[short].request("PATCH", "/vm", {"state": "Paused"})
         if status == 400: # where KVM can't leave the page: else it is paused
             assert answer["fault_message"] == (
-                "Internal Vmm error: Failed to message the vCPUs.: one has waited for its memory "
+                "Internal VMM error: Failed to message the vCPUs.: one has waited for its memory "
                 "for 10 seconds, which comes from the page fault handler at "
                 f"{short.path} (process {os.getpid()})")
         state = clones[short].ok("GET", "/")["state"]

@@ -147,7 +147,7 @@ static int fail_standing(const struct machine *m, struct error *e)
     char who[192];
 
     return fail(e, ERR_HOST,
-                "Internal Vmm error: Failed to message the vCPUs.: one has waited for its memory "
+                "Failed to message the vCPUs.: one has waited for its memory "
                 "for %u seconds%s%s",
                 VCPUS_PATIENCE_S, m->uffd ? ", which comes from " : "",
                 m->uffd ? uffd_describe(m->uffd, who, sizeof(who)) : "");
