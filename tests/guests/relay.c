@@ -2,7 +2,8 @@
  * Two virtio-net interfaces (VIRTIO 1.2, section 5.1) and a guest that sends what the one receives
  * by the other, so that a program on the host speaks with its own TCP to what is behind the first:
  * the metadata service. Nothing is copied. Ends with a frame of type END from the second.
- * Command line: what is negotiated (offload, eventidx); drop=N loses every Nth frame of the first.
+ * Command line: what is negotiated (offload, eventidx); slot=N is where the first one is (0);
+ * drop=N loses every Nth frame of the first.
  */
 #include "runtime/boot.h"
 #include "runtime/interrupts.h"
@@ -48,14 +49,14 @@ static void offer(struct port *p, uint32_t i)
     ring_offer(&p->queues[RX], (uint16_t)i);
 }
 
-static bool start(unsigned slot)
+static bool start(unsigned port)
 {
-    struct port *p = &ports[slot];
+    struct port *p = &ports[port];
     uint64_t features = F_MAC | (boot_has("eventidx") ? F_EVENT_IDX : 0);
 
     if (boot_has("offload"))
         features |= F_CSUM | F_GUEST_CSUM | F_SEGMENTATION;
-    if (!virtio_find(slot, &p->device))
+    if (!virtio_find((unsigned)boot_number("slot", 0) + port, &p->device))
         return false;
     virtio_reset(&p->device);
     if (!virtio_negotiate(&p->device, features))
