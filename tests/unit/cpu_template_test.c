@@ -11,8 +11,10 @@ static const struct cpu_config *found;
 
 static const char *find(enum cpu_template name, uint32_t vendor, uint32_t signature)
 {
+    struct processor on = { vendor, signature };
+
     e.msg[0] = '\0';
-    return cpu_template_find_for(&found, name, vendor, signature, &e) < 0 ? e.msg : "";
+    return cpu_template_find(&found, name, on, &e) < 0 ? e.msg : "";
 }
 
 Test(cpu_template, is_for_one_vendor)

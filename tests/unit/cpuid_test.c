@@ -1,6 +1,7 @@
 #include "vmm/kvm/cpuid.h"
 
 #include <criterion/criterion.h>
+#include <stdio.h>
 #include <string.h>
 
 static struct cpuid c;
@@ -58,6 +59,29 @@ static void amd(void)
     add(0x8000001du, 0, 0x4121, 0, 0, 0);
     add(0x8000001du, 1, 0x4163, 0, 0, 0);
     add(0x8000001eu, 0, 5, 0xff03, 0x300, 0);
+}
+
+/* As the kernel knows it; bits 12 to 15 and the highest four of a signature are no part of that. */
+Test(cpuid_processor, is_the_one_that_this_runs_on)
+{
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    unsigned family, model, stepping, shown_family;
+    char line[4096], vendor[16];
+    struct processor p = cpuid_processor();
+    int found = 0;
+
+    cr_assert_not_null(f);
+    while (found < 4 && fgets(line, sizeof(line), f))
+        found += sscanf(line, "vendor_id : %15s", vendor) == 1 ||
+                 sscanf(line, "cpu family : %u", &family) == 1 ||
+                 sscanf(line, "model : %u", &model) == 1 ||
+                 sscanf(line, "stepping : %u", &stepping) == 1;
+    fclose(f);
+    cr_assert_eq(found, 4);
+    cr_expect_arr_eq(&p.vendor_ebx, vendor, sizeof(p.vendor_ebx));
+    shown_family = family < 15 ? family : 15;
+    cr_expect_eq(p.signature & 0x0fff0fff, (family - shown_family) << 20 | (model & 0xf0) << 12 |
+                                               shown_family << 8 | (model & 0xf) << 4 | stepping);
 }
 
 Test(cpuid_normalise, shows_package_features_for_the_vcpu_count)

@@ -132,35 +132,26 @@ static const struct named_template {
     [CPU_TEMPLATE_T2A] = { signature_AMD_ebx, { MILAN }, { LEAVES(t2a_leaves) } },
 };
 
-int cpu_template_find_for(const struct cpu_config **out, enum cpu_template name,
-                          uint32_t vendor_ebx, uint32_t signature, struct error *e)
+int cpu_template_find(const struct cpu_config **out, enum cpu_template name, struct processor on,
+                      struct error *e)
 {
     const struct named_template *t = &templates[name];
 
     *out = NULL;
     if (name == CPU_TEMPLATE_NONE)
         return 0;
-    if (t->vendor_ebx != vendor_ebx)
+    if (t->vendor_ebx != on.vendor_ebx)
         return fail(e, ERR_HOST,
                     "Failed to get CPU template: CPU vendor mismatched between actual CPU and CPU "
                     "template.");
     for (const uint32_t *model = t->models; *model; model++)
-        if ((signature & SIGNATURE_MASK) == *model) {
+        if ((on.signature & SIGNATURE_MASK) == *model) {
             *out = &t->config;
             return 0;
         }
     return fail(e, ERR_HOST,
                 "Failed to get CPU template: The current CPU model is not permitted to apply the "
                 "CPU template.");
-}
-
-int cpu_template_find(const struct cpu_config **out, enum cpu_template name, struct error *e)
-{
-    uint32_t vendor[4] = { 0 }, model[4] = { 0 };
-
-    __get_cpuid(0, &vendor[0], &vendor[1], &vendor[2], &vendor[3]);
-    __get_cpuid(1, &model[0], &model[1], &model[2], &model[3]);
-    return cpu_template_find_for(out, name, vendor[1], model[0], e);
 }
 
 static uint32_t *register_of(struct kvm_cpuid_entry2 *l, enum cpuid_register r)

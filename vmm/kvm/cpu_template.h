@@ -9,14 +9,9 @@
 #include "vmm/kvm/cpuid.h"
 
 /* The changes of a named template, or NULL for CPU_TEMPLATE_NONE. Fails when the template is for
- * another vendor or model than the processor that this runs on. */
+ * another vendor or model than that processor. Pure. */
 must_check int cpu_template_find(const struct cpu_config **out, enum cpu_template name,
-                                 struct error *e);
-
-/* The same for a processor whose CPUID leaf 0 has that vendor in ebx and whose leaf 1 has that
- * signature in eax; pure. */
-must_check int cpu_template_find_for(const struct cpu_config **out, enum cpu_template name,
-                                     uint32_t vendor_ebx, uint32_t signature, struct error *e);
+                                 struct processor on, struct error *e);
 
 /* Changes a CPUID. Fails, naming it, at a leaf that the CPUID lacks. Pure. */
 must_check int cpu_template_apply(const struct cpu_config *t, struct cpuid *c, struct error *e);

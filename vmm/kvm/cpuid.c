@@ -22,6 +22,15 @@ static void set_bit(uint32_t *reg, unsigned bit, bool value)
     set_bits(reg, bit, bit, value);
 }
 
+struct processor cpuid_processor(void)
+{
+    uint32_t eax, vendor_ebx, signature, ebx, ecx, edx;
+
+    __cpuid(0, eax, vendor_ebx, ecx, edx);
+    __cpuid(1, signature, ebx, ecx, edx);
+    return (struct processor){ vendor_ebx, signature };
+}
+
 int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e)
 {
     c->nent = CPUID_ENTRIES_MAX - 2; /* cpuid_normalise may add the topology leaf's two */

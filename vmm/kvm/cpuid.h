@@ -30,6 +30,14 @@ struct cpu_topology {
     bool smt; /* two hardware threads a core */
 };
 
+/* Who made a processor and which it is: CPUID leaf 0, ebx, and leaf 1, eax. */
+struct processor {
+    uint32_t vendor_ebx, signature;
+};
+
+/* The one that this runs on. */
+struct processor cpuid_processor(void);
+
 /* What KVM can offer on this host. */
 must_check int cpuid_supported(struct cpuid *c, int kvm_fd, struct error *e);
 

@@ -282,7 +282,7 @@ static int choose_template(const struct cpu_config **out, const struct vm_config
     *out = &config->cpu;
     return config->machine.cpu_template == CPU_TEMPLATE_CUSTOM
                ? 0
-               : cpu_template_find(out, config->machine.cpu_template, e);
+               : cpu_template_find(out, config->machine.cpu_template, cpuid_processor(), e);
 }
 
 int machine_make_vm(struct machine *m, const struct machine_config *config,
