@@ -158,7 +158,6 @@ enum pop virtq_pop(struct virtq *q, struct chain *c)
     c->head = __atomic_load_n(&q->avail[RING_FIRST + st->next_avail % st->size], __ATOMIC_RELAXED);
     c->readable = c->writable = c->written = 0;
     c->read_at = c->write_at = c->count = 0;
-    c->clipped = NULL;
     c->mem = q->mem;
     if (!chain_gather(q, c))
         return POP_BROKEN;
@@ -380,7 +379,6 @@ void chain_return(struct chain *c, bool is_writable, uint32_t moved)
             gmem_wrote_(c->mem, v->iov_base, v->iov_len);
     if (c->clipped)
         c->clipped->iov_len += c->clipped_bytes;
-    c->clipped = NULL;
     if (is_writable) { /* the kernel has written guest memory */
         chain_advance(c, &c->write_at, moved);
         c->writable -= moved;

@@ -53,7 +53,7 @@ struct chain {
     uint32_t readable, writable;       /* bytes left */
     uint32_t written;                  /* bytes the guest is told of */
     unsigned read_at, write_at, count; /* iov[read_at..) readable, iov[write_at..count) writable */
-    struct iovec *clipped;             /* the last buffer that is lent, NULL when none is */
+    struct iovec *clipped;             /* the last buffer that was lent, NULL: none was */
     size_t clipped_bytes;              /* by how much it is shorter meanwhile */
     const struct guest_mem *mem;
     struct iovec iov[VIRTQ_SIZE_MAX];
