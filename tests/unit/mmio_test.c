@@ -1,7 +1,9 @@
 #include "virtio/mmio.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 
 #include "tests/unit/support/driver.h"
 
@@ -469,6 +471,55 @@ Test(config_space, may_be_absent)
     virtio_mmio_pause(&d.transport);
     virtio_mmio_resume(&d.transport);
     cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf);
+}
+
+/* Out of descriptors between the notifiers of two queues: the standard streams stay open. */
+Test(transport, that_is_half_made_leaves_nothing, .init = set_up, .fini = tear_down)
+{
+    static const struct virtio_ops two_queues = {
+        .name = "two", .id = 4, .queue_count = 2, .serve = probe_serve, .reset = probe_reset
+    };
+    const int next = dup(d.loop.epoll_fd);
+    struct rlimit before;
+    struct error e;
+
+    close(next);
+    virtio_mmio_fini(&d.transport);
+    virtio_mmio_fini(&d.transport);
+    cr_expect_eq(dup(d.loop.epoll_fd), next - 1, "the descriptor of the one queue is free");
+    close(next - 1);
+    probe.dev.ops = &two_queues;
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ (rlim_t)next, before.rlim_max }), 0);
+    cr_expect_eq(driver_attach(&d, &probe.dev, 16, &e), -1);
+    cr_expect_str_eq(e.msg, "eventfd: No file descriptors available (os error 24)");
+    virtio_mmio_fini(&d.transport);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    for (int fd = 0; fd < 3; fd++)
+        cr_expect_geq(fcntl(fd, F_GETFD), 0, "stream %d", fd);
+    cr_expect_eq(dup(d.loop.epoll_fd), next - 1);
+    cr_expect_null(d.transport.device, "nothing is kept");
+}
+
+static void end_transport(struct loop_source *src, uint32_t ready)
+{
+    (void)src;
+    (void)ready;
+    virtio_mmio_fini(&d.transport);
+}
+
+Test(transport, that_is_gone_serves_nothing_of_the_same_turn, .init = set_up, .fini = tear_down)
+{
+    struct loop_source end = { .fd = eventfd(1, 0), .want = EPOLLIN, .on_ready = end_transport };
+
+    driver_start(&d);
+    cr_assert_eq(loop_add(&d.loop, &end), 0);
+    loop_signal(d.transport.notifiers[0].source.fd); /* is ready after the other */
+    cr_expect(loop_turn(&d.loop, 0));
+    cr_expect_null(d.transport.device);
+    cr_expect_eq(probe.turns, 0);
+    loop_remove(&d.loop, &end);
+    close(end.fd);
 }
 
 /* What is saved. */
