@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include "tests/unit/support/disk.h"
+#include "tests/unit/support/lock.h"
 
 /* Drain, pause and reset. */
 
@@ -394,6 +395,18 @@ BOTH(a_limit_without_a_timer_is_refused_and_changes_nothing)
     cr_expect_eq(get16(ring, DATA), 0x0505);
     block_file_close(&other);
     cr_expect_eq(unlink(other_path), 0);
+}
+
+static void lift_limit(void)
+{
+    cr_expect_eq(
+        block_update(&block, NULL, &(struct rate_limits){ .has_ops = true }, &(struct error){ 0 }),
+        0);
+}
+
+BOTH(is_changed_by_one_thread_at_a_time)
+{
+    cr_expect(waits_for(&d.transport.lock, lift_limit));
 }
 
 BOTH(a_request_that_waits_dies_with_a_reset)

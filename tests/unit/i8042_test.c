@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "tests/unit/support/lock.h"
 #include "vmm/base/loop.h"
 #include "vmm/base/metrics.h"
 
@@ -186,4 +187,27 @@ Test(i8042, goes_on_with_what_was_queued)
     i8042_restore(&k, &two);
     cr_expect_eq(loop_drain(irq), 1);
     expect_bytes((const uint8_t[]){ 6, 7 }, 2);
+}
+
+static void read_a_byte(void)
+{
+    in8(DATA);
+}
+
+static void write_a_command(void)
+{
+    out8(COMMAND, 0xaa);
+}
+
+static void press_ctrl_alt_del(void)
+{
+    cr_expect_eq(i8042_ctrl_alt_del(&k, &(struct error){ 0 }), 0);
+}
+
+/* vCPUs, and a client. */
+Test(i8042, is_used_by_one_thread_at_a_time)
+{
+    cr_expect(waits_for(&k.lock, read_a_byte));
+    cr_expect(waits_for(&k.lock, write_a_command));
+    cr_expect(waits_for(&k.lock, press_ctrl_alt_del));
 }

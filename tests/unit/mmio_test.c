@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "tests/unit/support/driver.h"
+#include "tests/unit/support/lock.h"
 
 #define FEATURES (FEATURE(VIRTIO_F_VERSION_1) | FEATURE(5) | FEATURE(29))
 
@@ -520,6 +521,46 @@ Test(transport, that_is_gone_serves_nothing_of_the_same_turn, .init = set_up, .f
     cr_expect_eq(probe.turns, 0);
     loop_remove(&d.loop, &end);
     close(end.fd);
+}
+
+static void write_a_register(void)
+{
+    reg_write(&d, VIRTIO_MMIO_QUEUE_SEL, 0);
+}
+
+static void take_a_turn(void)
+{
+    driver_serve(&d);
+}
+
+static void pause_transport(void)
+{
+    virtio_mmio_pause(&d.transport);
+}
+
+static void resume_transport(void)
+{
+    virtio_mmio_resume(&d.transport);
+}
+
+static void change_device(void)
+{
+    virtio_lock(&probe.dev);
+    virtio_unlock(&probe.dev);
+}
+
+/* vCPUs, the event loop, and whoever changes the device. */
+Test(transport, is_used_by_one_thread_at_a_time, .init = set_up, .fini = tear_down)
+{
+    pthread_mutex_t *lock = &d.transport.lock;
+
+    driver_start(&d);
+    cr_expect(waits_for(lock, write_a_register));
+    cr_expect(waits_for(lock, take_a_turn));
+    cr_expect_eq(probe.turns, 1);
+    cr_expect(waits_for(lock, pause_transport));
+    cr_expect(waits_for(lock, resume_transport));
+    cr_expect(waits_for(lock, change_device));
 }
 
 /* What is saved. */

@@ -1,3 +1,4 @@
+#include "tests/unit/support/lock.h"
 #include "tests/unit/support/nic.h"
 #include "tests/unit/support/toggle.h"
 
@@ -524,6 +525,17 @@ Test(net_tx_limit, leaves_frames_in_the_ring_until_there_are_tokens, .fini = tea
     cr_expect_eq(METRIC(tx_packets_count), 3);
     for (unsigned i = 0; i < 3; i++)
         expect_wire(60);
+}
+
+static void lift_limits(void)
+{
+    cr_expect_eq(net_update(&net, &no_limits, &no_limits, &(struct error){ 0 }), 0);
+}
+
+Test(net_tx_limit, is_changed_by_one_thread_at_a_time, .fini = tear_down)
+{
+    start((struct options){ .tx_limits = one_then_wait });
+    cr_expect(waits_for(&d.transport.lock, lift_limits));
 }
 
 /* Pause, reset, and rings that break the rules. */

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
+#include "tests/unit/support/lock.h"
 #include "vmm/base/metrics.h"
 
 enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR };
@@ -349,4 +350,25 @@ Test(serial_input, that_cannot_be_watched_leaves_nothing)
     serial_resume(&s);
     out8(DATA, 'x');
     cr_expect_not(loop_turn(&loop, 0));
+}
+
+static void read_a_byte(void)
+{
+    in8(DATA);
+}
+
+static void write_a_byte(void)
+{
+    out8(DATA, 'x');
+}
+
+/* vCPUs, and the event loop. */
+Test(serial_input, comes_to_one_thread_at_a_time)
+{
+    attach();
+    cr_assert_eq(write(in[1], "z", 1), 1);
+    cr_expect(waits_for(&s.lock, serve));
+    cr_expect_eq(s.state.fifo_count, 1);
+    cr_expect(waits_for(&s.lock, read_a_byte));
+    cr_expect(waits_for(&s.lock, write_a_byte));
 }

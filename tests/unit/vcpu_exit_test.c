@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 
 #include "tests/unit/support/files.h"
+#include "tests/unit/support/lock.h"
 #include "vmm/base/bug.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
@@ -157,4 +158,22 @@ Test(vcpu_exit, by_a_fault_of_our_own_is_told)
     status = status_of_a_run();
     cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "status 0x%x", status);
     cr_expect(strstr(text, "broken invariant: is_our_fault\n"), "%s", text);
+}
+
+static struct vcpus none = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void hold_vcpus(void)
+{
+    vcpus_hold(&none);
+}
+
+static void release_vcpus(void)
+{
+    vcpus_release(&none);
+}
+
+Test(vcpus, are_held_by_one_thread_at_a_time)
+{
+    cr_expect(waits_for(&none.lock, hold_vcpus));
+    cr_expect(waits_for(&none.lock, release_vcpus));
 }

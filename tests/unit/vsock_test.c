@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "tests/unit/support/lock.h"
 #include "vmm/base/metrics.h"
 
 #define RCV  VIRTIO_VSOCK_SHUTDOWN_RCV
@@ -561,6 +562,16 @@ Test(vsock, a_guest_that_does_not_confirm_is_reset)
     let_time_pass();
     guest_expect(VIRTIO_VSOCK_OP_RST);
     cr_expect_eq(g.v.table.count, 0);
+}
+
+static void say_that_time_is_up(void)
+{
+    g.v.table.timer.on_ready(&g.v.table.timer, EPOLLIN);
+}
+
+Test(vsock, has_no_reset_while_it_looks_at_its_deadlines)
+{
+    cr_expect(waits_for(&g.d.transport.lock, say_that_time_is_up));
 }
 
 /* Two seconds pass, and the timer fires; but not for the guest. */
