@@ -16,6 +16,7 @@
 #include "tests/unit/support/lock.h"
 #include "vmm/base/bug.h"
 #include "vmm/base/log.h"
+#include "vmm/base/loop.h"
 #include "vmm/base/metrics.h"
 #include "vmm/base/signals.h"
 #include "vmm/seccomp/seccomp.h"
@@ -27,6 +28,7 @@ static union {
 
 static int failure; /* of KVM_RUN */
 static bool is_our_fault;
+static int entered = -1, leave; /* KVM_RUN says that it was entered, and waits; -1: does neither */
 
 int ioctl(int fd, unsigned long request, ...)
 {
@@ -41,6 +43,10 @@ int ioctl(int fd, unsigned long request, ...)
     if (request != KVM_RUN)
         return (int)syscall(SYS_ioctl, fd, request, arg);
     BUG_ON(is_our_fault);
+    if (entered >= 0) {
+        loop_signal(entered);
+        loop_drain(leave);
+    }
     errno = failure;
     return failure ? -1 : 0;
 }
@@ -176,4 +182,58 @@ Test(vcpus, are_held_by_one_thread_at_a_time)
 {
     cr_expect(waits_for(&none.lock, hold_vcpus));
     cr_expect(waits_for(&none.lock, release_vcpus));
+}
+
+static struct guest_end no_end;
+static struct vcpus one = {
+    .count = 1,
+    .each[0] = { .all = &one, .fd = -1, .run = &page.run },
+    .end = &no_end,
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .changed = PTHREAD_COND_INITIALIZER,
+};
+
+/* The lock is held. True: the thread waits for it, and has not counted itself yet. */
+static bool waits_to_be_counted(const unsigned *count)
+{
+    bool has_waited = false;
+
+    while (!has_waited && __atomic_load_n(count, __ATOMIC_RELAXED) == 0)
+        has_waited = lock_is_waited_for(&one.lock);
+    return has_waited;
+}
+
+/* By the thread that starts them, and by whoever holds them: when each is confined, when it stands
+ * still, and when the guest has ended. */
+Test(vcpus, are_counted_by_one_thread_at_a_time)
+{
+    struct error e;
+
+    entered = eventfd(0, 0);
+    leave = eventfd(0, 0);
+    failure = EINTR;
+    pthread_mutex_lock(&one.lock);
+    cr_assert_eq(vcpus_start(&one, NULL, &e), 0, "%s", e.msg);
+    cr_expect(waits_to_be_counted(&one.ready));
+    pthread_mutex_unlock(&one.lock);
+    vcpus_hold(&one); /* it stands */
+    vcpus_release(&one);
+    vcpus_release(&one);
+    loop_drain(entered);
+    pthread_mutex_lock(&one.lock);
+    one.holds = 1;
+    page.run.immediate_exit = 1;
+    loop_signal(leave);
+    cr_expect(waits_to_be_counted(&one.standing));
+    pthread_mutex_unlock(&one.lock);
+    vcpus_hold(&one);
+    vcpus_release(&one);
+    vcpus_release(&one);
+    loop_drain(entered);
+    pthread_mutex_lock(&one.lock);
+    no_end.ended = true;
+    loop_signal(leave);
+    cr_expect(waits_to_be_counted(&one.standing));
+    pthread_mutex_unlock(&one.lock);
+    vcpus_hold(&one);
 }

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <criterion/criterion.h>
+#include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -13,9 +15,41 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+static inline bool lock_is_waited_for_by(int tasks, const char *thread, const void *lock)
+{
+    unsigned long number, first;
+    char name[300], text[256];
+    ssize_t n;
+    int fd;
+
+    snprintf(name, sizeof(name), "%s/syscall", thread);
+    fd = openat(tasks, name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false; /* it has ended */
+    n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = '\0'; /* "running" is no number */
+    return sscanf(text, "%lu %lx", &number, &first) == 2 && number == SYS_futex &&
+           first == (unsigned long)lock;
+}
+
+/* Some thread of this process does, now. */
+static inline bool lock_is_waited_for(const pthread_mutex_t *lock)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *thread;
+    bool found = false;
+
+    cr_assert_not_null(tasks);
+    while (!found && (thread = readdir(tasks)))
+        found = lock_is_waited_for_by(dirfd(tasks), thread->d_name, lock);
+    closedir(tasks);
+    sched_yield();
+    return found;
+}
+
 struct lock_call {
     void (*make)(void);
-    atomic_int thread; /* 0 until it is known */
     atomic_bool has_ended;
 };
 
@@ -23,25 +57,9 @@ static inline void *lock_make_call(void *arg)
 {
     struct lock_call *call = arg;
 
-    call->thread = (int)syscall(SYS_gettid);
     call->make();
     call->has_ended = true;
     return NULL;
-}
-
-static inline bool lock_is_waited_for(int thread, const void *lock)
-{
-    unsigned long number = 0, first = 0;
-    char status[64];
-    FILE *f;
-
-    snprintf(status, sizeof(status), "/proc/self/task/%d/syscall", thread);
-    f = fopen(status, "re");
-    if (!f)
-        return false;                             /* it has ended */
-    (void)!fscanf(f, "%lu %lx", &number, &first); /* "running" is neither */
-    fclose(f);
-    return number == SYS_futex && first == (unsigned long)lock;
 }
 
 static inline bool waits_for(pthread_mutex_t *lock, void (*make)(void))
@@ -52,10 +70,8 @@ static inline bool waits_for(pthread_mutex_t *lock, void (*make)(void))
 
     cr_assert_eq(pthread_mutex_lock(lock), 0);
     cr_assert_eq(pthread_create(&thread, NULL, lock_make_call, &call), 0);
-    while (!has_waited && !call.has_ended) {
-        sched_yield();
-        has_waited = call.thread && lock_is_waited_for(call.thread, lock);
-    }
+    while (!has_waited && !call.has_ended)
+        has_waited = lock_is_waited_for(lock);
     cr_assert_eq(pthread_mutex_unlock(lock), 0);
     cr_assert_eq(pthread_join(thread, NULL), 0);
     return has_waited;
