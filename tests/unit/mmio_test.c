@@ -206,6 +206,18 @@ Test(status, takes_no_step_out_of_order)
     cr_expect_eq(probe.activations, 0);
 }
 
+Test(status, takes_no_further_step_behind_the_last)
+{
+    static const uint32_t steps[] = { 0x3, 0x7, 0xf, 0x10, 0x1f, 0x4f, 0x10f };
+
+    driver_start(&d);
+    for (unsigned i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
+        reg_write(&d, VIRTIO_MMIO_STATUS, steps[i]);
+        cr_expect_eq(reg_read(&d, VIRTIO_MMIO_STATUS), 0xf, "0x%x", steps[i]);
+    }
+    cr_expect_eq(probe.activations, 1);
+}
+
 Test(status, remembers_that_the_driver_gave_up)
 {
     reg_write(&d, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
