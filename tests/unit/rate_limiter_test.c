@@ -250,6 +250,17 @@ Test(rate_limiter, update_wakes_whoever_waits)
     cr_expect(rate_limiter_take(&l, 0));
 }
 
+Test(rate_limiter, update_wakes_nobody_where_nobody_waits)
+{
+    struct itimerspec set;
+
+    limit_ops(0, 0, 0); /* there is no timer yet */
+    cr_expect_eq(l.timer.fd, -1);
+    limit_ops(1, 3600 * 1000, 0);
+    cr_assert_eq(timerfd_gettime(l.timer.fd, &set), 0);
+    cr_expect(set.it_value.tv_sec == 0 && set.it_value.tv_nsec == 0);
+}
+
 Test(rate_limiter, goes_on_from_a_state_by_another_clock)
 {
     const struct rate_limits limits = { .has_bandwidth = true,

@@ -564,6 +564,27 @@ Test(vsock, a_guest_that_does_not_confirm_is_reset)
     cr_expect_eq(g.v.table.count, 0);
 }
 
+static unsigned expected_after(unsigned chains, unsigned used, bool was_filled)
+{
+    struct vsock_conn c = { .chains = chains };
+
+    vsock_conn_expect(&c, used, was_filled);
+    return c.chains;
+}
+
+Test(vsock_conn_expect, doubles_to_a_bound_and_gives_up_a_quarter_at_once)
+{
+    cr_expect_eq(expected_after(1, 1, true), 2);
+    cr_expect_eq(expected_after(31, 31, true), 62);
+    cr_expect_eq(expected_after(32, 32, true), 64);
+    cr_expect_eq(expected_after(64, 64, true), 64);
+    cr_expect_eq(expected_after(64, 3, false), 48);
+    cr_expect_eq(expected_after(48, 47, false), 47);
+    cr_expect_eq(expected_after(5, 1, false), 3);
+    cr_expect_eq(expected_after(1, 1, false), 1);
+    cr_expect_eq(expected_after(8, 0, false), 8, "there was nothing to read");
+}
+
 static void say_that_time_is_up(void)
 {
     g.v.table.timer.on_ready(&g.v.table.timer, EPOLLIN);
