@@ -55,6 +55,18 @@ static uint16_t word_of(uint64_t sector)
     return get16(ring, DATA);
 }
 
+THIN(a_guest_is_told_how_much_it_may_ask_for_at_once)
+{
+    const struct virtio_blk_config *config = block.dev.config;
+
+    cr_expect_eq(config->max_discard_sectors, BLOCK_ZERO_BYTES_MAX / SECTOR);
+    cr_expect_eq(config->max_discard_seg, 1);
+    cr_expect_eq(config->discard_sector_alignment, config->min_io_size);
+    cr_expect_eq(config->max_write_zeroes_sectors, BLOCK_ZERO_BYTES_MAX / SECTOR);
+    cr_expect_eq(config->max_write_zeroes_seg, 1);
+    cr_expect_eq(config->write_zeroes_may_unmap, 1);
+}
+
 THIN(discard_gives_space_back)
 {
     blkcnt_t before = allocated();

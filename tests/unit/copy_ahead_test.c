@@ -297,6 +297,8 @@ Test(copy_ahead, parts_from_a_leased_file_when_somebody_wants_to_write_and_then_
 
     start_with(leased_file());
     cr_expect_not(loop_turn(&loop, 0), "no timer runs");
+    cr_expect(fcntl(ahead.breaks.fd, F_GETFL) & O_NONBLOCK);
+    cr_expect(fcntl(ahead.breaks.fd, F_GETFD) & FD_CLOEXEC);
     cr_expect_eq(own_pages(LATE_GPA, MIB / 2), 0);
     cr_assert_eq(try_to_write(), -1);
     cr_assert_eq(errno, EWOULDBLOCK);

@@ -319,6 +319,24 @@ Test(gmem_load_file, copies_no_page_that_nobody_touches)
     close(fd);
 }
 
+Test(gmem_file_bytes, are_those_of_a_file_and_none_of_what_has_no_size)
+{
+    static const uint64_t sizes[] = { 0, 1, 4096, 100000 };
+    int ends[2], directory = open("/", O_RDONLY | O_DIRECTORY);
+
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        int fd = file_of(sizes[i]);
+
+        cr_expect_eq(gmem_file_bytes(fd), sizes[i]);
+        close(fd);
+    }
+    cr_assert_eq(pipe(ends), 0);
+    cr_expect_eq(gmem_file_bytes(ends[0]), 0);
+    cr_expect_eq(gmem_file_bytes(directory), 0);
+    close(directory);
+    cr_expect_eq(gmem_file_bytes(directory), 0, "closed");
+}
+
 Test(gmem_load_file, refuses_what_does_not_fit)
 {
     int fd = file_of(100000);
