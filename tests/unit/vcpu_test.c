@@ -85,21 +85,34 @@ Test(vcpus_create, lets_only_the_first_processor_run)
     }
 }
 
-/* Code that may be read, data that may be written, a busy TSS; all of them seen as accessed. */
-static void expect_flat_segments(const struct kvm_sregs *s)
+/* As a GDT has it (SDM volume 3, 3.4.5). */
+static uint64_t descriptor_of(const struct kvm_segment *s)
+{
+    const uint64_t limit = s->g ? s->limit >> 12 : s->limit;
+
+    return (limit & 0xffff) | (s->base & 0xffffff) << 16 | (uint64_t)s->type << 40 |
+           (uint64_t)s->s << 44 | (uint64_t)s->dpl << 45 | (uint64_t)s->present << 47 |
+           (limit >> 16 & 0xf) << 48 | (uint64_t)s->avl << 52 | (uint64_t)s->l << 53 |
+           (uint64_t)s->db << 54 | (uint64_t)s->g << 55 | (s->base >> 24 & 0xff) << 56;
+}
+
+/* Those of the GDT that boot_info_test.c expects in memory. */
+static void expect_flat_segments(const struct kvm_sregs *s, uint64_t code)
 {
     const struct kvm_segment *data[] = { &s->ds, &s->es, &s->fs, &s->gs, &s->ss };
 
     cr_expect_eq(s->cs.selector, 0x08);
-    cr_expect_eq(s->cs.type, 11);
+    cr_expect_eq(descriptor_of(&s->cs), code, "0x%lx", descriptor_of(&s->cs));
     cr_expect_eq(s->tr.selector, 0x18);
-    cr_expect_eq(s->tr.type, 11);
+    cr_expect_eq(descriptor_of(&s->tr), 0x00008b0000000067, "0x%lx", descriptor_of(&s->tr));
     for (unsigned i = 0; i < sizeof(data) / sizeof(*data); i++) {
         cr_expect_eq(data[i]->selector, 0x10);
-        cr_expect_eq(data[i]->type, 3);
-        cr_expect_eq(data[i]->base, 0);
-        cr_expect_eq(data[i]->limit, 0xffffffff);
+        cr_expect_eq(descriptor_of(data[i]), 0x00cf93000000ffff, "0x%lx", descriptor_of(data[i]));
     }
+    cr_expect_eq(s->gdt.base, 0x500);
+    cr_expect_eq(s->gdt.limit, 4 * 8 - 1);
+    cr_expect_eq(s->idt.base, 0x520);
+    cr_expect_eq(s->idt.limit, 7);
 }
 
 Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
@@ -120,9 +133,9 @@ Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
     cr_expect_eq(r.rsp, 0x8ff0);
     cr_expect_eq(r.rbp, 0x8ff0);
     cr_expect_eq(s.cr3, 0x9000);
-    cr_expect_eq(s.cs.l, 1);
-    expect_flat_segments(&s);
-    cr_expect(s.cr0 & 0x80000000u);
+    expect_flat_segments(&s, 0x00af9b000000ffff);
+    cr_expect_eq(s.cr0, 0x80000011u, "0x%llx", s.cr0);
+    cr_expect_eq(s.cr4, 0x20);
     cr_expect_eq(s.efer & 0x500, 0x500);
     vcpus_fini(v);
     free(v);
@@ -135,11 +148,9 @@ Test(boot_registers_set, enters_long_mode_or_flat_32_bit_mode)
     cr_expect_eq(r.rip, 0x2000000);
     cr_expect_eq(r.rbx, 0x6000);
     cr_expect_eq(r.rsp, 0x8ff0, "a kernel may call before it has a stack of its own");
-    expect_flat_segments(&s);
-    cr_expect_eq(s.cs.l, 0);
-    cr_expect_eq(s.cs.db, 1);
-    cr_expect_eq(s.cs.limit, 0xffffffff);
-    cr_expect_eq(s.cr0 & 0x80000001u, 1);
+    expect_flat_segments(&s, 0x00cf9b000000ffff);
+    cr_expect_eq(s.cr0, 0x11, "0x%llx", s.cr0);
+    cr_expect_eq(s.cr4, 0);
     cr_expect_eq(s.efer, 0);
 }
 
