@@ -341,7 +341,8 @@ Test(hostile_guest, that_opens_connections_for_ever_gets_so_many)
 {
     char name[64];
     unsigned open = 0, reset = 0;
-    int server;
+    int server, client;
+    char byte;
 
     snprintf(name, sizeof(name), "%s_1", g.path);
     server = host_socket(name, true);
@@ -357,6 +358,9 @@ Test(hostile_guest, that_opens_connections_for_ever_gets_so_many)
     }
     cr_expect_eq(open, VSOCK_CONNECTIONS_MAX);
     cr_expect_eq(reset, 10);
+    client = host_command("CONNECT 52\n");
+    cr_expect_eq(host_read(client, &byte, 1), 0, "and a host none");
+    close(client);
     close(server);
 }
 
