@@ -386,6 +386,17 @@ Test(drives, keep_their_order_with_the_root_first)
         cr_expect_eq(vm_config(vm)->drives.items[i].drive_id[0], "rabc"[i]);
 }
 
+Test(drives, change_places_with_the_first_where_one_becomes_the_root)
+{
+    static const char *const ids[] = { "a", "b", "c", "d" };
+
+    for (unsigned i = 0; i < 4; i++)
+        cr_assert_eq(put_drive(ids[i], at("disk"), false), 0);
+    cr_assert_eq(put_drive("c", at("disk"), true), 0);
+    for (unsigned i = 0; i < 4; i++)
+        cr_expect_eq(vm_config(vm)->drives.items[i].drive_id[0], "cbad"[i]);
+}
+
 Test(drives, are_replaced_by_id)
 {
     cr_assert_eq(put_drive("a", at("disk"), false), 0);

@@ -540,6 +540,28 @@ Test(vsock, what_a_guest_sent_before_it_closed_waits_for_a_slow_host)
     cr_expect_eq(g.v.table.count, 0);
 }
 
+Test(vsock, the_ports_of_one_that_waits_for_a_slow_host_are_another_s)
+{
+    struct stream first = open_from_guest(900), second;
+    size_t sent = 0;
+    struct packet p = { 0 };
+    char byte;
+
+    while (g.v.table.total.held == 0) {
+        guest_send(900, 1, buffer, 65536);
+        sent += 65536;
+    }
+    guest_say(900, 1, VIRTIO_VSOCK_OP_SHUTDOWN, RCV | SEND);
+    while (p.h.op != VIRTIO_VSOCK_OP_RST)
+        cr_assert(guest_take(&p));
+    second = open_from_guest(900);
+    cr_expect_eq(host_drain(first.fd), sent);
+    cr_expect_eq(g.v.table.count, 1);
+    guest_send(900, 1, "x", 1);
+    cr_expect_eq(host_read(second.fd, &byte, 1), 1);
+    close(second.fd);
+}
+
 /* Waits until no connection has a deadline. The device's timer may fire more than once before that:
  * it may still be set for a deadline that no longer is. */
 static void let_time_pass(void)
