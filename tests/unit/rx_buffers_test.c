@@ -93,6 +93,26 @@ Test(rx_buffers, take_a_stream_behind_headers_that_are_written_last)
     cr_expect_eq(chain.head, 4);
 }
 
+Test(rx_buffers, go_on_with_what_is_left_and_with_nothing_behind_it)
+{
+    list.header_bytes = 5;
+    for (uint16_t first = 0; first < 6; first += 2) {
+        offer(first, 10);
+        pop(100);
+    }
+    rx_buffers_unpop(&list, &q);
+    pop(100);
+    pop(100);
+    cr_assert_eq(write(ends[1], "01234567", 8), 8);
+    cr_assert_eq(rx_buffers_read(&list, ends[0]), 8);
+    rx_buffers_give(&list, &q, 8);
+    cr_expect_eq(list.bytes, 8);
+    cr_assert_eq(write(ends[1], "abcdefghijklmnop", 16), 16);
+    cr_expect_eq(rx_buffers_read(&list, ends[0]), 8, "the third chain is the guest's");
+    expect_bytes(RING_DATA + 64 + 2, "01234567");
+    expect_bytes(RING_DATA + 0x200 + 64 + 2, "abcdefgh");
+}
+
 Test(rx_buffers, take_a_frame_over_several_chains_and_say_how_many)
 {
     offer(0, 4);
