@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/timerfd.h>
 
 #include "tests/unit/support/lock.h"
 #include "vmm/base/metrics.h"
@@ -578,12 +579,18 @@ static void let_time_pass(void)
 Test(vsock, a_guest_that_does_not_confirm_is_reset)
 {
     struct stream s = open_from_host(52);
+    struct itimerspec set;
 
     close(s.fd);
     guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN);
     let_time_pass();
     guest_expect(VIRTIO_VSOCK_OP_RST);
     cr_expect_eq(g.v.table.count, 0);
+    s = open_from_host(52);
+    close(s.fd);
+    guest_expect(VIRTIO_VSOCK_OP_SHUTDOWN);
+    cr_assert_eq(timerfd_gettime(g.v.table.timer.fd, &set), 0);
+    cr_expect(set.it_value.tv_sec > 0 || set.it_value.tv_nsec > 0, "so will the next");
 }
 
 static unsigned expected_after(unsigned chains, unsigned used, bool was_filled)
