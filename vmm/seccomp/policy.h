@@ -34,6 +34,8 @@ ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAKE_PRIVATE), "to hand over a lock")
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
          "to wait for a condition")
 ALLOW_IF(EVER, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE), "the same, but not for ever")
+ALLOW(EVER | UNSEEN, restart_syscall,
+      "a wait with a deadline goes on after work for io_uring in the kernel")
 
 /* Devices. Interrupts are lines of KVM's interrupt controllers. */
 ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
