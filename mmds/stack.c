@@ -28,16 +28,6 @@ void mmds_stack_free(struct mmds_stack *s)
     free(s);
 }
 
-struct mmds_address mmds_stack_get_address(const struct mmds_stack *s)
-{
-    return s->address;
-}
-
-void mmds_stack_set_address(struct mmds_stack *s, const struct mmds_address *a)
-{
-    s->address = *a;
-}
-
 /* A reply too many is lost: the guest asks again. */
 static struct mmds_reply *add_reply(struct mmds_stack *s, uint32_t remote)
 {

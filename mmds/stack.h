@@ -57,11 +57,6 @@ struct mmds_stack *mmds_stack_new(struct mmds_service *service, uint32_t ipv4);
 /* Frees it with all it holds, or NULL. */
 void mmds_stack_free(struct mmds_stack *s);
 
-/* For a snapshot: where it is found is all that goes on elsewhere, connections and tokens do not.
- */
-struct mmds_address mmds_stack_get_address(const struct mmds_stack *s);
-void mmds_stack_set_address(struct mmds_stack *s, const struct mmds_address *a);
-
 /* Whether a frame that begins with these n bytes (MMDS_FRAME_START are enough) is for it. */
 static inline bool mmds_stack_wants(const struct mmds_stack *s, const uint8_t *frame, size_t n)
 {

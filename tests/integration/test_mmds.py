@@ -11,6 +11,7 @@ import pytest
 import mayfly
 from guests import Machine, needs_kvm
 from mmds_requests import STORE, TOKEN_CHARACTERS, exchanges, unescape
+from snapshots import Clone, pair, resume, save
 from taps import (HOST, TYPE_END, Wire, ip, mac_bytes, make_frame, make_tap, needs_taps, ops)
 
 pytestmark = [needs_kvm, needs_taps]
@@ -290,3 +291,42 @@ def test_two_interfaces_have_one_store_and_one_key(own_namespace):
                 bodies.append(read_answer(client)[1])
         assert bodies[1] == b"data"
         vm.end()
+
+
+def test_a_clone_has_the_service_and_neither_data_nor_tokens_nor_connections(own_namespace, tmp_path):
+    ask_token = "X-metadata-token-ttl-seconds: 60"
+    config = {"network_interfaces": ["eth0"], "ipv4_address": ADDRESS, "version": "V2",
+              "imds_compat": True}
+    with Relay({"old": "secret"}, **config) as vm:
+        token = "X-metadata-token: " + get("/latest/api/token", ask_token, method="PUT")[1].decode()
+        with connected() as client:
+            files = save(vm, pair(tmp_path))
+            assert vm.ok("GET", "/vm/config")["mmds-config"] == config
+            resume(vm)
+            assert get("/old", token)[1] == b"secret" # the source goes on
+            vm.stop()
+            with Clone(files) as clone:
+                clone.ok("PUT", "/mmds", {"new": "identity"})
+                clone.load(resume_vm=True)
+                assert clone.ok("GET", "/vm/config")["mmds-config"] == config
+                assert clone.ok("GET", "/mmds") == {"new": "identity"}
+                with pytest.raises(ConnectionResetError):
+                    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    client.recv(1)
+                assert get("/new", token)[0].startswith("HTTP/1.1 401")
+                token = "X-metadata-token: " + get("/latest/api/token", ask_token,
+                                                   method="PUT")[1].decode()
+                assert get("/old", token)[0].startswith("HTTP/1.1 404")
+                assert get("/new", token)[1] == b"identity"
+
+
+def test_a_clone_without_data_says_so(own_namespace, tmp_path):
+    with Relay({"old": "secret"}) as vm:
+        files = save(vm, pair(tmp_path))
+        vm.stop()
+        with Clone(files) as clone:
+            clone.load(resume_vm=True)
+            assert get("/", "Accept: application/json")[1] == b"null"
+            assert get("/")[0].startswith("HTTP/1.1 501")
+            assert get("/old")[0].startswith("HTTP/1.1 404")
+            assert clone.request("PATCH", "/mmds", {"a": 1})[0] == 400

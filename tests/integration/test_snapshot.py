@@ -185,8 +185,12 @@ def test_phases_and_refusals_of_create(tmp_path):
         assert vm.ok("GET", "/")["state"] == "Paused"
 
 
+IDENTITY = {"uuid": "5d1f1e70-93e5-4c3f-8e8b-7f3b1d0c9a42", "serial": "one"}
+
+
 def saved_counter(directory, **options):
     with Machine("counter", **options) as vm:
+        vm.ok("PUT", "/smbios", IDENTITY)
         vm.boot()
         return save(vm, pair(directory)), vm.ok("GET", "/vm/config")
 
@@ -200,6 +204,7 @@ def test_a_loaded_machine_is_as_it_was_configured(tmp_path):
         vm.load(track_dirty_pages=True)
         assert vm.ok("GET", "/")["state"] == "Paused"
         config["machine-config"]["track_dirty_pages"] = True
+        assert config["smbios"] == IDENTITY
         assert vm.ok("GET", "/vm/config") == config
         assert refused(vm, "/actions", {"action_type": "InstanceStart"}) == AFTER
         vm.ok("PATCH", "/drives/disk", {"drive_id": "disk", "path_on_host": disk["path_on_host"]})
@@ -214,6 +219,7 @@ def test_a_loaded_machine_is_as_it_was_configured(tmp_path):
     ("/machine-config", {"vcpu_count": 0, "mem_size_mib": 1}),
     ("/network-interfaces/x", {"iface_id": "x", "host_dev_name": "n" * 20}),
     ("/vsock", {"guest_cid": 3, "uds_path": "none/v"}),
+    ("/mmds/config", {"network_interfaces": ["none"]}),
 ])
 def test_nothing_is_loaded_where_a_boot_was_prepared(vm, path, body):
     files = pair(vm.directory)

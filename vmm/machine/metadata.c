@@ -26,8 +26,8 @@ static bool is_link_local(const char *address)
     return a >> 16 == 0xa9fe && a >= 0xa9fe0100 && a < 0xa9feff00;
 }
 
-static int check_metadata(const struct mmds_config *c, const struct net_configs *interfaces,
-                          struct error *e)
+int metadata_check(const struct mmds_config *c, const struct net_configs *interfaces,
+                   struct error *e)
 {
     if (!is_link_local(c->ipv4_address))
         return fail(e, ERR_INVALID, "The MMDS IPv4 address is not link local.");
@@ -68,7 +68,7 @@ int metadata_configure(struct mmds_config *config, struct mmds_config *c,
         c->ipv4_address = strdup(METADATA_ADDRESS_DEFAULT);
         BUG_ON(!c->ipv4_address);
     }
-    if (check_metadata(c, interfaces, e) < 0)
+    if (metadata_check(c, interfaces, e) < 0)
         return -1;
     mmds_config_fini(config);
     *config = (struct mmds_config){

@@ -6,6 +6,7 @@
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
 #include "vmm/machine/machine.h"
+#include "vmm/machine/metadata.h"
 
 #define CAPABILITIES_MAX 256u
 
@@ -112,11 +113,14 @@ static void code_machine(struct snapshot_coder *c, void *object)
 /* BOOT: what it was booted from, for whoever asks. */
 static void code_boot(struct snapshot_coder *c, void *object)
 {
-    struct boot_source *b = &((struct saved *)object)->config.boot_source;
+    struct vm_config *config = &((struct saved *)object)->config;
+    struct boot_source *b = &config->boot_source;
 
     snapshot_text(c, &b->kernel_image_path);
     snapshot_text(c, &b->initrd_path);
     snapshot_text(c, &b->boot_args);
+    snapshot_text(c, &config->smbios.uuid);
+    snapshot_text(c, &config->smbios.serial);
 }
 
 static void code_drive(struct snapshot_coder *c, struct drive_config *d)
@@ -192,6 +196,24 @@ static void code_interfaces(struct snapshot_coder *c, void *object)
         code_limiter(c, &s->nets[i].tx_limiter);
         code_transport(c, &s->nets[i].transport);
     }
+}
+
+/* MMDS: the metadata service, but for the data, which are each process's own; without interfaces
+ * there is none, and nothing follows. */
+static void code_mmds(struct snapshot_coder *c, void *object)
+{
+    struct mmds_config *m = &((struct saved *)object)->config.mmds;
+    struct interface_ids *ids = &m->interfaces;
+
+    ids->items =
+        snapshot_list(c, ids->items, &ids->count, PLATFORM_VIRTIO_MAX, sizeof(*ids->items));
+    if (ids->count == 0)
+        return;
+    for (size_t i = 0; i < ids->count; i++)
+        code_name(c, &ids->items[i]);
+    code_name(c, &m->ipv4_address);
+    CHOICE(c, &m->version, MMDS_V2 + 1);
+    snapshot_bool(c, &m->imds_compat);
 }
 
 /* VSCK: the vsock; without a path there is none, and nothing follows. */
@@ -322,7 +344,7 @@ static const struct snapshot_section sections[] = {
     { "BLKS", 1, NEEDED, 0, code_drives },  { "NETS", 1, NEEDED, 0, code_interfaces },
     { "VSCK", 1, NEEDED, 0, code_vsock },   { "VCPU", 1, NEEDED, 0, code_vcpus },
     { "CHIP", 1, NEEDED, 0, code_chips },   { "UART", 1, NEEDED, 0, code_serial },
-    { "KBDC", 1, NEEDED, 0, code_i8042 },
+    { "KBDC", 1, NEEDED, 0, code_i8042 },   { "MMDS", 1, NEEDED, 0, code_mmds },
 };
 #define SECTIONS (sizeof(sections) / sizeof(*sections))
 
@@ -374,6 +396,8 @@ static int judge_devices(const struct vm_config *config, struct error *e)
         if (interfaces_check(&interfaces, n, e) < 0)
             return -1;
     }
+    if (config->mmds.interfaces.count > 0 && metadata_check(&config->mmds, &interfaces, e) < 0)
+        return fail_within(e, "MMDS");
     return 0;
 }
 

@@ -187,13 +187,13 @@ static int load_machine(struct machine **out, const struct saved *s, struct open
 /* What was loaded is the configuration, but for what is the process's own. */
 static void take_config(struct vm_config *config, const struct vm_config *loaded)
 {
-    const struct vm_config old = *config;
+    struct vm_config old = *config;
 
     *config = *loaded;
     config->logger = old.logger;
     config->metrics = old.metrics;
     config->serial = old.serial;
-    cpu_config_fini(&(struct vm_config){ .cpu = old.cpu }.cpu);
+    cpu_config_fini(&old.cpu);
 }
 
 int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
