@@ -1,9 +1,8 @@
 /*
- * A guest that is saved and goes on elsewhere, `rounds` times: at each "waiting save" the test saves
- * it, loads it into another process, and sends that a byte. What it had before must be there, and
- * what tells it that it is a clone.
- * Command line: vcpus=N, rounds=N, gsi=N of the first device of the board; disk: a drive is in slot
- * 0, whose sectors it may write.
+ * A guest that is saved and goes on elsewhere, `rounds` times: at each "waiting save" the test
+ * saves it, loads it into another process, and sends that a byte. What it had before must be there,
+ * and what tells it that it is a clone. Command line: vcpus=N, rounds=N, gsi=N of the first device
+ * of the board; disk: a drive is in slot 0, whose sectors it may write.
  */
 #include "runtime/block.h"
 #include "runtime/boot.h"

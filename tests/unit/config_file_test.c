@@ -93,8 +93,7 @@ ParameterizedTestParameters(config_file, refuses_what_it_can_not_use)
         { "{\"drives\":[],\"drives\":[]}", SYNTAX "duplicate field `drives` at line 1 column 21" },
         { "{\"vsock\":{\"guest_cid\":3}}", SYNTAX "missing field `uds_path` at line 1 column 24" },
         { "{\"network-interfaces\":[{}]}", SYNTAX "missing field `iface_id` at line 1 column 25" },
-        { "{\"mmds-config\":{}}",
-          SYNTAX "missing field `network_interfaces` at line 1 column 17" },
+        { "{\"mmds-config\":{}}", SYNTAX "missing field `network_interfaces` at line 1 column 17" },
         { "{" BOOT ",\"drives\":[],\"mmds-config\":{\"network_interfaces\":[]}}",
           PARSE "MMDS config error: The list of network interface IDs that allow forwarding MMDS "
                 "requests is empty." },

@@ -1,6 +1,6 @@
 /* The DSDT of a guest with one virtio device at 0xc0001000, interrupt 5, and so VMGenID at 6 and
- * VMClock at 7. What Firecracker's does not have: _S5_ and the power button at its end, and what the
- * GED says of that. To read it: disassemble these bytes with iasl -d. */
+ * VMClock at 7. What Firecracker's does not have: _S5_ and the power button at its end, and what
+ * the GED says of that. To read it: disassemble these bytes with iasl -d. */
 #pragma once
 
 #include <stdint.h>
