@@ -51,9 +51,9 @@ static int register_memory(struct uffd *u, struct error *e)
         return fail_os(e, -ret, "Failed to UFFD object");
     if (ioctl(u->fd, UFFDIO_API, &api) < 0)
         return fail_os(e, errno, "Failed to UFFD object: UFFDIO_API");
-    for (unsigned i = 0; i < u->mem->region_count; i++) {
+    for (unsigned i = 0; i < u->mem.region_count; i++) {
         struct uffdio_register range = {
-            .range = { (uintptr_t)u->mem->regions[i].host, u->mem->regions[i].bytes },
+            .range = { (uintptr_t)u->mem.regions[i].host, u->mem.regions[i].bytes },
             .mode = UFFDIO_REGISTER_MODE_MISSING,
         };
 
@@ -110,7 +110,7 @@ static size_t write_message(const struct guest_mem *m, char text[MESSAGE_BYTES])
 static int send_message(const struct uffd *u, struct error *e)
 {
     char text[MESSAGE_BYTES];
-    struct iovec bytes = { text, write_message(u->mem, text) };
+    struct iovec bytes = { text, write_message(&u->mem, text) };
     union {
         char room[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
@@ -152,7 +152,7 @@ static void *fetch_thread(void *arg)
             continue;
         }
         pthread_mutex_unlock(&u->lock);
-        gmem_touch(u->mem, at);
+        gmem_touch(&u->mem, at);
         pthread_mutex_lock(&u->lock);
         u->served_ns = monotonic_ns();
         if (u->next.v == at.v && u->end.v != at.v)
@@ -191,7 +191,7 @@ struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
         .fd = -1,
         .socket_fd = -1,
         .path = strdup(path),
-        .mem = mem,
+        .mem = *mem,
         .filter = filter,
         .patience_ns = UFFD_PATIENCE_S * NS_PER_S,
         .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -248,7 +248,7 @@ int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e)
 {
     int ret = 0;
 
-    BUG_ON(!gmem_has(u->mem, at, n));
+    BUG_ON(!gmem_has(&u->mem, at, n));
     pthread_mutex_lock(&u->lock);
     u->next = gpa(at.v & ~(uint64_t)(GMEM_PAGE_BYTES - 1));
     u->end = gpa((at.v + n + GMEM_PAGE_BYTES - 1) & ~(uint64_t)(GMEM_PAGE_BYTES - 1));
@@ -264,8 +264,8 @@ int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e)
 
 int uffd_fetch_all(struct uffd *u, struct error *e)
 {
-    for (unsigned i = 0; i < u->mem->region_count; i++) {
-        const struct gmem_region *r = &u->mem->regions[i];
+    for (unsigned i = 0; i < u->mem.region_count; i++) {
+        const struct gmem_region *r = &u->mem.regions[i];
 
         if (uffd_fetch(u, gpa(r->start), r->bytes, e) < 0)
             return -1;
@@ -276,9 +276,8 @@ int uffd_fetch_all(struct uffd *u, struct error *e)
 /* Whoever waits for a page of memory that is registered no more finds zeroes. */
 void uffd_close(struct uffd *u)
 {
-    for (unsigned i = 0; i < u->mem->region_count; i++) {
-        struct uffdio_range range = { (uintptr_t)u->mem->regions[i].host,
-                                      u->mem->regions[i].bytes };
+    for (unsigned i = 0; i < u->mem.region_count; i++) {
+        struct uffdio_range range = { (uintptr_t)u->mem.regions[i].host, u->mem.regions[i].bytes };
 
         (void)!ioctl(u->fd, UFFDIO_UNREGISTER, &range);
     }
