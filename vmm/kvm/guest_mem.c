@@ -123,13 +123,14 @@ int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_pages huge_p
         ret = -ENOMEM;
     for (unsigned i = 0; i < m->region_count && !ret; i++)
         ret = region_map(&m->regions[i], huge_pages);
-    if (ret) {
-        gmem_fini(m);
-        if (huge_pages == HUGE_PAGES_2M)
-            return fail_huge_pages(e, -ret, mem_size_mib / 2);
-        return fail_os(e, -ret, "Invalid Memory Configuration: Cannot create mmap region");
-    }
-    return 0;
+    if (!ret)
+        return 0;
+    gmem_fini(m);
+    if (huge_pages == HUGE_PAGES_2M)
+        fail_huge_pages(e, -ret, mem_size_mib / 2);
+    else
+        fail_os(e, -ret, "Invalid Memory Configuration: Cannot create mmap region");
+    return -1;
 }
 
 static int check_memory_file(const struct guest_mem *m, int fd, uint64_t offset, struct error *e)
@@ -235,6 +236,7 @@ uint64_t gmem_page_of(const struct guest_mem *m, gpa_t at)
 
 int gmem_track_writes(struct guest_mem *m)
 {
+    // NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): there are 256 pages at least
     m->written = calloc(gmem_pages(m) / 64, sizeof(*m->written));
     return m->written ? 0 : -ENOMEM;
 }

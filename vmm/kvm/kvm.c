@@ -137,6 +137,7 @@ int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_di
     return 0;
 }
 
+// NOLINTNEXTLINE(readability-non-const-parameter): the kernel writes it
 int kvm_get_dirty(const struct kvm *k, const struct guest_mem *m, uint64_t *words, struct error *e)
 {
     for (unsigned i = 0; i < m->region_count; i++) {
