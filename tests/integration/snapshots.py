@@ -8,6 +8,8 @@ import subprocess
 import mayfly
 from guests import Machine
 
+MARK = "user.mayfly.snapshot"
+FAILED = "Load snapshot error: Failed to restore from snapshot: "
 HEADER = struct.Struct("<8sHHHH12sI16sQII")
 SECTION = struct.Struct("<4sHHI")
 
@@ -84,12 +86,29 @@ def sections(path):
     return found
 
 
+def mark(path):
+    """A memory file's, or None."""
+    return os.getxattr(path, MARK).decode() if MARK in os.listxattr(path) else None
+
+
+def numbers(length):
+    """What the guest counter.c has printed by then; it and its clone print one sequence."""
+    return "".join(f"{i}\n" for i in range(length // 2 + 1))[:length]
+
+
+def _crc_of(byte):
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82f63b78 if byte & 1 else 0)
+    return byte
+
+
+CRC_TABLE = [_crc_of(byte) for byte in range(256)]
+
+
 def crc32c(data):
     crc = 0xffffffff
     for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+        crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 255]
     return crc ^ 0xffffffff
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import struct
 import subprocess
 
@@ -13,10 +12,10 @@ import vsock
 from guests import Machine, drive, make_disk, needs_kvm
 from jail import Jail, needs_root
 from mayfly import AFTER, BEFORE
-from snapshots import (Clone, create_body, load_body, loaded, mended, pair, pause, resume, save,
-                       sections, until_output)
+from snapshots import (FAILED, Clone, create_body, load_body, loaded, mended, numbers, pair, pause,
+                       resume, save, sections, until_output)
 from taps import Guest as NetGuest
-from taps import SEED, Wire, make_tap, needs_taps, random_frames
+from taps import Wire, make_tap, needs_taps, random_frames
 from vsock import ECHO, OFF, dial, read_bytes, read_line
 
 pytestmark = needs_kvm
@@ -24,7 +23,6 @@ RUNNING = ("Create snapshot error: Cannot save the microVM state: Operation not 
            "save/restore unavailable while running")
 NOT_AFTER = ("Load snapshot error: Loading a microVM snapshot not allowed after configuring "
              "boot-specific resources.")
-FAILED = "Load snapshot error: Failed to restore from snapshot: "
 STDIO = {"stdin": subprocess.PIPE}
 
 
@@ -32,12 +30,6 @@ def refused(machine, path, body):
     status, _, answer = machine.request("PUT", path, body)
     assert status == 400, answer
     return answer["fault_message"]
-
-
-# A guest that prints rising numbers: what a machine and its clone have printed is one sequence.
-
-def numbers(length):
-    return "".join(f"{i}\n" for i in range(length // 2 + 1))[:length]
 
 
 @pytest.mark.parametrize("rounds", [20 if mayfly.IS_LONG else 4])
@@ -357,26 +349,3 @@ def test_a_guest_of_a_processor_that_had_more_is_refused(tmp_path):
             assert got == status, body
             assert status == 204 or body["fault_message"].endswith(
                 "this processor lacks what the guest has seen on another: pks")
-
-
-# A file that lies.
-
-def test_a_changed_byte_is_loaded_or_refused_and_nothing_else(tmp_path):
-    """Its checksums say that it is right. A guest may crash of it, which ends the process well."""
-    disk = drive(make_disk(tmp_path / "disk", 64))
-    with Machine("clone", "disk gsi=6", drives=[disk], **STDIO) as first:
-        until_output(first.boot(), lambda text: "waiting save\n" in text)
-        state, memory = save(first, pair(tmp_path))
-    with open(state, "rb") as whole:
-        data = whole.read()
-    source, changed = random.Random(SEED), str(tmp_path / "changed")
-    for at in source.sample(range(64, len(data)), 1000 if mayfly.IS_LONG else 12):
-        other = bytearray(data)
-        other[at] ^= source.choice((1, 0x10, 0x80, 0xff))
-        with open(changed, "wb") as file:
-            file.write(mended(other))
-        with Clone((changed, memory)) as vm:
-            status, _, body = vm.request("PUT", "/snapshot/load",
-                                         load_body((changed, memory), resume_vm=True))
-            assert status == 204 or (status == 400 and vm.wait() == 1), (at, body)
-            assert (vm.process.poll() or 0) >= 0, (at, vm.log())

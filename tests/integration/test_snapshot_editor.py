@@ -8,10 +8,9 @@ import pytest
 
 import mayfly
 from guests import Machine, needs_kvm
-from snapshots import create_body, loaded, pair, pause, resume, save, until_output
+from snapshots import MARK, create_body, loaded, mark, pair, pause, resume, save, until_output
 
 EDITOR = os.path.join(os.path.dirname(mayfly.BINARY), "snapshot-editor")
-MARK = "user.mayfly.snapshot"
 OLD = "00000000-0000-4000-8000-000000000001 "
 NEW = "00000000-0000-4000-8000-000000000002 "
 MIB = 1 << 20
@@ -27,18 +26,14 @@ def rebase(memory, diff):
     return edit("edit-memory", "rebase", "--memory-path", memory, "--diff-path", diff)
 
 
-def make(path, mark=None, data=(), size=MIB):
+def make(path, its_mark=None, data=(), size=MIB):
     with open(path, "wb") as file:
         file.truncate(size)
         for at, text in data:
             os.pwrite(file.fileno(), text, at)
-    if mark:
-        os.setxattr(path, MARK, mark.encode())
+    if its_mark:
+        os.setxattr(path, MARK, its_mark.encode())
     return path
-
-
-def mark(path):
-    return os.getxattr(path, MARK).decode() if MARK in os.listxattr(path) else None
 
 
 @pytest.fixture(name="halves")

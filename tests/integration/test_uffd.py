@@ -12,11 +12,10 @@ import pytest
 import mayfly
 from guests import Machine, needs_kvm
 from jail import Jail, needs_root
-from snapshots import Clone, pair, pause, resume, save, until_output
+from snapshots import FAILED, Clone, numbers, pair, pause, resume, save, until_output
 from uffd import Handler, load_body, needs_uffd
 
 pytestmark = [needs_kvm, needs_uffd]
-FAILED = "Load snapshot error: Failed to restore from snapshot: "
 FROM_UFFD = FAILED + "Failed to load guest memory: Error creating guest memory from uffd: "
 MIB = 1 << 20
 
@@ -36,10 +35,6 @@ def loaded(files, handler, **members):
     with Clone(files[:2], stdin=subprocess.PIPE) as clone:
         clone.ok("PUT", "/snapshot/load", load_body(files, handler.path, **members))
         yield clone
-
-
-def numbers(length):
-    return "".join(f"{i}\n" for i in range(length // 2 + 1))[:length]
 
 
 @pytest.mark.parametrize("serves", ["page", "all"])
