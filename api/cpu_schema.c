@@ -6,8 +6,6 @@
 
 /* The table of a custom CPU template, and its numbers in strings. */
 
-#define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
-
 /* A whole number of that base and nothing else, at most max; why not, in Rust's words. */
 enum number { NUMBER_OK, NUMBER_EMPTY, NUMBER_INVALID, NUMBER_TOO_LARGE };
 
@@ -140,7 +138,7 @@ static const struct schema_field register_fields[] = {
 static const struct schema register_schema = {
     .name = "CpuidRegisterModifier",
     .size = sizeof(struct cpuid_register_modifier),
-    FIELDS(register_fields),
+    SCHEMA_FIELDS(register_fields),
 };
 
 #define LEAF(m) offsetof(struct cpuid_modifier, m)
@@ -155,7 +153,7 @@ static const struct schema_field leaf_fields[] = {
 static const struct schema leaf_schema = {
     .name = "CpuidLeafModifier",
     .size = sizeof(struct cpuid_modifier),
-    FIELDS(leaf_fields),
+    SCHEMA_FIELDS(leaf_fields),
 };
 
 static const struct schema_field msr_fields[] = {
@@ -168,7 +166,7 @@ static const struct schema_field msr_fields[] = {
 static const struct schema msr_schema = {
     .name = "RegisterModifier",
     .size = sizeof(struct msr_modifier),
-    FIELDS(msr_fields),
+    SCHEMA_FIELDS(msr_fields),
 };
 
 static const struct schema_field capability =
@@ -192,5 +190,5 @@ static const struct schema_field cpu_fields[] = {
 const struct schema cpu_config_schema = {
     .name = "CustomCpuTemplate",
     .size = sizeof(struct cpu_config),
-    FIELDS(cpu_fields),
+    SCHEMA_FIELDS(cpu_fields),
 };

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "api/cpu_schema.h"
+#include "api/snapshot_schema.h"
 #include "vmm/base/log.h"
-
-#define FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
+#include "vmm/base/uuid.h"
 
 _Static_assert(sizeof(enum cpu_template) == sizeof(unsigned), "enums are read as unsigned");
 
@@ -45,7 +45,7 @@ static const struct schema_field machine_fields[] = {
 static const struct schema machine_schema = {
     .name = "MachineConfig",
     .size = sizeof(struct machine_config),
-    FIELDS(machine_fields),
+    SCHEMA_FIELDS(machine_fields),
 };
 
 static const struct schema_field machine_patch_fields[] = {
@@ -63,7 +63,7 @@ static const struct schema_field machine_patch_fields[] = {
 static const struct schema machine_patch_schema = {
     .name = "MachineConfigUpdate",
     .size = sizeof(struct machine_config),
-    FIELDS(machine_patch_fields),
+    SCHEMA_FIELDS(machine_patch_fields),
 };
 
 #define BOOT(m) offsetof(struct boot_source, m)
@@ -77,7 +77,7 @@ static const struct schema_field boot_source_fields[] = {
 static const struct schema boot_source_schema = {
     .name = "BootSourceConfig",
     .size = sizeof(struct boot_source),
-    FIELDS(boot_source_fields),
+    SCHEMA_FIELDS(boot_source_fields),
 };
 
 #define BUCKET(m) offsetof(struct token_bucket, m)
@@ -97,7 +97,7 @@ static bool bucket_is_none(const void *object)
 static const struct schema token_bucket_schema = {
     .name = "TokenBucketConfig",
     .size = sizeof(struct token_bucket),
-    FIELDS(token_bucket_fields),
+    SCHEMA_FIELDS(token_bucket_fields),
     .takes_unknown = true,
     .is_none = bucket_is_none,
 };
@@ -120,7 +120,7 @@ static bool limits_are_none(const void *object)
 static const struct schema rate_limits_schema = {
     .name = "RateLimiterConfig",
     .size = sizeof(struct rate_limits),
-    FIELDS(rate_limits_fields),
+    SCHEMA_FIELDS(rate_limits_fields),
     .is_none = limits_are_none,
 };
 
@@ -156,7 +156,7 @@ static const struct schema_field drive_fields[] = {
 static const struct schema drive_schema = {
     .name = "BlockDeviceConfig",
     .size = sizeof(struct drive_config),
-    FIELDS(drive_fields),
+    SCHEMA_FIELDS(drive_fields),
 };
 
 #define DRIVE_PATCH(m) offsetof(struct drive_patch, m)
@@ -172,7 +172,7 @@ static const struct schema_field drive_patch_fields[] = {
 static const struct schema drive_patch_schema = {
     .name = "BlockDeviceUpdateConfig",
     .size = sizeof(struct drive_patch),
-    FIELDS(drive_patch_fields),
+    SCHEMA_FIELDS(drive_patch_fields),
 };
 
 static int parse_level(const char *text, void *member, struct error *e)
@@ -198,7 +198,7 @@ static const struct schema_field logger_fields[] = {
 static const struct schema logger_schema = {
     .name = "LoggerConfig",
     .size = sizeof(struct logger_config),
-    FIELDS(logger_fields),
+    SCHEMA_FIELDS(logger_fields),
 };
 
 #define METRICS(m) offsetof(struct metrics_config, m)
@@ -213,7 +213,7 @@ static const struct schema_field metrics_fields[] = {
 static const struct schema metrics_schema = {
     .name = "MetricsConfig",
     .size = sizeof(struct metrics_config),
-    FIELDS(metrics_fields),
+    SCHEMA_FIELDS(metrics_fields),
     .takes_unknown = true,
 };
 
@@ -249,7 +249,7 @@ static const struct schema_field net_fields[] = {
 static const struct schema net_schema = {
     .name = "NetworkInterfaceConfig",
     .size = sizeof(struct net_config),
-    FIELDS(net_fields),
+    SCHEMA_FIELDS(net_fields),
 };
 
 #define NET_PATCH(m) offsetof(struct net_patch, m)
@@ -265,7 +265,7 @@ static const struct schema_field net_patch_fields[] = {
 static const struct schema net_patch_schema = {
     .name = "NetworkInterfaceUpdateConfig",
     .size = sizeof(struct net_patch),
-    FIELDS(net_patch_fields),
+    SCHEMA_FIELDS(net_patch_fields),
 };
 
 #define VSOCK(m) offsetof(struct vsock_config, m)
@@ -286,7 +286,7 @@ static bool vsock_is_none(const void *object)
 static const struct schema vsock_schema = {
     .name = "VsockDeviceConfig",
     .size = sizeof(struct vsock_config),
-    FIELDS(vsock_fields),
+    SCHEMA_FIELDS(vsock_fields),
     .is_none = vsock_is_none,
 };
 
@@ -329,26 +329,24 @@ static bool mmds_is_none(const void *object)
 static const struct schema mmds_schema = {
     .name = "MmdsConfig",
     .size = sizeof(struct mmds_config),
-    FIELDS(mmds_fields),
+    SCHEMA_FIELDS(mmds_fields),
     .is_none = mmds_is_none,
 };
 
-/* Groups of hexadecimal digits. */
 static int parse_uuid(const char *text, void *member, struct error *e)
 {
-    static const char like[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
-    char *uuid = strdup(text);
-    unsigned i = 0;
+    struct uuid uuid;
+    char *shown;
 
-    BUG_ON(!uuid);
-    *(char **)member = uuid;
-    for (; like[i] && (like[i] == '-' ? uuid[i] == '-' : isxdigit((unsigned char)uuid[i])); i++)
-        uuid[i] = (char)tolower((unsigned char)uuid[i]);
-    return like[i] || uuid[i]
-               ? fail(e, ERR_INVALID,
-                      "The provided UUID is invalid: hexadecimal digits in groups of "
-                      "8, 4, 4, 4 and 12, with hyphens between, are wanted.")
-               : 0;
+    if (!uuid_parse(&uuid, text) || text[UUID_TEXT - 1])
+        return fail(e, ERR_INVALID,
+                    "The provided UUID is invalid: hexadecimal digits in groups of 8, 4, 4, 4 and "
+                    "12, with hyphens between, are wanted.");
+    shown = malloc(UUID_TEXT);
+    BUG_ON(!shown);
+    uuid_text(&uuid, shown);
+    *(char **)member = shown;
+    return 0;
 }
 
 static int parse_serial(const char *text, void *member, struct error *e)
@@ -383,7 +381,7 @@ static bool smbios_is_none(const void *object)
 static const struct schema smbios_schema = {
     .name = "SmbiosConfig",
     .size = sizeof(struct smbios_config),
-    FIELDS(smbios_fields),
+    SCHEMA_FIELDS(smbios_fields),
     .is_none = smbios_is_none,
 };
 
@@ -398,121 +396,7 @@ static const struct schema_field serial_fields[] = {
 static const struct schema serial_schema = {
     .name = "SerialConfig",
     .size = sizeof(struct serial_config),
-    FIELDS(serial_fields),
-};
-
-static const struct schema_variant snapshot_types[] = {
-    { "Diff", SNAPSHOT_TYPE_DIFF },
-    { "Full", SNAPSHOT_TYPE_FULL },
-    { 0 },
-};
-
-#define CREATE(m) offsetof(struct snapshot_create_config, m)
-
-static const struct schema_field snapshot_create_fields[] = {
-    SCHEMA_FIELD("snapshot_type", ENUM, SCHEMA_DEFAULT, CREATE(type), .variants = snapshot_types),
-    SCHEMA_FIELD("snapshot_path", PATH, SCHEMA_REQUIRED, CREATE(snapshot_path)),
-    SCHEMA_FIELD("mem_file_path", PATH, SCHEMA_REQUIRED, CREATE(mem_file_path)),
-    SCHEMA_FIELD("sync_snapshot_files", BOOL, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(sync)),
-};
-
-static const struct schema snapshot_create_schema = {
-    .name = "CreateSnapshotParams",
-    .size = sizeof(struct snapshot_create_config),
-    FIELDS(snapshot_create_fields),
-};
-
-static const struct schema_variant backend_types[] = {
-    { "File", MEM_BACKEND_FILE },
-    { "Uffd", MEM_BACKEND_UFFD },
-    { 0 },
-};
-
-#define BACKEND(m) offsetof(struct mem_backend, m)
-
-static const struct schema_field backend_fields[] = {
-    SCHEMA_FIELD("backend_path", PATH, SCHEMA_REQUIRED, BACKEND(path)),
-    SCHEMA_FIELD("backend_type", ENUM, SCHEMA_REQUIRED, BACKEND(type), .variants = backend_types),
-};
-
-static const struct schema backend_schema = {
-    .name = "MemBackendConfig",
-    .size = sizeof(struct mem_backend),
-    FIELDS(backend_fields),
-};
-
-#define OVERRIDE(m) offsetof(struct network_override, m)
-
-static const struct schema_field network_override_fields[] = {
-    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, OVERRIDE(iface_id)),
-    SCHEMA_FIELD("host_dev_name", STRING, SCHEMA_REQUIRED, OVERRIDE(host_dev_name)),
-};
-
-static const struct schema network_override_schema = {
-    .name = "NetworkOverride",
-    .size = sizeof(struct network_override),
-    FIELDS(network_override_fields),
-    .takes_unknown = true,
-};
-
-static const struct schema_field vsock_override_fields[] = {
-    SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, offsetof(struct vsock_override, uds_path)),
-};
-
-static const struct schema vsock_override_schema = {
-    .name = "VsockOverride",
-    .size = sizeof(struct vsock_override),
-    FIELDS(vsock_override_fields),
-    .takes_unknown = true,
-};
-
-static const struct schema_variant load_huge_pages[] = {
-    { "Snapshot", LOAD_HUGE_PAGES_AS_SAVED },
-    { "None", LOAD_HUGE_PAGES + HUGE_PAGES_NONE },
-    { "Transparent", LOAD_HUGE_PAGES + HUGE_PAGES_TRANSPARENT },
-    { "2M", LOAD_HUGE_PAGES + HUGE_PAGES_2M },
-    { 0 },
-};
-
-#define LOAD(m) offsetof(struct snapshot_load_config, m)
-
-static const struct schema_field snapshot_load_fields[] = {
-    SCHEMA_FIELD("snapshot_path", PATH, SCHEMA_REQUIRED, LOAD(snapshot_path)),
-    SCHEMA_FIELD("mem_file_path", PATH, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_DEPRECATED,
-                 LOAD(mem_file_path)),
-    SCHEMA_FIELD("mem_backend", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT, LOAD(backend),
-                 .object = &backend_schema),
-    SCHEMA_FIELD("enable_diff_snapshots", BOOL, SCHEMA_DEFAULT | SCHEMA_DEPRECATED,
-                 LOAD(enable_diff_snapshots)),
-    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_DEFAULT, LOAD(track_dirty_pages)),
-    SCHEMA_FIELD("resume_vm", BOOL, SCHEMA_DEFAULT, LOAD(resume_vm)),
-    SCHEMA_FIELD("network_overrides", LIST, SCHEMA_DEFAULT, LOAD(network_overrides),
-                 .object = &network_override_schema),
-    SCHEMA_FIELD("vsock_override", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT, LOAD(vsock_override),
-                 .object = &vsock_override_schema),
-    SCHEMA_FIELD("clock_realtime", BOOL, SCHEMA_DEFAULT, LOAD(clock_realtime)),
-    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_DEFAULT, LOAD(huge_pages), .variants = load_huge_pages),
-};
-
-static int check_load(const void *object, struct error *e)
-{
-    const struct snapshot_load_config *c = object;
-
-    if (c->mem_file_path && c->backend.path)
-        return fail(e, ERR_INVALID,
-                    "too many fields: either `mem_backend` or `mem_file_path` exclusively is "
-                    "required");
-    if (!c->mem_file_path && !c->backend.path)
-        return fail(e, ERR_INVALID,
-                    "missing field: either `mem_backend` or `mem_file_path` is required");
-    return 0;
-}
-
-static const struct schema snapshot_load_schema = {
-    .name = "LoadSnapshotConfig",
-    .size = sizeof(struct snapshot_load_config),
-    FIELDS(snapshot_load_fields),
-    .check = check_load,
+    SCHEMA_FIELDS(serial_fields),
 };
 
 static const struct schema_variant action_types[] = {
@@ -530,7 +414,7 @@ static const struct schema_field action_fields[] = {
 static const struct schema action_schema = {
     .name = "ActionBody",
     .size = sizeof(enum action_kind),
-    FIELDS(action_fields),
+    SCHEMA_FIELDS(action_fields),
 };
 
 static const struct schema_variant vm_states[] = {
@@ -546,7 +430,7 @@ static const struct schema_field vm_state_fields[] = {
 static const struct schema vm_state_schema = {
     .name = "Vm",
     .size = sizeof(enum action_kind),
-    FIELDS(vm_state_fields),
+    SCHEMA_FIELDS(vm_state_fields),
 };
 
 #define CONFIG(m) offsetof(struct config_file, config.m)
@@ -579,7 +463,7 @@ static const struct schema_field config_file_fields[] = {
 const struct schema config_file_schema = {
     .name = "VmmConfig",
     .size = sizeof(struct config_file),
-    FIELDS(config_file_fields),
+    SCHEMA_FIELDS(config_file_fields),
     .takes_unknown = true,
 };
 

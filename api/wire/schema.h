@@ -89,6 +89,9 @@ struct schema_field {
         .name = (json), .type = SCHEMA_##kind, .flags = (rules), .at = (place), ##__VA_ARGS__      \
     }
 
+/* The rows of a schema. */
+#define SCHEMA_FIELDS(table) .fields = (table), .count = sizeof(table) / sizeof(*(table))
+
 struct schema {
     const char *name; /* as errors call it */
     size_t size;      /* of the struct */

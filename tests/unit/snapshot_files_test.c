@@ -59,7 +59,7 @@ Test(snapshot_files_write, leaves_an_old_file_to_whom_it_is_mapped_by)
     cr_expect_eq(pread(old, &byte, 1, 3 * GMEM_PAGE_BYTES + 5), 1);
     cr_expect_eq(byte, 'a');
     cr_expect_eq(byte_of(at("mem"), 3), 'b');
-    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "second");
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "second");
     close(old);
     drop_vm(&vm);
 }
@@ -98,7 +98,7 @@ Test(snapshot_files_write, refuses_one_file_for_both)
     f = pair_at("mem.mayfly-new", "mem", false);
     EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
     cr_expect(file_is(at("mem"), &vm.mem));
-    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "first");
     drop_vm(&vm);
 }
 
@@ -153,7 +153,7 @@ Test(snapshot_files_write, needs_permission_for_an_old_file)
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "third")); /* nothing can be made here: in place */
     cr_assert_eq(seteuid(0), 0);
     cr_expect(file_is(at("mem"), &vm.mem));
-    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "third");
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "third");
     drop_vm(&vm);
 }
 
@@ -251,7 +251,7 @@ Test(snapshot_files_write, writes_a_layer_where_nothing_is_to_be_merged_into)
     write_page(&vm, 6, 'd');
     EXPECT_NO(save(&vm, SNAPSHOT_DIFF, "fourth"), "Cannot write memory file: it is of snapshot ");
     cr_expect_eq(byte_of(at("mem"), 6), '\0');
-    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "first");
     drop_vm(&vm);
 }
 
@@ -444,7 +444,7 @@ Test(snapshot_files_write, does_not_touch_what_another_is_writing)
     cr_assert_eq(write(other, "x", 1), 1);
     EXPECT_NO(save(&vm, SNAPSHOT_FULL, "second"), "another microVM is writing it");
     cr_expect_str_eq(get("mem.mayfly-new"), "x");
-    cr_expect_str_eq(get("state") + sizeof(struct snapshot_uuid), "first");
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "first");
     close(other);
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "third")); /* what a killed one left is used again */
     cr_expect_not(is_there("mem.mayfly-new"));
@@ -453,14 +453,14 @@ Test(snapshot_files_write, does_not_touch_what_another_is_writing)
 
 Test(snapshot_files_open_memory, judges_the_file)
 {
-    struct snapshot_uuid name, other;
+    struct uuid name, other;
     struct stat st;
     int fd;
 
     boot_vm(&vm, false);
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
     memcpy(&name, get("state"), sizeof(name));
-    snapshot_uuid_make(&other);
+    uuid_make(&other);
     EXPECT_NO(snapshot_files_open_memory(at("no"), &name, MEM_BYTES, &e),
               "Failed to load guest memory: No such file or directory (os error 2)");
     EXPECT_NO(snapshot_files_open_memory(directory, &name, MEM_BYTES, &e),

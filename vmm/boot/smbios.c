@@ -1,9 +1,9 @@
 /* Section numbers are those of DSP0134, version 3.3. */
 #include "vmm/boot/smbios.h"
 
-#include <stdio.h>
 #include <string.h>
 
+#include "vmm/base/uuid.h"
 #include "vmm/boot/checksum.h"
 
 #define CHARACTERISTICS_UNKNOWN (1u << 3)
@@ -52,10 +52,11 @@ static void encode_uuid(uint8_t *out, const char *text)
 {
     static const uint8_t place[16] = { 3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15 };
 
-    for (unsigned i = 0; i < 16; i++, text += 2) {
-        text += *text == '-';
-        BUG_ON(sscanf(text, "%2hhx", &out[place[i]]) != 1);
-    }
+    struct uuid uuid;
+
+    BUG_ON(!uuid_parse(&uuid, text));
+    for (unsigned i = 0; i < 16; i++)
+        out[place[i]] = uuid.bytes[i];
 }
 
 int smbios_write(struct guest_mem *m, const struct smbios_config *config, struct error *e)

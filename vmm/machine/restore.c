@@ -43,7 +43,7 @@ static void save_devices(struct machine *m, struct saved *s)
 int machine_save(struct machine *m, const struct vm_config *config, struct saved *s,
                  struct error *e)
 {
-    snapshot_uuid_make(&s->name);
+    uuid_make(&s->name);
     s->wall_ns = clock_ns(CLOCK_REALTIME);
     cpuid_host(s->processor);
     s->config = *config;

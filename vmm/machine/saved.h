@@ -15,7 +15,7 @@
 #include "vmm/snapshot/format.h"
 
 struct saved {
-    struct snapshot_uuid name;
+    struct uuid name;
     uint64_t wall_ns;                     /* CLOCK_REALTIME when it was saved */
     uint32_t processor[CPUID_HOST_WORDS]; /* of cpuid_host() */
     /* What is built again: without log, metrics and console, and of a CPU template only what it

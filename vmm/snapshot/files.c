@@ -301,7 +301,7 @@ static int lock_old_file(const struct pair *p, struct error *e)
 static int judge_base(struct pair *p, struct error *e)
 {
     const struct snapshot_memory *m = p->m;
-    char found[SNAPSHOT_UUID_TEXT], wanted[SNAPSHOT_UUID_TEXT];
+    char found[UUID_TEXT], wanted[UUID_TEXT];
     struct snapshot_mark mark;
     const int ret = snapshot_mark_get(p->memory.old_fd, &mark);
 
@@ -314,12 +314,12 @@ static int judge_base(struct pair *p, struct error *e)
         return 0;
     }
     p->mark.is_whole = mark.is_whole;
-    if (mark.is_legible && (snapshot_uuid_equal(&mark.name, &m->torn) ||
-                            (!mark.is_merging && (snapshot_uuid_equal(&mark.name, &m->base) ||
-                                                  snapshot_uuid_equal(&mark.name, &m->last)))))
+    if (mark.is_legible && (uuid_equal(&mark.name, &m->torn) ||
+                            (!mark.is_merging && (uuid_equal(&mark.name, &m->base) ||
+                                                  uuid_equal(&mark.name, &m->last)))))
         return 0;
-    snapshot_uuid_text(&mark.name, found);
-    snapshot_uuid_text(&m->base, wanted);
+    uuid_text(&mark.name, found);
+    uuid_text(&m->base, wanted);
     return fail(e, ERR_INVALID,
                 "Cannot write memory file: it is of snapshot %s, and the diff is to snapshot %s",
                 mark.is_legible ? found : "?", wanted);
@@ -414,8 +414,8 @@ static int write_pair(struct pair *p, struct error *e)
 }
 
 int snapshot_files_write(const struct snapshot_files *f, struct snapshot_memory *m,
-                         enum snapshot_kind kind, const struct snapshot_uuid *name,
-                         const void *state, size_t bytes, struct error *e)
+                         enum snapshot_kind kind, const struct uuid *name, const void *state,
+                         size_t bytes, struct error *e)
 {
     struct page_set set = { 0 };
     struct pair p = {
@@ -483,10 +483,10 @@ int snapshot_files_read_state(const char *path, uint8_t **state, size_t *bytes, 
     return 0;
 }
 
-static int judge_mark(int fd, const struct snapshot_uuid *name, struct error *e)
+static int judge_mark(int fd, const struct uuid *name, struct error *e)
 {
     static const char prefix[] = "Failed to load guest memory";
-    char found[SNAPSHOT_UUID_TEXT], wanted[SNAPSHOT_UUID_TEXT];
+    char found[UUID_TEXT], wanted[UUID_TEXT];
     struct snapshot_mark mark;
     const int ret = snapshot_mark_get(fd, &mark);
 
@@ -496,15 +496,15 @@ static int judge_mark(int fd, const struct snapshot_uuid *name, struct error *e)
         log_warn("The memory file has no mark (%s): taken for that of the state", SNAPSHOT_MARK);
         return 0;
     }
-    snapshot_uuid_text(&mark.name, found);
-    snapshot_uuid_text(name, wanted);
+    uuid_text(&mark.name, found);
+    uuid_text(name, wanted);
     if (!mark.is_legible)
         return fail(e, ERR_INVALID, "%s: its mark (%s) is not one of ours", prefix, SNAPSHOT_MARK);
     if (mark.is_merging)
         return fail(e, ERR_INVALID,
                     "%s: its file is unfinished: writing snapshot %s into it was cut off", prefix,
                     found);
-    if (!snapshot_uuid_equal(&mark.name, name))
+    if (!uuid_equal(&mark.name, name))
         return fail(e, ERR_INVALID, "%s: its file is of snapshot %s, the state of snapshot %s",
                     prefix, found, wanted);
     if (!mark.is_whole)
@@ -515,7 +515,7 @@ static int judge_mark(int fd, const struct snapshot_uuid *name, struct error *e)
     return 0;
 }
 
-int snapshot_files_open_memory(const char *path, const struct snapshot_uuid *name, uint64_t bytes,
+int snapshot_files_open_memory(const char *path, const struct uuid *name, uint64_t bytes,
                                struct error *e)
 {
     autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);

@@ -36,12 +36,12 @@ struct snapshot_files {
 };
 
 /* Writes both. state: the whole content of its file, which holds the name (of
- * snapshot_uuid_make()). On failure the files under both names are what they were, or refused by a
+ * uuid_make()). On failure the files under both names are what they were, or refused by a
  * load where memory had to be written in place; guest memory and what is known of it are unchanged,
  * so that another try is as good. The text of an error begins with what could not be done: "Cannot
  * perform open on the snapshot backing file: ...". */
 must_check int snapshot_files_write(const struct snapshot_files *f, struct snapshot_memory *m,
-                                    enum snapshot_kind kind, const struct snapshot_uuid *name,
+                                    enum snapshot_kind kind, const struct uuid *name,
                                     const void *state, size_t bytes, struct error *e);
 
 /* Reads a state file whole into memory that the caller frees. A regular file of 8 bytes to
@@ -54,5 +54,5 @@ must_check int snapshot_files_read_state(const char *path, uint8_t **state, size
  * with the mark of the snapshot of that name or none, and whole. The descriptor holds a shared lock
  * (flock(2)), by which no other VMM writes into it: it has to stay open for as long as the file is
  * mapped. -1: no such file, or it is another's. */
-must_check int snapshot_files_open_memory(const char *path, const struct snapshot_uuid *name,
-                                          uint64_t bytes, struct error *e);
+must_check int snapshot_files_open_memory(const char *path, const struct uuid *name, uint64_t bytes,
+                                          struct error *e);

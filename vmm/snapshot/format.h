@@ -40,7 +40,7 @@
 #include <stdint.h>
 
 #include "vmm/base/error.h"
-#include "vmm/snapshot/uuid.h"
+#include "vmm/base/uuid.h"
 
 #define SNAPSHOT_MAJOR        1u
 #define SNAPSHOT_MINOR        0u
@@ -53,7 +53,7 @@ struct snapshot_header {
     uint16_t major, minor, machine;
     char writer[SNAPSHOT_WRITER_BYTES + 1];
     uint32_t payload_bytes;
-    struct snapshot_uuid name;
+    struct uuid name;
     uint64_t memory_bytes;
     uint32_t payload_crc;
 };

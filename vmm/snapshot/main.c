@@ -64,9 +64,9 @@ static void print_vcpus(const struct saved *s)
 static void print_machine(const struct saved *s)
 {
     const struct vm_config *c = &s->config;
-    char uuid[SNAPSHOT_UUID_TEXT];
+    char uuid[UUID_TEXT];
 
-    snapshot_uuid_text(&s->name, uuid);
+    uuid_text(&s->name, uuid);
     printf("snapshot %s\nmemory %llu MiB\n", uuid, (unsigned long long)c->machine.mem_size_mib);
     for (size_t i = 0; i < c->drives.count; i++)
         printf("drive %s %s\n", c->drives.items[i].drive_id, c->drives.items[i].path_on_host);

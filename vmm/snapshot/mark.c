@@ -9,7 +9,7 @@
 #define LAYER   " layer"
 #define MERGING " merging"
 
-#define MARK_BYTES (SNAPSHOT_UUID_TEXT + sizeof(WHOLE MERGING))
+#define MARK_BYTES (UUID_TEXT + sizeof(WHOLE MERGING))
 
 /* What follows a word at the start of the text, or NULL. */
 static const char *behind(const char *text, const char *word)
@@ -23,9 +23,9 @@ static void parse_mark(struct snapshot_mark *mark, const char *text)
 {
     const char *whole, *layer;
 
-    if (!snapshot_uuid_parse(&mark->name, text))
+    if (!uuid_parse(&mark->name, text))
         return;
-    text += SNAPSHOT_UUID_TEXT - 1;
+    text += UUID_TEXT - 1;
     whole = behind(text, WHOLE);
     layer = behind(text, LAYER);
     if (!whole && !layer)
@@ -50,10 +50,10 @@ int snapshot_mark_get(int fd, struct snapshot_mark *mark)
 
 int snapshot_mark_set(int fd, const struct snapshot_mark *mark)
 {
-    char uuid[SNAPSHOT_UUID_TEXT], text[MARK_BYTES];
+    char uuid[UUID_TEXT], text[MARK_BYTES];
     int n;
 
-    snapshot_uuid_text(&mark->name, uuid);
+    uuid_text(&mark->name, uuid);
     n = snprintf(text, sizeof(text), "%s%s%s", uuid, mark->is_whole ? WHOLE : LAYER,
                  mark->is_merging ? MERGING : "");
     return fsetxattr(fd, SNAPSHOT_MARK, text, (size_t)n, 0) < 0 ? -errno : 0;

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 
 #include "vmm/base/error.h"
-#include "vmm/snapshot/uuid.h"
+#include "vmm/base/uuid.h"
 
 #define SNAPSHOT_MARK "user.mayfly.snapshot"
 
@@ -19,7 +19,7 @@ struct snapshot_mark {
     bool is_there;
     bool is_legible; /* else what follows means nothing */
     bool is_whole, is_merging;
-    struct snapshot_uuid name;
+    struct uuid name;
 };
 
 /* Reads a file's. 0 or -errno. */

@@ -18,7 +18,7 @@ bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb
 
 int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const struct kvm *kvm,
                          enum snapshot_source source, bool tracks, int file_fd,
-                         const struct snapshot_uuid *base, struct error *e)
+                         const struct uuid *base, struct error *e)
 {
     *s = (struct snapshot_memory){
         .mem = mem,
@@ -177,12 +177,12 @@ int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind ki
 }
 
 void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
-                             const struct snapshot_uuid *name)
+                             const struct uuid *name)
 {
     struct error e;
 
     s->last = *name;
-    s->torn = (struct snapshot_uuid){ 0 };
+    s->torn = (struct uuid){ 0 };
     if (!s->forgets)
         return;
     if (kvm_clear_dirty(s->kvm, s->mem, set->words, &e) < 0) {

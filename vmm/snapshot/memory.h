@@ -14,7 +14,7 @@
 #include "vmm/base/error.h"
 #include "vmm/kvm/guest_mem.h"
 #include "vmm/kvm/kvm.h"
-#include "vmm/snapshot/uuid.h"
+#include "vmm/base/uuid.h"
 
 enum snapshot_source {
     SNAPSHOT_SOURCE_BOOT, /* memory was zero, but for what a start loads */
@@ -36,15 +36,14 @@ struct snapshot_memory {
     struct guest_mem *mem;
     const struct kvm *kvm;
     enum snapshot_source source;
-    bool logs;      /* KVM's log and the VMM's marks are kept */
-    bool forgets;   /* a snapshot empties them: a Diff is relative to the last one */
-    bool is_whole;  /* a Diff needs no other snapshot: a boot of which nothing is forgotten */
-    int file_fd;    /* SOURCE_FILE: what it is mapped from; holds the lock */
-    uint64_t *past; /* pages that changed, and were then forgotten */
-    struct snapshot_uuid base; /* what a Diff is relative to */
-    struct snapshot_uuid last; /* the last one made or loaded: no older than base */
-    struct snapshot_uuid
-        torn; /* one whose pages were not all written into a file that had others */
+    bool logs;        /* KVM's log and the VMM's marks are kept */
+    bool forgets;     /* a snapshot empties them: a Diff is relative to the last one */
+    bool is_whole;    /* a Diff needs no other snapshot: a boot of which nothing is forgotten */
+    int file_fd;      /* SOURCE_FILE: what it is mapped from; holds the lock */
+    uint64_t *past;   /* pages that changed, and were then forgotten */
+    struct uuid base; /* what a Diff is relative to */
+    struct uuid last; /* the last one made or loaded: no older than base */
+    struct uuid torn; /* one whose pages were not all written into a file that had others */
 };
 
 /* Whether KVM keeps a log (kvm_add_memory()'s track_dirty): where a client asks for it, and for
@@ -58,7 +57,7 @@ bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb
  * until snapshot_memory_close(). */
 must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem,
                                     const struct kvm *kvm, enum snapshot_source source, bool tracks,
-                                    int file_fd, const struct snapshot_uuid *base, struct error *e);
+                                    int file_fd, const struct uuid *base, struct error *e);
 
 /* Gives all back, the lock too. Works on a zeroed object (whose file_fd counts for nothing). */
 void snapshot_memory_close(struct snapshot_memory *s);
@@ -75,7 +74,7 @@ must_check int snapshot_memory_pages(const struct snapshot_memory *s, enum snaps
  * where the client has asked for tracking. Whatever failed before this call, nothing is forgotten.
  */
 void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
-                             const struct snapshot_uuid *name);
+                             const struct uuid *name);
 
 /* For snapshot_memory_pages() and its test: adds the pages that hold something. may_be_swapped:
  * what the host has no memory for may still have been written to. 0 or -errno. */

@@ -45,7 +45,7 @@ static int judge(const struct half *memory, const struct half *diff, struct erro
     if (diff->mark.is_merging)
         return fail(e, ERR_INVALID, "The diff file was not written to its end");
     if (memory->mark.is_merging &&
-        !(diff->mark.is_there && snapshot_uuid_equal(&memory->mark.name, &diff->mark.name)))
+        !(diff->mark.is_there && uuid_equal(&memory->mark.name, &diff->mark.name)))
         return fail(e, ERR_INVALID, "Another diff was not written to its end into the memory file");
     return 0;
 }
@@ -81,7 +81,7 @@ static int set_mark(const struct half *memory, const struct half *diff, bool is_
     int ret;
 
     if (is_merging && !diff->mark.is_there)
-        snapshot_uuid_make(&mark.name);
+        uuid_make(&mark.name);
     if (is_merging || diff->mark.is_there)
         ret = snapshot_mark_set(memory->fd, &mark);
     else

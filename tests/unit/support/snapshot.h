@@ -25,7 +25,7 @@ struct saved_vm {
 
 /* What stands for a machine's state. */
 struct saved_state {
-    struct snapshot_uuid name;
+    struct uuid name;
     char label[8];
 };
 
@@ -83,7 +83,7 @@ static inline int save_to(struct saved_vm *vm, enum snapshot_kind kind, const ch
 {
     struct saved_state state = { 0 };
 
-    snapshot_uuid_make(&state.name);
+    uuid_make(&state.name);
     strcpy(state.label, label);
     return snapshot_files_write(f, &vm->snapshot, kind, &state.name, &state, sizeof(state), &e);
 }

@@ -1,12 +1,13 @@
-#include "vmm/snapshot/uuid.h"
+#include "vmm/base/uuid.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 
 #include "vmm/base/bug.h"
 
-void snapshot_uuid_make(struct snapshot_uuid *uuid)
+void uuid_make(struct uuid *uuid)
 {
     ssize_t got;
 
@@ -18,12 +19,12 @@ void snapshot_uuid_make(struct snapshot_uuid *uuid)
     uuid->bytes[8] = (uint8_t)((uuid->bytes[8] & 0x3f) | 0x80);
 }
 
-bool snapshot_uuid_equal(const struct snapshot_uuid *a, const struct snapshot_uuid *b)
+bool uuid_equal(const struct uuid *a, const struct uuid *b)
 {
     return memcmp(a->bytes, b->bytes, sizeof(a->bytes)) == 0;
 }
 
-void snapshot_uuid_text(const struct snapshot_uuid *uuid, char text[SNAPSHOT_UUID_TEXT])
+void uuid_text(const struct uuid *uuid, char text[UUID_TEXT])
 {
     char *to = text;
 
@@ -31,7 +32,7 @@ void snapshot_uuid_text(const struct snapshot_uuid *uuid, char text[SNAPSHOT_UUI
         to += sprintf(to, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", uuid->bytes[i]);
 }
 
-bool snapshot_uuid_parse(struct snapshot_uuid *uuid, const char *text)
+bool uuid_parse(struct uuid *uuid, const char *text)
 {
     static const char digits[] = "0123456789abcdef";
 
@@ -40,7 +41,7 @@ bool snapshot_uuid_parse(struct snapshot_uuid *uuid, const char *text)
 
         if ((i == 8 || i == 12 || i == 16 || i == 20) && *text++ != '-')
             return false;
-        digit = *text ? strchr(digits, *text++) : NULL;
+        digit = *text ? strchr(digits, tolower((unsigned char)*text++)) : NULL;
         if (!digit)
             return false;
         uuid->bytes[i / 2] = (uint8_t)(uuid->bytes[i / 2] << 4 | (digit - digits));

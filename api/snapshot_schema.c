@@ -1,0 +1,117 @@
+#include "api/snapshot_schema.h"
+
+#include "vmm/base/config.h"
+
+static const struct schema_variant snapshot_types[] = {
+    { "Diff", SNAPSHOT_TYPE_DIFF },
+    { "Full", SNAPSHOT_TYPE_FULL },
+    { 0 },
+};
+
+#define CREATE(m) offsetof(struct snapshot_create_config, m)
+
+static const struct schema_field snapshot_create_fields[] = {
+    SCHEMA_FIELD("snapshot_type", ENUM, SCHEMA_DEFAULT, CREATE(type), .variants = snapshot_types),
+    SCHEMA_FIELD("snapshot_path", PATH, SCHEMA_REQUIRED, CREATE(snapshot_path)),
+    SCHEMA_FIELD("mem_file_path", PATH, SCHEMA_REQUIRED, CREATE(mem_file_path)),
+    SCHEMA_FIELD("sync_snapshot_files", BOOL, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(sync)),
+};
+
+const struct schema snapshot_create_schema = {
+    .name = "CreateSnapshotParams",
+    .size = sizeof(struct snapshot_create_config),
+    SCHEMA_FIELDS(snapshot_create_fields),
+};
+
+static const struct schema_variant backend_types[] = {
+    { "File", MEM_BACKEND_FILE },
+    { "Uffd", MEM_BACKEND_UFFD },
+    { 0 },
+};
+
+#define BACKEND(m) offsetof(struct mem_backend, m)
+
+static const struct schema_field backend_fields[] = {
+    SCHEMA_FIELD("backend_path", PATH, SCHEMA_REQUIRED, BACKEND(path)),
+    SCHEMA_FIELD("backend_type", ENUM, SCHEMA_REQUIRED, BACKEND(type), .variants = backend_types),
+};
+
+static const struct schema backend_schema = {
+    .name = "MemBackendConfig",
+    .size = sizeof(struct mem_backend),
+    SCHEMA_FIELDS(backend_fields),
+};
+
+#define OVERRIDE(m) offsetof(struct network_override, m)
+
+static const struct schema_field network_override_fields[] = {
+    SCHEMA_FIELD("iface_id", STRING, SCHEMA_REQUIRED, OVERRIDE(iface_id)),
+    SCHEMA_FIELD("host_dev_name", STRING, SCHEMA_REQUIRED, OVERRIDE(host_dev_name)),
+};
+
+static const struct schema network_override_schema = {
+    .name = "NetworkOverride",
+    .size = sizeof(struct network_override),
+    SCHEMA_FIELDS(network_override_fields),
+    .takes_unknown = true,
+};
+
+static const struct schema_field vsock_override_fields[] = {
+    SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, offsetof(struct vsock_override, uds_path)),
+};
+
+static const struct schema vsock_override_schema = {
+    .name = "VsockOverride",
+    .size = sizeof(struct vsock_override),
+    SCHEMA_FIELDS(vsock_override_fields),
+    .takes_unknown = true,
+};
+
+static const struct schema_variant load_huge_pages[] = {
+    { "Snapshot", LOAD_HUGE_PAGES_AS_SAVED },
+    { "None", LOAD_HUGE_PAGES + HUGE_PAGES_NONE },
+    { "Transparent", LOAD_HUGE_PAGES + HUGE_PAGES_TRANSPARENT },
+    { "2M", LOAD_HUGE_PAGES + HUGE_PAGES_2M },
+    { 0 },
+};
+
+#define LOAD(m) offsetof(struct snapshot_load_config, m)
+
+static const struct schema_field snapshot_load_fields[] = {
+    SCHEMA_FIELD("snapshot_path", PATH, SCHEMA_REQUIRED, LOAD(snapshot_path)),
+    SCHEMA_FIELD("mem_file_path", PATH, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_DEPRECATED,
+                 LOAD(mem_file_path)),
+    SCHEMA_FIELD("mem_backend", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT, LOAD(backend),
+                 .object = &backend_schema),
+    SCHEMA_FIELD("enable_diff_snapshots", BOOL, SCHEMA_DEFAULT | SCHEMA_DEPRECATED,
+                 LOAD(enable_diff_snapshots)),
+    SCHEMA_FIELD("track_dirty_pages", BOOL, SCHEMA_DEFAULT, LOAD(track_dirty_pages)),
+    SCHEMA_FIELD("resume_vm", BOOL, SCHEMA_DEFAULT, LOAD(resume_vm)),
+    SCHEMA_FIELD("network_overrides", LIST, SCHEMA_DEFAULT, LOAD(network_overrides),
+                 .object = &network_override_schema),
+    SCHEMA_FIELD("vsock_override", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT, LOAD(vsock_override),
+                 .object = &vsock_override_schema),
+    SCHEMA_FIELD("clock_realtime", BOOL, SCHEMA_DEFAULT, LOAD(clock_realtime)),
+    SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_DEFAULT, LOAD(huge_pages), .variants = load_huge_pages),
+};
+
+static int check_load(const void *object, struct error *e)
+{
+    const struct snapshot_load_config *c = object;
+
+    if (c->mem_file_path && c->backend.path)
+        return fail(e, ERR_INVALID,
+                    "too many fields: either `mem_backend` or `mem_file_path` exclusively is "
+                    "required");
+    if (!c->mem_file_path && !c->backend.path)
+        return fail(e, ERR_INVALID,
+                    "missing field: either `mem_backend` or `mem_file_path` is required");
+    return 0;
+}
+
+const struct schema snapshot_load_schema = {
+    .name = "LoadSnapshotConfig",
+    .size = sizeof(struct snapshot_load_config),
+    SCHEMA_FIELDS(snapshot_load_fields),
+    .check = check_load,
+};
