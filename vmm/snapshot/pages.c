@@ -92,8 +92,7 @@ static int copy_data(int from, int to, off_t offset, uint64_t bytes)
     return 0;
 }
 
-/* Copies what is no hole. */
-static int copy_range(int from, int to, off_t offset, off_t end)
+int snapshot_pages_copy(int from, int to, off_t offset, off_t end)
 {
     while (offset < end) {
         const off_t data = lseek(from, offset, SEEK_DATA);
@@ -103,7 +102,7 @@ static int copy_range(int from, int to, off_t offset, off_t end)
         if (data < 0 && errno == ENXIO)
             return 0;
         if (data < 0)
-            return copy_data(from, to, offset, (uint64_t)(end - offset));
+            return -errno;
         if (data >= end)
             return 0;
         hole = lseek(from, data, SEEK_HOLE);
@@ -142,8 +141,8 @@ int snapshot_pages_write(int fd, const struct guest_mem *mem, const struct page_
         from = next_page(set, to, true);
         to = next_page(set, from, false);
         if (base >= 0)
-            ret = copy_range(base, fd, (off_t)(gap * GMEM_PAGE_BYTES),
-                             (off_t)(from * GMEM_PAGE_BYTES));
+            ret = snapshot_pages_copy(base, fd, (off_t)(gap * GMEM_PAGE_BYTES),
+                                      (off_t)(from * GMEM_PAGE_BYTES));
         if (!ret)
             ret = write_pages(fd, mem, from, to - from);
     }

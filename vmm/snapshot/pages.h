@@ -1,5 +1,6 @@
 /*
- * Guest memory's way into a file. Main thread; nothing writes guest memory meanwhile.
+ * Guest memory's way into a file, and from one file into another. Main thread; nothing writes guest
+ * memory meanwhile.
  */
 #pragma once
 
@@ -10,3 +11,7 @@
  * is written. 0 or -errno. */
 must_check int snapshot_pages_write(int fd, const struct guest_mem *mem, const struct page_set *set,
                                     int base);
+
+/* Copies what is no hole of [offset, end) from one file to the same place of another. 0 or -errno;
+ * -EIO: the file was made shorter meanwhile. */
+must_check int snapshot_pages_copy(int from, int to, off_t offset, off_t end);

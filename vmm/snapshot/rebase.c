@@ -4,11 +4,11 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/file.h>
-#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
 #include "vmm/snapshot/mark.h"
+#include "vmm/snapshot/pages.h"
 
 struct half {
     const char *what;
@@ -50,26 +50,6 @@ static int judge(const struct half *memory, const struct half *diff, struct erro
     return 0;
 }
 
-static int copy_data(int to, int from, off_t size, struct error *e)
-{
-    off_t at = 0, end;
-
-    while ((at = lseek(from, at, SEEK_DATA)) >= 0 && at < size) {
-        end = lseek(from, at, SEEK_HOLE);
-        if (end < 0 || lseek(to, at, SEEK_SET) < 0)
-            return fail_os(e, errno, "Failed to seek");
-        while (at < end) {
-            ssize_t n = sendfile(to, from, &at, (size_t)(end - at));
-
-            if (n < 0 && errno != EINTR)
-                return fail_os(e, errno, "Failed to send the file");
-            if (n == 0)
-                return fail(e, ERR_INVALID, "The diff file was made shorter meanwhile");
-        }
-    }
-    return at < 0 && errno != ENXIO ? fail_os(e, errno, "Failed to seek data in diff file") : 0;
-}
-
 /* A file of which nothing says what it is has no mark in the end either. */
 static int set_mark(const struct half *memory, const struct half *diff, bool is_merging)
 {
@@ -100,8 +80,9 @@ static int rebase(struct half *memory, struct half *diff, const char *memory_pat
     ret = set_mark(memory, diff, true);
     if (ret < 0 || fsync(memory->fd) < 0)
         return fail_os(e, ret < 0 ? -ret : errno, "Could not mark the memory file");
-    if (copy_data(memory->fd, diff->fd, diff->st.st_size, e) < 0)
-        return -1;
+    ret = snapshot_pages_copy(diff->fd, memory->fd, 0, diff->st.st_size);
+    if (ret < 0)
+        return fail_os(e, -ret, "Could not copy the diff file");
     if (fsync(memory->fd) < 0)
         return fail_os(e, errno, "Could not write the memory file");
     ret = set_mark(memory, diff, false);
