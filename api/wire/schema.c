@@ -19,12 +19,11 @@ static void list_names(char *out, size_t size, unsigned n, const char *const nam
 {
     size_t used = n > 2 ? (size_t)snprintf(out, size, "one of ") : 0;
 
-    for (unsigned i = 0; i < n && used < size; i++)
-        used += (size_t)snprintf(out + used, size - used, "%s`%s`",
-                                 i == 0   ? ""
-                                 : n == 2 ? " or "
-                                          : ", ",
-                                 names[i]);
+    for (unsigned i = 0; i < n && used < size; i++) {
+        const char *before = i == 0 ? "" : n == 2 ? " or " : ", ";
+
+        used += (size_t)snprintf(out + used, size - used, "%s`%s`", before, names[i]);
+    }
 }
 
 static int fail_unknown_variant(const struct json_reader *r, const struct schema_variant *variants,

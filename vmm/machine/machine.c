@@ -387,6 +387,18 @@ bool machine_hold(struct machine *m)
     return true;
 }
 
+/* Firecracker's words come first. */
+int machine_fail_standing(const struct machine *m, struct error *e)
+{
+    char who[192];
+
+    return fail(e, ERR_HOST,
+                "Failed to message the vCPUs.: one has waited for its memory "
+                "for %u seconds%s%s",
+                VCPUS_PATIENCE_S, m->uffd ? ", which comes from " : "",
+                m->uffd ? uffd_describe(m->uffd, who, sizeof(who)) : "");
+}
+
 void machine_release(struct machine *m)
 {
     BUG_ON(m->holds == 0);

@@ -95,6 +95,9 @@ must_check int machine_add_devices(struct machine *m, const struct vm_config *co
 bool machine_hold(struct machine *m);
 void machine_release(struct machine *m);
 
+/* Says that a vCPU does not come to stand, and what it may wait for. Returns -1. */
+int machine_fail_standing(const struct machine *m, struct error *e);
+
 /* Closes what belongs to KVM, in the order in which the kernel has the least to wait for: a process
  * that just ends gives up its memory first and the VM last, and waits for several grace periods
  * more (each is 10 ms and more on Linux 6.1). For a machine whose vCPUs have been stopped for good.

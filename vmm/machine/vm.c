@@ -11,6 +11,7 @@
 #include "vmm/base/syslog.h"
 #include "vmm/base/timeline.h"
 #include "vmm/boot/cmdline.h"
+#include "vmm/machine/live.h"
 #include "vmm/machine/machine.h"
 #include "vmm/machine/metadata.h"
 #include "vmm/machine/snapshots.h"
@@ -141,94 +142,14 @@ static int put_interfaces(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
-/* Firecracker's words come first. */
-static int fail_standing(const struct machine *m, struct error *e)
-{
-    char who[192];
-
-    return fail(e, ERR_HOST,
-                "Failed to message the vCPUs.: one has waited for its memory "
-                "for %u seconds%s%s",
-                VCPUS_PATIENCE_S, m->uffd ? ", which comes from " : "",
-                m->uffd ? uffd_describe(m->uffd, who, sizeof(who)) : "");
-}
-
-/* The guest stands still while its disk changes; the vCPUs are enough of it: to hold all of the
- * machine would wait for the other disks, too. It reads the configuration in several loads, which
- * are plain ones (virtio/mmio.h): between two of them both the configuration and its generation
- * change, or neither (virtio 1.2, section 2.5.1). */
-static int update_block(struct vm *vm, unsigned at, const struct block_file *file,
-                        const struct rate_limits *limits, struct error *e)
-{
-    struct machine *m = vm->machine;
-    int ret;
-
-    if (file && !vcpus_hold(&m->vcpus))
-        return fail_standing(m, e);
-    ret = block_update(&m->blocks[at], file, limits, e);
-    if (file)
-        vcpus_release(&m->vcpus);
-    return ret;
-}
-
-/* All of a patch or nothing. */
-static int change_drive(struct vm *vm, struct drive_patch *p, struct error *e)
-{
-    const struct rate_limits *limits = p->has_rate_limits ? &p->rate_limits : NULL;
-    unsigned at = drives_find(&vm->config.drives, p->drive_id);
-    struct block_file file = { .fd = -1 };
-    struct drive_config *config;
-
-    if (at == vm->config.drives.count)
-        return fail(e, ERR_INVALID, "Failed perform action on device: Device not found");
-    config = &vm->config.drives.items[at];
-    if (!p->path_on_host && !limits)
-        return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
-    if (p->path_on_host && !config->is_read_only)
-        copy_ahead_let_write(&vm->machine->copy_ahead, p->path_on_host);
-    if (p->path_on_host && drives_open_file(&file, config, p->path_on_host, e) < 0)
-        return fail_within(e, "Block");
-    if (update_block(vm, at, p->path_on_host ? &file : NULL, limits, e) < 0) {
-        block_file_close(&file);
-        return fail_within(e, "Block");
-    }
-    if (p->path_on_host) {
-        free(config->path_on_host);
-        config->path_on_host = p->path_on_host;
-        p->path_on_host = NULL;
-    }
-    if (limits)
-        rate_limits_update(&config->rate_limits, limits);
-    return 0;
-}
-
 static int patch_drive(struct vm *vm, struct action *a, struct error *e)
 {
-    struct error why;
-
-    if (change_drive(vm, &a->drive_patch, &why) == 0)
-        return 0;
-    return fail(e, why.kind,
-                "Unable to patch the block device: %.900s Please verify the request arguments.",
-                why.msg);
+    return live_patch_drive(vm->machine, &vm->config.drives, &a->drive_patch, e);
 }
 
 static int patch_net(struct vm *vm, struct action *a, struct error *e)
 {
-    const struct net_patch *p = &a->net_patch;
-    unsigned at = interfaces_find(&vm->config.interfaces, p->iface_id);
-    struct net_config *config;
-
-    if (at == vm->config.interfaces.count)
-        return fail(e, ERR_INVALID,
-                    "Unable to update the net device: Failed perform action on device: Device not "
-                    "found");
-    if (net_update(&vm->machine->nets[at], &p->rx_limits, &p->tx_limits, e) < 0)
-        return fail_within(e, "Unable to update the net device");
-    config = &vm->config.interfaces.items[at];
-    rate_limits_update(&config->rx_limits, &p->rx_limits);
-    rate_limits_update(&config->tx_limits, &p->tx_limits);
-    return 0;
+    return live_patch_net(vm->machine, &vm->config.interfaces, &a->net_patch, e);
 }
 
 /* A socket that was configured before gives way with its file; one whose file is still at the path
@@ -383,7 +304,7 @@ static int pause_vm(struct vm *vm, struct action *a, struct error *e)
     (void)a;
     if (vm->state == VM_RUNNING) {
         if (!machine_hold(vm->machine))
-            return fail_standing(vm->machine, e);
+            return machine_fail_standing(vm->machine, e);
         vm->state = VM_PAUSED;
     }
     log_duration("pause vm", &metrics.latencies_us.vmm_pause_vm, start_us);
