@@ -157,6 +157,7 @@ Test(seccomp_filters, look_at_each_argument_that_a_row_names)
         { SYS_fcntl, 3, { STDOUT_FILENO, F_SETFL, 5 } },
         { SYS_ioctl, 2, { 5, TCSETS } },
         { SYS_openat, 4, { 5, 5, O_RDWR | O_NONBLOCK | O_CLOEXEC } },
+        { SYS_fchmod, 2, { 5, 0644 } },
         { SYS_mmap, 12, { 5, 5, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS } },
         { SYS_tgkill, 5, { SECCOMP_OWN_PID, 5, SIGURG } },
         { SYS_tgkill, 5, { SECCOMP_OWN_PID, 5, SIGABRT } },

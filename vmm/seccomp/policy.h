@@ -129,7 +129,7 @@ ALLOW_IF(MAIN, flock, IS(1, LOCK_EX | LOCK_NB), "a snapshot's files, while they 
 ALLOW_IF(EVER, flock, IS(1, LOCK_SH | LOCK_NB), "a file that memory is mapped from")
 ALLOW(EVER, fgetxattr, "which snapshot a memory file is of")
 ALLOW_IF(MAIN, fsetxattr, IS(4, 0), "the same, when it is written")
-ALLOW(MAIN, fchmod, "a new file has the mode of the old one")
+ALLOW_IF(MAIN, fchmod, HAS_ONLY(1, 0777), "a new file has the permissions of the old one")
 ALLOW(MAIN, ftruncate, "how long a memory file is")
 ALLOW_IF(MAIN, copy_file_range, IS(5, 0), "pages that a restored guest did not write")
 ALLOW(MAIN, fsync, "a snapshot's files, and their names")

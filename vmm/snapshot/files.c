@@ -113,7 +113,7 @@ static int make_temporary(struct half *h, const struct half *other)
         return -errno;
     if (!is_named(fd, path))
         return -EAGAIN;
-    if (ftruncate(fd, 0) < 0 || (h->exists && fchmod(fd, h->old.st_mode & 07777) < 0))
+    if (ftruncate(fd, 0) < 0 || (h->exists && fchmod(fd, h->old.st_mode & 0777) < 0))
         return -errno;
     h->fd = take_fd(&fd);
     h->temporary = path;
