@@ -30,6 +30,8 @@
  * are as KVM has them, for they are an ABI. What each section holds, is in vmm/machine/saved.c:
  * one function a section, which both writes and reads it.
  *
+ * A file of each version of the format is kept in tests/unit/kept and read by tests.
+ *
  * A file is not trusted: what is read has been judged for its size and number here; what it means
  * is the caller's to judge.
  */
