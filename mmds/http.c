@@ -21,7 +21,7 @@ size_t mmds_http_request_bytes(const char *at, size_t n)
     return 0;
 }
 
-static bool is_text(struct mmds_text t, const char *s)
+static bool text_is(struct mmds_text t, const char *s)
 {
     return t.n == strlen(s) && memcmp(t.at, s, t.n) == 0;
 }
@@ -138,7 +138,7 @@ static bool parse_method(struct mmds_text t, enum mmds_method *out)
     };
 
     for (unsigned i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        if (is_text(t, names[i])) {
+        if (text_is(t, names[i])) {
             *out = (enum mmds_method)i;
             return true;
         }
@@ -161,9 +161,9 @@ static bool take_request_line(struct mmds_text line, struct mmds_request *r,
     if (!all_utf8(uri))
         return refuse(why, 400, "Cannot parse URI as UTF-8.");
     r->path = path_in(uri);
-    r->is_http10 = is_text(line, "HTTP/1.0");
+    r->is_http10 = text_is(line, "HTTP/1.0");
     r->is_last = r->is_http10;
-    if (!r->is_http10 && !is_text(line, "HTTP/1.1"))
+    if (!r->is_http10 && !text_is(line, "HTTP/1.1"))
         return refuse(why, 501, "Unsupported HTTP version.");
     return true;
 }
@@ -193,8 +193,8 @@ static bool takes_identity(struct mmds_text value, struct mmds_refusal *why)
         struct mmds_text encoding;
 
         (void)cut(&value, ",", &encoding);
-        if (is_text(trim_spaces(encoding), "identity;q=0") ||
-            (is_text(trim_spaces(encoding), "*;q=0") && !names_identity))
+        if (text_is(trim_spaces(encoding), "identity;q=0") ||
+            (text_is(trim_spaces(encoding), "*;q=0") && !names_identity))
             return refuse_value(why, mmds_text("Accept-Encoding"), encoding);
     }
     return true;
@@ -243,7 +243,7 @@ static bool take_header_line(struct mmds_text line, struct mmds_request *r, bool
     } else if (is_word(name, "Accept-Encoding")) {
         return takes_identity(value, why);
     } else if (is_word(name, "Accept")) {
-        if (is_text(value, "application/json") || is_text(value, "text/plain"))
+        if (text_is(value, "application/json") || text_is(value, "text/plain"))
             r->accepts_json = *value.at == 'a';
     } else if (is_word(name, "Connection")) {
         take_connection(r, value);

@@ -51,7 +51,7 @@ static void enter_object(struct merge *m, const struct mmds_value *target, struc
 }
 
 /* A member's key and colon. */
-static void put_key(struct merge *m, struct merge_level *l, struct mmds_value key)
+static void append_key(struct merge *m, struct merge_level *l, struct mmds_value key)
 {
     if (l->is_begun)
         append(m, ",", 1);
@@ -67,7 +67,7 @@ static void merge_member(struct merge *m, struct merge_level *l, bool has_target
     enum mmds_type type = mmds_type(patch);
 
     if (type != MMDS_NULL)
-        put_key(m, l, l->new.key);
+        append_key(m, l, l->new.key);
     if (has_target)
         next_old(l);
     next_new(l);
@@ -90,7 +90,7 @@ static void merge_step(struct merge *m)
     }
     order = !l->has_new ? -1 : !l->has_old ? 1 : mmds_compare(l->old.key.at, l->new.key.at);
     if (order < 0) {
-        put_key(m, l, l->old.key);
+        append_key(m, l, l->old.key);
         append(m, l->old.value.at, l->old.value.length);
         next_old(l);
     } else {

@@ -83,3 +83,20 @@ def test_files_stay_readable():
         lines = text.splitlines()
         assert len(lines) <= 600, name
         assert max(map(len, lines)) <= 100, name
+
+
+def test_a_static_function_has_a_name_of_its_own():
+    """So that a backtrace, a search or a count of instructions means one."""
+    defined = {}
+    for name, text in sources("virtio", "mmds", "api", "vmm", "jailer").items():
+        if not name.endswith("main.c"): # programs of their own
+            for function in re.findall(r"^static (?:[\w]+ )*[\w]+[ *]+(\w+)\(", text, re.M):
+                defined.setdefault(function, set()).add(name)
+    assert len(defined) > 500
+    assert {function: names for function, names in defined.items() if len(names) > 1} == {}
+
+
+def test_no_file_of_the_product_is_longer_than_600_lines():
+    long = {name: text.count("\n")
+            for name, text in sources("virtio", "mmds", "api", "vmm", "jailer").items()}
+    assert {name: lines for name, lines in long.items() if lines > 600} == {}

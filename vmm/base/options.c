@@ -33,7 +33,7 @@ const struct option *options_alone(const struct options *o, char **argv)
     return NULL;
 }
 
-static int fail_unknown(const char *argument, struct error *e)
+static int fail_unknown_option(const char *argument, struct error *e)
 {
     return fail(e, ERR_INVALID,
                 "Found argument '%s' which wasn't expected, or isn't valid in this context.",
@@ -47,7 +47,7 @@ static int check_option(const struct options *o, char **argv, uint32_t *seen, st
     uint32_t bit;
 
     if (!row)
-        return fail_unknown(*argv, e);
+        return fail_unknown_option(*argv, e);
     bit = UINT32_C(1) << (row - o->rows);
     if (*seen & bit && !(row->rules & OPTION_REPEATABLE))
         return fail(e, ERR_INVALID, "The argument '%s' was provided more than once.", row->name);
@@ -92,7 +92,7 @@ char **options_take(const struct options *o, char **argv, void *object, struct e
         const struct option *row = find_option(o, *argv);
 
         if (!row) {
-            fail_unknown(*argv, e);
+            fail_unknown_option(*argv, e);
             return NULL;
         }
         if (take_option(row, argv[1], object, e) < 0)

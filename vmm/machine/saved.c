@@ -401,7 +401,7 @@ static int judge_devices(const struct vm_config *config, struct error *e)
     return 0;
 }
 
-static int judge(const struct saved *s, const struct snapshot_header *h, struct error *e)
+static int judge_saved(const struct saved *s, const struct snapshot_header *h, struct error *e)
 {
     const struct machine_config *m = &s->config.machine;
 
@@ -423,5 +423,5 @@ int saved_decode(struct saved *s, const uint8_t *file, size_t bytes, struct erro
     if (snapshot_decode(file, bytes, &h, sections, SECTIONS, s, e) < 0)
         return -1;
     s->name = h.name;
-    return judge(s, &h, e);
+    return judge_saved(s, &h, e);
 }

@@ -41,7 +41,7 @@ static int read_saved(struct saved *s, const char *path, struct error *e)
     return 0;
 }
 
-static void replace_text(char **text, const char *other)
+static void override_text(char **text, const char *other)
 {
     free(*text);
     *text = strdup(other);
@@ -57,13 +57,13 @@ static int override(struct vm_config *config, const struct snapshot_load_config 
 
         if (at == config->interfaces.count)
             return fail(e, ERR_INVALID, "Unknown Network Device.");
-        replace_text(&config->interfaces.items[at].host_dev_name, o->host_dev_name);
+        override_text(&config->interfaces.items[at].host_dev_name, o->host_dev_name);
     }
     if (!c->vsock_override.uds_path)
         return 0;
     if (!config->vsock.uds_path)
         return fail(e, ERR_INVALID, "Unknown Vsock Device.");
-    replace_text(&config->vsock.uds_path, c->vsock_override.uds_path);
+    override_text(&config->vsock.uds_path, c->vsock_override.uds_path);
     return 0;
 }
 

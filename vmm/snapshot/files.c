@@ -226,7 +226,7 @@ static int rest_of_full(const struct pair *p)
     return p->is_full && p->m->source == SNAPSHOT_SOURCE_FILE ? p->m->file_fd : -1;
 }
 
-static bool is_mapped(const struct pair *p)
+static bool is_mapped_file(const struct pair *p)
 {
     struct stat st;
 
@@ -259,7 +259,7 @@ static int write_new_file(struct pair *p, struct error *e)
  * is, before that is said. */
 static int write_old_file(struct pair *p, struct error *e)
 {
-    const bool keeps = p->merges || is_mapped(p);
+    const bool keeps = p->merges || is_mapped_file(p);
 
     if (sync_half(&p->memory, p->f->sync, e) < 0 || take_old_state_away(p, e) < 0)
         return -1;
@@ -275,7 +275,7 @@ static int write_old_file(struct pair *p, struct error *e)
 
 static void share_again(const struct pair *p)
 {
-    if (is_mapped(p) && flock(p->m->file_fd, LOCK_SH | LOCK_NB) < 0)
+    if (is_mapped_file(p) && flock(p->m->file_fd, LOCK_SH | LOCK_NB) < 0)
         log_error("The file that guest memory is mapped from is no longer locked: %s",
                   os_error_text(errno));
 }
@@ -286,7 +286,7 @@ static int lock_old_file(const struct pair *p, struct error *e)
 {
     int os_errno;
 
-    if (flock(is_mapped(p) ? p->m->file_fd : p->memory.fd, LOCK_EX | LOCK_NB) == 0)
+    if (flock(is_mapped_file(p) ? p->m->file_fd : p->memory.fd, LOCK_EX | LOCK_NB) == 0)
         return 0;
     os_errno = errno;
     share_again(p); /* a lock that can't be changed is lost (flock(2)) */
@@ -408,8 +408,9 @@ static int write_pair(struct pair *p, struct error *e)
         return -1;
     if (p->state.temporary && write_state(p, e) < 0)
         return -1;
-    p->merges = p->merges && p->memory.exists && S_ISREG(p->memory.old.st_mode) &&
-                ((uint64_t)p->memory.old.st_size == snapshot_memory_bytes(p->m) || is_mapped(p));
+    p->merges =
+        p->merges && p->memory.exists && S_ISREG(p->memory.old.st_mode) &&
+        ((uint64_t)p->memory.old.st_size == snapshot_memory_bytes(p->m) || is_mapped_file(p));
     return make_memory(p, e) < 0 ? -1 : commit(p, e);
 }
 

@@ -29,7 +29,7 @@ static const struct option info_rows[] = {
 };
 OPTIONS(info_options, info_rows);
 
-static int rebase(const struct arguments *a, struct error *e)
+static int run_rebase(const struct arguments *a, struct error *e)
 {
     return snapshot_rebase(a->memory_path, a->diff_path, e);
 }
@@ -112,7 +112,8 @@ static const struct command {
     int (*run)(const struct arguments *a, struct error *e);
     const char *help;
 } commands[] = {
-    { "edit-memory", "rebase", &rebase_options, rebase, "put a Diff into the memory before it" },
+    { "edit-memory", "rebase", &rebase_options, run_rebase,
+      "put a Diff into the memory before it" },
     { "info-vmstate", "version", &info_options, print_version, "print the format's version" },
     { "info-vmstate", "vcpu-states", &info_options, print_vcpu_states, "print the vCPUs" },
     { "info-vmstate", "vm-state", &info_options, print_vm_state, "print the machine" },

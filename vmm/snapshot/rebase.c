@@ -37,7 +37,7 @@ static int open_half(struct half *h, const char *path, int flags, int lock, stru
     return 0;
 }
 
-static int judge(const struct half *memory, const struct half *diff, struct error *e)
+static int judge_halves(const struct half *memory, const struct half *diff, struct error *e)
 {
     if (memory->st.st_size != diff->st.st_size)
         return fail(e, ERR_INVALID, "The memory file has %lld bytes, and the diff file %lld",
@@ -75,7 +75,7 @@ static int rebase(struct half *memory, struct half *diff, const char *memory_pat
     int ret;
 
     if (open_half(memory, memory_path, O_RDWR, LOCK_EX, e) < 0 ||
-        open_half(diff, diff_path, O_RDONLY, LOCK_SH, e) < 0 || judge(memory, diff, e) < 0)
+        open_half(diff, diff_path, O_RDONLY, LOCK_SH, e) < 0 || judge_halves(memory, diff, e) < 0)
         return -1;
     ret = set_mark(memory, diff, true);
     if (ret < 0 || fsync(memory->fd) < 0)
