@@ -7,28 +7,7 @@
 #include <string.h>
 
 #include "tests/fuzz/support/input.h"
-
-/* By the processor: a loop over bits is most of what an execution costs. */
-__attribute__((target("sse4.2"))) static uint32_t crc32c(const uint8_t *bytes, size_t n)
-{
-    uint32_t crc = UINT32_MAX;
-
-    for (size_t i = 0; i < n; i++)
-        crc = __builtin_ia32_crc32qi(crc, bytes[i]);
-    return ~crc;
-}
-
-static void mend(uint8_t *file, size_t size)
-{
-    uint32_t payload = (uint32_t)(size - SNAPSHOT_HEADER_BYTES), crc;
-
-    memcpy(file, "MAYFLYS", 8);
-    memcpy(file + 28, &payload, 4);
-    crc = crc32c(file + SNAPSHOT_HEADER_BYTES, payload);
-    memcpy(file + 56, &crc, 4);
-    crc = crc32c(file, 60);
-    memcpy(file + 60, &crc, 4);
-}
+#include "tests/support/state_file.h"
 
 static int decode(struct saved **s, const uint8_t *file, size_t size)
 {
@@ -56,8 +35,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     MUST(file);
     memcpy(file, data, size);
-    if (size >= SNAPSHOT_HEADER_BYTES)
-        mend(file, size);
+    if (size >= SNAPSHOT_HEADER_BYTES) {
+        memcpy(file, "MAYFLYS", 8);
+        mend_state(file, size);
+    }
     if (decode(&s, file, size) == 0) {
         MUST(saved_encode(s, &first, &first_bytes, &e) == 0);
         drop(s);

@@ -22,8 +22,8 @@ TOKEN_CHARACTERS = 48
 
 
 def unescape(text, token=b""):
-    """\\r, \\n, \\t, \\xNN and \\\\ as in C; \\AN and \\BN are so many letters, \\T a token, \\N and \\S what
-    stands above."""
+    """\\r, \\n, \\t, \\xNN and \\\\ as in C; \\AN and \\BN are so many letters, \\T a token, \\N and \\S
+    what stands above."""
     def value(m):
         code = m.group(1)
         if code in "rnt\\":

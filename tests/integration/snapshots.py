@@ -71,7 +71,7 @@ def until_output(machine, condition):
 
 
 def sections(path):
-    """{tag: (version, flags, data)} of a state file, as the head of vmm/snapshot/format.h has it."""
+    """{tag: (version, flags, data)} of a state file, as vmm/snapshot/format.h has it."""
     with open(path, "rb") as state:
         data = state.read()
     magic, major, _, machine, zero, _, length, *_ = HEADER.unpack_from(data)

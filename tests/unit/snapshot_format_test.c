@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/support/state_file.h"
 #include "vmm/snapshot/files.h"
 #include "vmm/snapshot/format.h"
 
@@ -86,30 +87,6 @@ static void free_thing(struct thing *t)
     *t = (struct thing){ 0 };
 }
 
-static uint32_t crc32c_slow(const uint8_t *p, size_t n)
-{
-    uint32_t crc = UINT32_MAX;
-
-    for (size_t i = 0; i < n; i++) {
-        crc ^= p[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
-    }
-    return ~crc;
-}
-
-/* Both checksums, and the length, made right again. */
-static void mend(struct file *f)
-{
-    uint32_t n = (uint32_t)f->n - SNAPSHOT_HEADER_BYTES, crc;
-
-    memcpy(f->bytes + 28, &n, 4);
-    crc = crc32c_slow(f->bytes + SNAPSHOT_HEADER_BYTES, n);
-    memcpy(f->bytes + 56, &crc, 4);
-    crc = crc32c_slow(f->bytes, 60);
-    memcpy(f->bytes + 60, &crc, 4);
-}
-
 static int read_thing(const struct file *f, const struct snapshot_section *sections, unsigned count,
                       struct thing *t, struct error *e)
 {
@@ -168,7 +145,7 @@ Test(snapshot_format, is_laid_out_as_it_is_specified)
     cr_expect_arr_eq(f.bytes, start, sizeof(start));
     cr_expect_arr_eq(f.bytes + SNAPSHOT_HEADER_BYTES, section, sizeof(section));
     memcpy(mended.bytes, f.bytes, f.n);
-    mend(&mended);
+    mend_state(mended.bytes, mended.n);
     cr_expect_arr_eq(f.bytes, mended.bytes, f.n, "length and checksums are those of RFC 3720");
     cr_assert_eq(snapshot_header_read(&h, f.bytes, SNAPSHOT_HEADER_BYTES, &e), 0);
     cr_expect(h.memory_bytes == 4096 && h.name.bytes[2] == 3 && h.payload_bytes == sizeof(section));
@@ -185,7 +162,7 @@ Test(snapshot_format, names_both_versions_of_a_newer_format)
 
     f.bytes[8] = 2;
     memcpy(f.bytes + 16, "9.8.7-rc", 9);
-    mend(&f);
+    mend_state(f.bytes, f.n);
     cr_expect_eq(snapshot_header_read(&h, f.bytes, f.n, &e), 0);
     cr_expect_eq(h.major, 2);
     expect_refused(&f, "has version 2.0 (mayfly 9.8.7-rc wrote it)");
@@ -201,7 +178,7 @@ Test(snapshot_format, takes_a_newer_minor)
     struct error e;
 
     f.bytes[10] = 1;
-    mend(&f);
+    mend_state(f.bytes, f.n);
     cr_assert_eq(read_thing(&f, TABLE(FIRST, SECOND), 2, &t, &e), 0, "%s", e.msg);
     cr_expect_eq(t.other, 9);
     free_thing(&t);
@@ -265,7 +242,7 @@ Test(snapshot_format, refuses_each_shorter_payload)
         struct file cut = { malloc(n), n };
 
         memcpy(cut.bytes, f.bytes, n);
-        mend(&cut);
+        mend_state(cut.bytes, cut.n);
         expect_refused(&cut, "Its section ");
         free(cut.bytes);
     }
@@ -297,7 +274,7 @@ Test(snapshot_format, survives_each_changed_byte)
 
             memcpy(changed.bytes, f.bytes, f.n);
             changed.bytes[i] = (uint8_t)v;
-            mend(&changed);
+            mend_state(changed.bytes, changed.n);
             if (read_thing(&changed, TABLE(FIRST, SECOND), 2, &t, &e) < 0)
                 cr_expect(e.msg[0]);
             cr_expect_leq(t.list.count, 5);
@@ -312,7 +289,7 @@ static void expect_refused_with(size_t at, const char *bytes, size_t n, const ch
     struct file f = write_thing(TABLE(FIRST, SECOND), 2);
 
     memcpy(f.bytes + SNAPSHOT_HEADER_BYTES + at, bytes, n);
-    mend(&f);
+    mend_state(f.bytes, f.n);
     expect_refused(&f, why);
     free(f.bytes);
 }
