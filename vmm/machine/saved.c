@@ -110,7 +110,7 @@ static void code_machine(struct snapshot_coder *c, void *object)
     }
 }
 
-/* BOOT: what it was booted from, for whoever asks. */
+/* BOOT: what it was booted from, and which identity its tables have, for whoever asks. */
 static void code_boot(struct snapshot_coder *c, void *object)
 {
     struct vm_config *config = &((struct saved *)object)->config;

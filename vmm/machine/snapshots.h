@@ -11,9 +11,8 @@ must_check int snapshots_create(struct machine *m, const struct vm_config *confi
                                 const struct snapshot_create_config *c, struct error *e);
 
 /* Makes a machine from a snapshot, as machine_restore() does, opens what it works on, and puts what
- * it is into *config, of which log, metrics and console stay. filter is
- * for a thread of the memory's (uffd.h). On failure (-1) nothing is open and
- * the configuration is as it was. */
+ * it is into *config, of which log, metrics and console stay. filter is for a thread of the
+ * memory's (uffd.h). On failure (-1) nothing is open and the configuration is as it was. */
 must_check int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
                               const struct snapshot_load_config *c, bool boot_timer,
                               struct loop *loop, const struct sock_fprog *filter, struct error *e);

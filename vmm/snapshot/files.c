@@ -152,13 +152,15 @@ static int sync_half(const struct half *h, bool wanted, struct error *e)
  * to do. */
 static int sync_directory(const struct half *h, bool wanted, struct error *e)
 {
-    autofree char *path = strdup(h->path);
-    char *slash = path ? strrchr(path, '/') : NULL;
+    autofree char *path = NULL;
     autofd int fd = -1;
+    char *slash;
 
     if (!wanted || !h->can_be_replaced)
         return 0;
+    path = strdup(h->path);
     BUG_ON(!path);
+    slash = strrchr(path, '/');
     if (slash)
         slash[slash == path] = '\0';
     fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
