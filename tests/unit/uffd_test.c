@@ -113,10 +113,13 @@ static pthread_t start_handler(unsigned pages)
     return thread;
 }
 
+/* Whose memory's description moves to another place then, as a machine's does. */
 static struct uffd *open_it(void)
 {
-    struct uffd *u = uffd_open(&m, path, NULL, &e);
+    struct guest_mem given = m;
+    struct uffd *u = uffd_open(&given, path, NULL, &e);
 
+    given = (struct guest_mem){ 0 };
     cr_assert(u, "%s", e.msg);
     accept_message();
     return u;

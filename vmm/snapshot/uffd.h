@@ -31,7 +31,7 @@ struct uffd {
     int fd, socket_fd;
     char *path;
     pid_t handler;        /* 0: it is in no PID namespace that we see */
-    struct guest_mem mem; /* its regions */
+    struct guest_mem mem; /* where it was laid out: who owns it may move to another place */
     const struct sock_fprog *filter;
     uint64_t patience_ns;
 
@@ -44,8 +44,9 @@ struct uffd {
 
 /* Makes the handler that listens at path serve guest memory, of which nobody has touched a page
  * yet, and starts the thread: before all others, so that none of them takes its signals, and
- * confined to a seccomp filter (NULL: none; borrowed). NULL on failure; then memory
- * is what it was, unless a handler serves it already: so the VM is given up. */
+ * confined to a seccomp filter (NULL: none). Borrows filter, and what is mapped for mem. NULL on
+ * failure; then memory is what it was, unless a handler serves it already: so the VM is given up.
+ */
 must_check struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
                                   const struct sock_fprog *filter, struct error *e);
 
