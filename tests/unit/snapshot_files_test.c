@@ -113,6 +113,10 @@ Test(snapshot_files_write, says_which_file_cannot_be_opened)
     f.state_path = directory;
     EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
               "Cannot perform open on the snapshot backing file: Is a directory (os error 21)");
+    f.state_path = "";
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),
+              "Cannot perform open on the snapshot backing file: No such file or directory (os "
+              "error 2)");
     mkfifo(at("fifo"), 0600);
     f = pair_at("fifo", "mem", false);
     EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f),

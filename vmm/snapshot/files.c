@@ -49,7 +49,7 @@ static int half_open(struct half *h, const char *what, const char *path, struct 
 {
     *h = (struct half){ .path = path, .what = what, .fd = -1 };
     h->old_fd = open(path, OPEN_FLAGS);
-    if (h->old_fd < 0 && errno != ENOENT)
+    if (h->old_fd < 0 && (errno != ENOENT || !*path)) /* no name can be given to a new one */
         return fail_half(e, errno, "open", h);
     if (h->old_fd >= 0 && fstat(h->old_fd, &h->old) < 0)
         return fail_half(e, errno, "open", h);
