@@ -102,7 +102,9 @@ static void look_at_files(const char *other)
     TRY("cut a file", SYS_openat, AT_FDCWD, "/run/short", O_WRONLY | O_TRUNC);
     TRY("make a file that has no name", SYS_openat, AT_FDCWD, "/run", O_RDWR | O_TMPFILE, 0600);
     TRY("change a file's owner", SYS_fchownat, AT_FDCWD, binary, 0, 0, 0);
-    TRY("make a file run as its owner", SYS_fchmod, STDOUT_FILENO, 06755);
+    TRY("change a file's mode", SYS_fchmodat, AT_FDCWD, binary, 06755);
+    TRY("make a file run as its user", SYS_fchmod, root, 06755);
+    TRY("remove a file", SYS_unlinkat, AT_FDCWD, "/mayfly.pid", 0);
     TRY("remove a directory", SYS_rmdir, "/run");
     TRY("link a file", SYS_linkat, AT_FDCWD, binary, AT_FDCWD, "/run/link", 0);
     TRY("make a symbolic link", SYS_symlinkat, "/etc/passwd", AT_FDCWD, "/run/symlink");

@@ -119,9 +119,11 @@ ALLOW_IF(MAIN, fcntl, ALL(IS(1, F_SETLEASE), IS(2, F_UNLCK)), "to give it back")
 ALLOW(MAIN, signalfd4, "to hear that somebody waits for it")
 
 /* The files of a snapshot, and which pages there are. */
-ALLOW_IF(MAIN, openat, IS(2, O_RDWR | O_CREAT | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
+ALLOW_IF(MAIN, openat,
+         ALL(IS(2, O_RDWR | O_CREAT | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), IS(3, 0666)),
          "what is renamed to a snapshot's files")
-ALLOW_IF(MAIN, openat, IS(2, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
+ALLOW_IF(MAIN, openat,
+         ALL(IS(2, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), IS(3, 0666)),
          "a snapshot's files, behind a symbolic link")
 ALLOW_IF(MAIN, openat, IS(2, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "that a snapshot's names last")
 ALLOW_IF(MAIN, statx, IS(2, AT_SYMLINK_NOFOLLOW), "whether a snapshot's file can be replaced")
