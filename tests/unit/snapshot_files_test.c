@@ -302,6 +302,26 @@ Test(snapshot_files_write, takes_what_a_restored_machine_did_not_change_from_its
     drop_vm(&vm);
 }
 
+Test(snapshot_files_write, does_not_take_what_was_cut_off_for_zeros)
+{
+    const struct snapshot_files f = pair_at("other", "other-mem", false);
+    struct saved_vm loaded = { 0 };
+
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    drop_vm(&vm);
+    load_vm(&loaded, false);
+    write_page(&loaded, 4, 'b');
+    cr_assert_eq(truncate(at("mem"), MEM_BYTES - 1), 0);
+    EXPECT_NO(save_to(&loaded, SNAPSHOT_FULL, "second", &f), "was cut off");
+    cr_expect_not(is_there("other-mem"));
+    EXPECT_NO(save(&loaded, SNAPSHOT_DIFF, "second"), "was cut off");
+    cr_assert_eq(truncate(at("mem"), MEM_BYTES), 0);
+    EXPECT_OK(save_to(&loaded, SNAPSHOT_FULL, "third", &f));
+    drop_vm(&loaded);
+}
+
 Test(snapshot_files_write, overwrites_the_file_that_memory_is_mapped_from)
 {
     struct saved_vm loaded = { 0 };

@@ -241,12 +241,25 @@ static int resize(const struct pair *p, off_t bytes, struct error *e)
     return ftruncate(p->memory.fd, bytes) < 0 ? fail_half(e, errno, "truncate", &p->memory) : 0;
 }
 
+/* Whether the file that has pages which are not written still has all of them: behind its end are
+ * none, which looks like a hole. */
+static bool has_all(const struct pair *p, int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size >= snapshot_memory_bytes(p->m);
+}
+
 static int write_memory(const struct pair *p, int base, struct error *e)
 {
     const int ret = snapshot_pages_write(p->memory.fd, p->m->mem, p->set, base);
 
-    return ret < 0 ? fail_os(e, -ret, "Cannot write memory file")
-                   : sync_half(&p->memory, p->f->sync, e);
+    if (ret < 0)
+        return fail_os(e, -ret, "Cannot write memory file");
+    if (!has_all(p, base >= 0 ? base : p->memory.fd))
+        return fail(e, ERR_HOST,
+                    "Cannot write memory file: the file that the rest of it is in was cut off");
+    return sync_half(&p->memory, p->f->sync, e);
 }
 
 /* Beside the old one, of which a Diff then takes the pages that it does not have. */
