@@ -403,12 +403,13 @@ static const struct schema_variant action_types[] = {
     { "FlushMetrics", ACT_FLUSH_METRICS },
     { "InstanceStart", ACT_START },
     { "SendCtrlAltDel", ACT_CTRL_ALT_DEL },
-    { "SendPowerButton", ACT_POWER_BUTTON, .is_new = true },
+    { "SendPowerButton", ACT_POWER_BUTTON },
     { 0 },
 };
 
 static const struct schema_field action_fields[] = {
-    SCHEMA_FIELD("action_type", ENUM, SCHEMA_REQUIRED, 0, .variants = action_types),
+    SCHEMA_FIELD("action_type", ENUM, SCHEMA_REQUIRED, 0, .variants = action_types,
+                 .new_variants = 1),
 };
 
 static const struct schema action_schema = {

@@ -26,16 +26,15 @@ static void list_names(char *out, size_t size, unsigned n, const char *const nam
     }
 }
 
-static int fail_unknown_variant(const struct json_reader *r, const struct schema_variant *variants,
+static int fail_unknown_variant(const struct json_reader *r, const struct schema_field *f,
                                 struct json_object *given, struct error *e)
 {
     char expected[256], shown[NAME_SHOWN_MAX];
     const char *names[NAMES_MAX];
     unsigned n = 0;
 
-    for (const struct schema_variant *v = variants; n < NAMES_MAX && v->name; v++)
-        if (!v->is_new)
-            names[n++] = v->name;
+    for (; n < NAMES_MAX && f->variants[n + f->new_variants].name; n++)
+        names[n] = f->variants[n].name;
     list_names(expected, sizeof(expected), n, names);
     plain(shown, sizeof(shown), json_object_get_string(given),
           (size_t)json_object_get_string_len(given));
@@ -66,7 +65,7 @@ static int decode_variant(struct json_reader *r, const struct schema_field *f, u
             ret = 0;
         }
     if (ret < 0)
-        fail_unknown_variant(r, f->variants, name, e);
+        fail_unknown_variant(r, f, name, e);
     json_object_put(name);
     return ret;
 }

@@ -52,7 +52,6 @@ enum schema_flag {
 struct schema_variant {
     const char *name; /* NULL ends a table */
     unsigned value;
-    bool is_new; /* as with SCHEMA_NEW */
 };
 
 /* Stands for any `T *items; size_t count;` in a struct. */
@@ -72,10 +71,11 @@ struct schema_field {
     size_t has_at;                         /* SCHEMA_HAS(): offset of a bool that says whether it
                                               was given and not null; 0: none */
     const struct schema_variant *variants; /* SCHEMA_ENUM */
-    const char *outdated, *instead;        /* SCHEMA_ENUM: a variant that is deprecated, and the one
-                                              to use; NULL: none is */
-    const struct schema *object;           /* SCHEMA_OBJECT, SCHEMA_LIST */
-    const struct schema_field *item;       /* SCHEMA_LIST without `object`; its `at` is 0 */
+    unsigned new_variants; /* of these the last so many are not listed, as with SCHEMA_NEW */
+    const char *outdated, *instead;  /* SCHEMA_ENUM: a variant that is deprecated, and the one
+                                        to use; NULL: none is */
+    const struct schema *object;     /* SCHEMA_OBJECT, SCHEMA_LIST */
+    const struct schema_field *item; /* SCHEMA_LIST without `object`; its `at` is 0 */
     size_t item_size;
     schema_parse *parse;  /* SCHEMA_PARSED */
     const char *expected; /* SCHEMA_PARSED: what errors call it; NULL: a string */
