@@ -262,7 +262,7 @@ static int run(const struct arguments *o)
 /* Of any version: the header is the same in all. */
 static int describe_snapshot(const char *path)
 {
-    struct snapshot_header h;
+    struct snapshot_header h = { .major = 0 };
     autofree uint8_t *state = NULL;
     struct error e;
     size_t bytes;

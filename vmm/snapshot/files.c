@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "vmm/base/log.h"
+#include "vmm/base/whole_file.h"
 #include "vmm/snapshot/mark.h"
 #include "vmm/snapshot/pages.h"
 
@@ -164,6 +165,7 @@ static int sync_directory(const struct half *h, bool wanted, struct error *e)
     if (slash)
         slash[slash == path] = '\0';
     fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
     if (fd < 0 && errno == EACCES)
         return sync_half(h, true, e);
     return fd < 0 || fsync(fd) < 0 ? fail_half(e, errno, "sync_all", h) : 0;
@@ -465,7 +467,7 @@ int snapshot_files_read_state(const char *path, uint8_t **state, size_t *bytes, 
     autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     autofree uint8_t *text = NULL;
     struct stat st;
-    size_t n = 0;
+    ssize_t n;
 
     if (fd < 0 || fstat(fd, &st) < 0)
         return fail_os(e, errno, "Failed to open snapshot file");
@@ -479,21 +481,14 @@ int snapshot_files_read_state(const char *path, uint8_t **state, size_t *bytes, 
                     "Failed to load snapshot state from file: it is no regular file");
     text = malloc((size_t)st.st_size + 1);
     BUG_ON(!text);
-    while (n < (size_t)st.st_size) {
-        const ssize_t got = read(fd, text + n, (size_t)st.st_size - n);
-
-        if (got < 0 && errno != EINTR)
-            return fail_os(e, errno, "Failed to load snapshot state from file: IO Error");
-        if (got == 0)
-            break; /* it was made shorter meanwhile */
-        if (got > 0)
-            n += (size_t)got;
-    }
+    n = whole_file_read(fd, (char *)text, (size_t)st.st_size);
+    if (n < 0)
+        return fail_os(e, (int)-n, "Failed to load snapshot state from file: IO Error");
     if (n < 8)
         return fail(e, ERR_INVALID,
                     "Failed to load snapshot state from file: IO Error: File too short to contain "
                     "CRC");
-    *bytes = n;
+    *bytes = (size_t)n;
     *state = text;
     text = NULL;
     return 0;

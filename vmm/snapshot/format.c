@@ -276,7 +276,7 @@ static void code_section_header(struct snapshot_coder *c, struct section_header 
 static void show_tag(char out[5], const char tag[4])
 {
     for (unsigned i = 0; i < 4; i++)
-        out[i] = tag[i] > ' ' && tag[i] < '\x7f' ? tag[i] : '?';
+        out[i] = (char)(tag[i] > ' ' && tag[i] < '\x7f' ? tag[i] : '?');
     out[4] = '\0';
 }
 
@@ -380,6 +380,7 @@ int snapshot_decode(const uint8_t *file, size_t bytes, struct snapshot_header *h
                     SNAPSHOT_STATE_BYTES);
     if (snapshot_header_read(h, file, bytes, e) < 0 || judge_header(h, file, bytes, e) < 0)
         return -1;
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): who reads allocates nothing
     return read_sections(&c, h, sections, count, object, e);
 }
 
@@ -414,11 +415,12 @@ int snapshot_encode(uint8_t **file, size_t *bytes, struct snapshot_header *h,
         if (c.trouble)
             break;
     }
-    *file = c.bytes;
     *bytes = c.at;
-    if (c.trouble || *bytes > SNAPSHOT_STATE_BYTES)
+    if (c.trouble || *bytes > SNAPSHOT_STATE_BYTES) {
+        free(c.bytes);
         return fail(e, ERR_TOO_LARGE, "Cannot serialize the microVM state: %s",
                     c.trouble ? c.trouble : "it is too large");
+    }
     h->major = SNAPSHOT_MAJOR;
     h->minor = SNAPSHOT_MINOR;
     h->machine = SNAPSHOT_MACHINE;
@@ -430,5 +432,6 @@ int snapshot_encode(uint8_t **file, size_t *bytes, struct snapshot_header *h,
     code_header(&c, h);
     crc = crc32c(c.bytes, c.at);
     snapshot_u32(&c, &crc);
+    *file = c.bytes;
     return 0;
 }
