@@ -484,7 +484,7 @@ Test(snapshot_files_open_memory, judges_the_file)
     boot_vm(&vm, false);
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
     memcpy(&name, get("state"), sizeof(name));
-    uuid_make(&other);
+    EXPECT_OK(uuid_make(&other, &e));
     EXPECT_NO(snapshot_files_open_memory(at("no"), &name, MEM_BYTES, &e),
               "Failed to load guest memory: No such file or directory (os error 2)");
     EXPECT_NO(snapshot_files_open_memory(directory, &name, MEM_BYTES, &e),

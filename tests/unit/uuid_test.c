@@ -39,9 +39,10 @@ Test(uuid, is_nothing_else)
 Test(uuid, that_is_made_is_random_and_says_so)
 {
     struct uuid a, b;
+    struct error e;
 
-    uuid_make(&a);
-    uuid_make(&b);
+    cr_assert_eq(uuid_make(&a, &e), 0);
+    cr_assert_eq(uuid_make(&b, &e), 0);
     cr_expect(uuid_equal(&a, &a));
     cr_expect_not(uuid_equal(&a, &b));
     cr_expect_eq(a.bytes[6] >> 4, 4);

@@ -43,7 +43,8 @@ static void save_devices(struct machine *m, struct saved *s)
 int machine_save(struct machine *m, const struct vm_config *config, struct saved *s,
                  struct error *e)
 {
-    uuid_make(&s->name);
+    if (uuid_make(&s->name, e) < 0)
+        return -1;
     s->wall_ns = clock_ns(CLOCK_REALTIME);
     cpuid_host(s->processor);
     s->config = *config;

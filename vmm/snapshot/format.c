@@ -418,6 +418,7 @@ int snapshot_encode(uint8_t **file, size_t *bytes, struct snapshot_header *h,
     *bytes = c.at;
     if (c.trouble || *bytes > SNAPSHOT_STATE_BYTES) {
         free(c.bytes);
+        *file = NULL;
         return fail(e, ERR_TOO_LARGE, "Cannot serialize the microVM state: %s",
                     c.trouble ? c.trouble : "it is too large");
     }

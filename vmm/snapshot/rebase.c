@@ -58,10 +58,11 @@ static int set_mark(const struct half *memory, const struct half *diff, bool is_
         .is_merging = is_merging,
         .name = diff->mark.name,
     };
+    struct error e;
     int ret;
 
-    if (is_merging && !diff->mark.is_there)
-        uuid_make(&mark.name);
+    if (is_merging && !diff->mark.is_there && uuid_make(&mark.name, &e) < 0)
+        return -e.os_errno;
     if (is_merging || diff->mark.is_there)
         ret = snapshot_mark_set(memory->fd, &mark);
     else

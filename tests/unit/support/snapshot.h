@@ -83,7 +83,7 @@ static inline int save_to(struct saved_vm *vm, enum snapshot_kind kind, const ch
 {
     struct saved_state state = { 0 };
 
-    uuid_make(&state.name);
+    cr_assert_eq(uuid_make(&state.name, &e), 0);
     strcpy(state.label, label);
     return snapshot_files_write(f, &vm->snapshot, kind, &state.name, &state, sizeof(state), &e);
 }
