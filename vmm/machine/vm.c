@@ -353,9 +353,13 @@ static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct
     const struct seccomp_threads *seccomp = vm->options.seccomp;
 
     if (snapshots_load(&vm->machine, &vm->config, &vm->opened, c, vm->options.boot_timer, vm->loop,
-                       seccomp ? seccomp->vcpu : NULL, e) < 0 ||
-        set_off(vm, e) < 0)
+                       seccomp ? seccomp->vcpu : NULL, e) < 0)
         return fail_within(e, "Failed to restore from snapshot");
+    if (set_off(vm, e) < 0) {
+        if (vm->config.vsock.uds_path) /* its file would be in the next try's way */
+            vsock_unix_close(&vm->opened.vsock, vm->config.vsock.uds_path);
+        return fail_within(e, "Failed to restore from snapshot");
+    }
     vm->state = VM_PAUSED;
     start_metrics(vm);
     metrics_pause();
