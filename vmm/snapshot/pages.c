@@ -24,8 +24,8 @@ static int write_run(int fd, uint8_t *from, uint64_t bytes, uint64_t offset)
         const struct iovec v = { from, bytes };
         const ssize_t done = pwritev(fd, &v, 1, (off_t)offset);
 
-        if (done < 0 && errno != EINTR)
-            return -errno;
+        if (done == 0 || (done < 0 && errno != EINTR))
+            return done ? -errno : -EIO;
         if (done > 0) {
             from += done;
             offset += (uint64_t)done;
