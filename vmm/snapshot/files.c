@@ -76,23 +76,33 @@ static bool is_same_file(const struct stat *a, const struct stat *b)
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* Whether a descriptor is of what a path names. After a lock: whoever held that before may have
- * renamed it. */
-static bool is_named(int fd, const char *path)
+/* Whether a descriptor is of what a path names; -errno: that can't be told. After a lock: whoever
+ * held that before may have renamed it. */
+static int is_named(int fd, const char *path)
 {
     struct stat ours, named;
 
-    return fstat(fd, &ours) == 0 && stat(path, &named) == 0 && is_same_file(&ours, &named);
+    if (fstat(fd, &ours) < 0)
+        return -errno;
+    if (stat(path, &named) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    return is_same_file(&ours, &named);
 }
 
-/* Whether a descriptor is of what the other half is written to, or replaces. */
-static bool is_of(int fd, const struct half *other)
+/* 0 where a descriptor is not of what the other half is written to, or replaces; else -EEXIST, or
+ * -errno: that can't be told. */
+static int check_other(int fd, const struct half *other)
 {
     struct stat ours, written;
+    const int ret = is_named(fd, other->path);
 
-    return is_named(fd, other->path) ||
-           (other->fd >= 0 && fstat(fd, &ours) == 0 && fstat(other->fd, &written) == 0 &&
-            is_same_file(&ours, &written));
+    if (ret != 0)
+        return ret < 0 ? ret : -EEXIST;
+    if (other->fd < 0)
+        return 0;
+    if (fstat(fd, &ours) < 0 || fstat(other->fd, &written) < 0)
+        return -errno;
+    return is_same_file(&ours, &written) ? -EEXIST : 0;
 }
 
 /* 0, or -errno; -EEXIST: it is the other half. */
@@ -100,6 +110,7 @@ static int make_temporary(struct half *h, const struct half *other)
 {
     autofree char *path = NULL;
     autofd int fd = -1;
+    int ret;
 
     if (asprintf(&path, "%s" TEMPORARY, h->path) < 0)
         return -ENOMEM;
@@ -108,18 +119,33 @@ static int make_temporary(struct half *h, const struct half *other)
     fd = open(path, OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
     if (fd < 0)
         return -errno;
-    if (is_of(fd, other))
-        return -EEXIST;
+    ret = check_other(fd, other);
+    if (ret < 0)
+        return ret;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return -errno;
-    if (!is_named(fd, path))
-        return -EAGAIN;
+    ret = is_named(fd, path);
+    if (ret <= 0)
+        return ret < 0 ? ret : -EAGAIN;
     if (ftruncate(fd, 0) < 0 || (h->exists && fchmod(fd, h->old.st_mode & 0777) < 0))
         return -errno;
     h->fd = take_fd(&fd);
     h->temporary = path;
     path = NULL;
     return 0;
+}
+
+static int fail_open(struct error *e, int ret, const struct half *h, const struct half *other)
+{
+    if (ret == -EEXIST)
+        return fail(e, ERR_INVALID,
+                    "Cannot perform open on the %s backing file: it is the %s backing file, too",
+                    h->what, other->what);
+    if (ret == -EAGAIN)
+        return fail(e, ERR_STATE,
+                    "Cannot perform open on the %s backing file: another microVM is writing it",
+                    h->what);
+    return fail_half(e, -ret, "open", h);
 }
 
 /* Opens what is to be written: a new file, or where nothing new can be beside the old one, but that
@@ -131,17 +157,9 @@ static int half_begin(struct half *h, const struct half *other, struct error *e)
     if (ret == -EBUSY || ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
         h->can_be_replaced = false;
         h->fd = h->exists ? h->old_fd : open(h->path, OPEN_FLAGS | O_CREAT, 0666);
-        ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : is_of(h->fd, other) ? -EEXIST : 0;
+        ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : check_other(h->fd, other);
     }
-    if (ret == -EEXIST)
-        return fail(e, ERR_INVALID,
-                    "Cannot perform open on the %s backing file: it is the %s backing file, too",
-                    h->what, other->what);
-    if (ret == -EAGAIN)
-        return fail(e, ERR_STATE,
-                    "Cannot perform open on the %s backing file: another microVM is writing it",
-                    h->what);
-    return ret < 0 ? fail_half(e, -ret, "open", h) : 0;
+    return ret < 0 ? fail_open(e, ret, h, other) : 0;
 }
 
 static int sync_half(const struct half *h, bool wanted, struct error *e)
@@ -181,6 +199,7 @@ struct pair {
     struct snapshot_mark mark; /* of the memory file to be */
     bool is_full, merges;      /* merges: into pages that are there */
     bool has_marks;            /* the file system of memory does */
+    bool is_mapped;            /* guest memory is mapped from the old memory file */
 };
 
 static int write_state(const struct pair *p, struct error *e)
@@ -191,8 +210,8 @@ static int write_state(const struct pair *p, struct error *e)
     while (left) {
         const ssize_t done = write(p->state.fd, at, left);
 
-        if (done < 0 && errno != EINTR)
-            return fail_os(e, errno, "Cannot serialize the microVM state: IO Error");
+        if (done == 0 || (done < 0 && errno != EINTR))
+            return fail_os(e, done ? errno : EIO, "Cannot serialize the microVM state: IO Error");
         if (done > 0) {
             at += done;
             left -= (size_t)done;
@@ -221,6 +240,8 @@ static int put_mark(struct pair *p, bool is_merging, struct error *e)
     mark.is_merging = is_merging;
     ret = snapshot_mark_set(p->memory.fd, &mark);
     p->has_marks = ret != -EOPNOTSUPP;
+    if (ret == 0 && is_merging)
+        p->m->torn = p->mark.name;
     return ret < 0 && p->has_marks ? fail_half(e, -ret, "fsetxattr", &p->memory) : 0;
 }
 
@@ -230,12 +251,16 @@ static int rest_of_full(const struct pair *p)
     return p->is_full && p->m->source == SNAPSHOT_SOURCE_FILE ? p->m->file_fd : -1;
 }
 
-static bool is_mapped_file(const struct pair *p)
+static int find_mapped(struct pair *p, struct error *e)
 {
     struct stat st;
 
-    return p->memory.exists && p->m->source == SNAPSHOT_SOURCE_FILE &&
-           fstat(p->m->file_fd, &st) == 0 && is_same_file(&st, &p->memory.old);
+    if (!p->memory.exists || p->m->source != SNAPSHOT_SOURCE_FILE)
+        return 0;
+    if (fstat(p->m->file_fd, &st) < 0)
+        return fail_half(e, errno, "open", &p->memory);
+    p->is_mapped = is_same_file(&st, &p->memory.old);
+    return 0;
 }
 
 static int resize(const struct pair *p, off_t bytes, struct error *e)
@@ -276,11 +301,10 @@ static int write_new_file(struct pair *p, struct error *e)
  * is, before that is said. */
 static int write_old_file(struct pair *p, struct error *e)
 {
-    const bool keeps = p->merges || is_mapped_file(p);
+    const bool keeps = p->merges || p->is_mapped;
 
     if (sync_half(&p->memory, p->f->sync, e) < 0 || take_old_state_away(p, e) < 0)
         return -1;
-    p->m->torn = p->mark.name;
     if (!keeps && (resize(p, 0, e) < 0 || resize(p, (off_t)snapshot_memory_bytes(p->m), e) < 0))
         return -1;
     if (write_memory(p, keeps ? -1 : rest_of_full(p), e) < 0)
@@ -292,7 +316,7 @@ static int write_old_file(struct pair *p, struct error *e)
 
 static void share_again(const struct pair *p)
 {
-    if (is_mapped_file(p) && flock(p->m->file_fd, LOCK_SH | LOCK_NB) < 0)
+    if (p->is_mapped && flock(p->m->file_fd, LOCK_SH | LOCK_NB) < 0)
         log_error("The file that guest memory is mapped from is no longer locked: %s",
                   os_error_text(errno));
 }
@@ -303,7 +327,7 @@ static int lock_old_file(const struct pair *p, struct error *e)
 {
     int os_errno;
 
-    if (flock(is_mapped_file(p) ? p->m->file_fd : p->memory.fd, LOCK_EX | LOCK_NB) == 0)
+    if (flock(p->is_mapped ? p->m->file_fd : p->memory.fd, LOCK_EX | LOCK_NB) == 0)
         return 0;
     os_errno = errno;
     share_again(p); /* a lock that can't be changed is lost (flock(2)) */
@@ -399,9 +423,10 @@ static int rename_half(struct half *h, struct error *e)
 static int commit(struct pair *p, struct error *e)
 {
     if (p->memory.temporary) {
+        if (take_old_state_away(p, e) < 0 || rename_half(&p->memory, e) < 0)
+            return -1;
         p->m->torn = p->mark.name;
-        if (take_old_state_away(p, e) < 0 || rename_half(&p->memory, e) < 0 ||
-            sync_directory(&p->memory, p->f->sync, e) < 0)
+        if (sync_directory(&p->memory, p->f->sync, e) < 0)
             return -1;
     }
     if (!p->state.temporary) {
@@ -414,20 +439,20 @@ static int commit(struct pair *p, struct error *e)
 
 static int write_pair(struct pair *p, struct error *e)
 {
+    int ret;
+
     if (half_open(&p->state, "snapshot", p->f->state_path, e) < 0 ||
-        half_open(&p->memory, "memory", p->f->memory_path, e) < 0)
+        half_open(&p->memory, "memory", p->f->memory_path, e) < 0 || find_mapped(p, e) < 0)
         return -1;
-    if (p->state.exists && is_of(p->state.old_fd, &p->memory))
-        return fail(e, ERR_INVALID,
-                    "Cannot perform open on the memory backing file: it is the snapshot backing "
-                    "file, too");
+    ret = p->state.exists ? check_other(p->state.old_fd, &p->memory) : 0;
+    if (ret < 0)
+        return fail_open(e, ret, &p->memory, &p->state);
     if (half_begin(&p->state, &p->memory, e) < 0)
         return -1;
     if (p->state.temporary && write_state(p, e) < 0)
         return -1;
-    p->merges =
-        p->merges && p->memory.exists && S_ISREG(p->memory.old.st_mode) &&
-        ((uint64_t)p->memory.old.st_size == snapshot_memory_bytes(p->m) || is_mapped_file(p));
+    p->merges = p->merges && p->memory.exists && S_ISREG(p->memory.old.st_mode) &&
+                ((uint64_t)p->memory.old.st_size == snapshot_memory_bytes(p->m) || p->is_mapped);
     return make_memory(p, e) < 0 ? -1 : commit(p, e);
 }
 
@@ -534,9 +559,14 @@ int snapshot_files_open_memory(const char *path, const struct uuid *name, uint64
 
     if (fd < 0)
         return fail_os(e, errno, "Failed to load guest memory");
-    if (flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EAGAIN)
-        return fail(e, ERR_STATE, "Failed to load guest memory: its file is being written");
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size < bytes)
+    if (flock(fd, LOCK_SH | LOCK_NB) < 0) {
+        if (errno == EAGAIN)
+            return fail(e, ERR_STATE, "Failed to load guest memory: its file is being written");
+        return fail_os(e, errno, "Failed to load guest memory: its file can't be locked");
+    }
+    if (fstat(fd, &st) < 0)
+        return fail_os(e, errno, "Failed to load guest memory: its file can't be looked at");
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < bytes)
         return fail(e, ERR_INVALID,
                     "Failed to restore guest memory: Total sum of memory regions exceeds largest "
                     "possible file offset");
