@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 
 import pytest
@@ -168,6 +169,23 @@ def test_a_create_that_is_killed_leaves_a_pair_or_none(tmp_path, kind):
                 assert re.search("is of snapshot|unfinished", answer["fault_message"]), answer
                 outcomes.add("refused")
     assert outcomes == {"old", "refused"}
+
+
+@pytest.mark.parametrize("kind", ["Full", "Diff"])
+def test_a_create_beyond_the_limit_of_files_ends_the_process_and_leaves_the_old_pair(tmp_path, kind):
+    """By the signal that it is for, as a console or a disk beyond it does."""
+    files = pair(tmp_path)
+    with Machine("snapshot", "touched=1 dirty=1", mem_mib=32) as vm:
+        boot_tracked(vm)
+        vm.wait_for_output("ready\n")
+        save(vm, files)
+        resource.prlimit(vm.process.pid, resource.RLIMIT_FSIZE, (16 * MIB, 16 * MIB))
+        layer = pair(tmp_path, "layer") if kind == "Diff" else files
+        with pytest.raises(ConnectionError):
+            vm.request("PUT", "/snapshot/create", create_body(layer, snapshot_type=kind))
+        assert vm.wait() == 151
+    with loaded(files) as clone:
+        mayfly.wait_until(clone.output, clone.log)
 
 
 def test_a_copy_without_a_mark_is_loaded_and_told_of(tmp_path):
