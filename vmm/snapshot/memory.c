@@ -81,8 +81,9 @@ static bool is_zero(const uint8_t *page)
 }
 
 /* Adds the pages of a region that the host has memory for. What is swapped out has none: where that
- * may be, all others are looked at. (One that was never touched is then the host's one page of
- * zeros, which is nobody's memory.) 0 or -errno. */
+ * may be, all are looked at instead. (Of one that was never touched that makes the host's one page
+ * of zeros, which is nobody's memory, but would count as the guest's if the host were asked again.)
+ * 0 or -errno. */
 static int add_present(struct page_set *set, uint64_t first, const struct gmem_region *r,
                        bool may_be_swapped)
 {
@@ -93,10 +94,10 @@ static int add_present(struct page_set *set, uint64_t first, const struct gmem_r
         const uint64_t n = pages - from < PAGES_ASKED ? pages - from : PAGES_ASKED;
         const uint8_t *host = r->host + from * GMEM_PAGE_BYTES;
 
-        if (mincore((void *)host, n * GMEM_PAGE_BYTES, is_present) < 0)
+        if (!may_be_swapped && mincore((void *)host, n * GMEM_PAGE_BYTES, is_present) < 0)
             return -errno;
         for (uint64_t i = 0; i < n; i++)
-            if (is_present[i] & 1 || (may_be_swapped && !is_zero(host + i * GMEM_PAGE_BYTES)))
+            if (may_be_swapped ? !is_zero(host + i * GMEM_PAGE_BYTES) : is_present[i] & 1)
                 page_set_add(set, first + from + i);
     }
     return 0;
@@ -136,8 +137,10 @@ static int present_pages(const struct snapshot_memory *s, struct page_set *set, 
 {
     int ret = snapshot_memory_present_(s->mem, set, false);
 
-    if (!ret && !s->mem->hugetlb && host_swaps())
+    if (!ret && !s->mem->hugetlb && host_swaps()) {
+        memset(set->words, 0, set->pages / 8);
         ret = snapshot_memory_present_(s->mem, set, true);
+    }
     return ret < 0 ? fail_os(e, -ret, "cannot tell which pages of guest memory there are") : 0;
 }
 

@@ -77,6 +77,7 @@ void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *s
                              const struct uuid *name);
 
 /* For snapshot_memory_pages() and its test: adds the pages that hold something. may_be_swapped:
- * what the host has no memory for may still have been written to. 0 or -errno. */
+ * what the host has no memory for may still have been written to, and so each is looked at. 0 or
+ * -errno. */
 must_check int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set,
                                         bool may_be_swapped);
