@@ -172,8 +172,8 @@ def test_a_create_that_is_killed_leaves_a_pair_or_none(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["Full", "Diff"])
-def test_a_create_beyond_the_limit_of_files_ends_the_process_and_leaves_the_old_pair(tmp_path, kind):
-    """By the signal that it is for, as a console or a disk beyond it does."""
+def test_a_create_beyond_the_limit_of_files_leaves_the_old_pair(tmp_path, kind):
+    """The process ends by the signal that is for this."""
     files = pair(tmp_path)
     with Machine("snapshot", "touched=1 dirty=1", mem_mib=32) as vm:
         boot_tracked(vm)
