@@ -397,6 +397,33 @@ Test(snapshot_files_write, writes_in_place_what_cannot_be_replaced)
     drop_vm(&vm);
 }
 
+Test(snapshot_files_write, takes_names_of_any_length)
+{
+    struct saved_state state;
+    struct snapshot_files f;
+    char names[2][NAME_MAX + 2];
+    int fd;
+
+    for (unsigned i = 0; i < 2; i++) {
+        memset(names[i], 'a' + (int)i, NAME_MAX + 1);
+        names[i][NAME_MAX] = names[i][NAME_MAX + 1] = '\0';
+    }
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    f = pair_at(names[0], names[1], true);
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "first", &f));
+    fd = open_pair(f.state_path, f.memory_path, &state);
+    cr_expect_geq(fd, 0, "%s", e.msg);
+    cr_expect(file_is(f.memory_path, &vm.mem));
+    close(fd);
+    names[0][NAME_MAX] = 'a';
+    f = pair_at(names[0], "mem", true);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "second", &f),
+              "Cannot perform open on the snapshot backing file: Filename too long");
+    cr_expect_not(is_there("mem"));
+    drop_vm(&vm);
+}
+
 Test(snapshot_files_write, writes_in_place_what_is_mounted)
 {
     struct saved_vm loaded = { 0 };

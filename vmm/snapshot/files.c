@@ -154,7 +154,8 @@ static int half_begin(struct half *h, const struct half *other, struct error *e)
 {
     int ret = h->can_be_replaced ? make_temporary(h, other) : -EBUSY;
 
-    if (ret == -EBUSY || ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
+    if (ret == -EBUSY || ret == -ENAMETOOLONG ||
+        ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
         h->can_be_replaced = false;
         h->fd = h->exists ? h->old_fd : open(h->path, OPEN_FLAGS | O_CREAT, 0666);
         ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : check_other(h->fd, other);

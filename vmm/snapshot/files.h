@@ -11,7 +11,7 @@
  *
  *   a Diff   into the memory file of what it is a diff to; into no other one
  *   any      where nothing can be renamed: what is mounted, a symbolic link's target, a directory
- *            in which nothing may be made
+ *            in which nothing may be made, a name to which nothing can be added
  *
  * For this nobody else may hold a lock (flock(2)) on the file: whoever is mapped from it does.
  * Where a file system has no marks, a Diff makes a copy of the file and is written into that; and
