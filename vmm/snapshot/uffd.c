@@ -161,7 +161,7 @@ static void *fetch_thread(void *arg)
     return NULL;
 }
 
-static int start_thread(struct uffd *u, struct error *e)
+static int start_uffd_thread(struct uffd *u, struct error *e)
 {
     pthread_t thread;
     pthread_attr_t attr;
@@ -199,7 +199,7 @@ struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
     };
     BUG_ON(!u->path);
     if (register_memory(u, e) == 0 && connect_handler(u, e) == 0 && send_message(u, e) == 0 &&
-        start_thread(u, e) == 0)
+        start_uffd_thread(u, e) == 0)
         return u;
     close_fdp(&u->fd);
     close_fdp(&u->socket_fd);
