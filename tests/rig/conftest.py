@@ -42,7 +42,9 @@ def files(tmp_path_factory):
     mayfly = pathlib.Path(os.environ.get("MAYFLY", ROOT / "build" / "release" / "mayfly"))
     files = {"mayfly": mayfly.resolve()}
     files["mayfly-jailer"] = mayfly.resolve().parent / "mayfly-jailer"
-    files["cpuid"] = mayfly.resolve().parent / "guests" / "cpuid"
+    for name in ("clocks", "counter", "cpuid"):
+        files[name] = mayfly.resolve().parent / "guests" / name
+    files["snapshot.sh"] = HERE / "guest" / "snapshot.sh"
     for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
     for name, programs, config in ("fio", ["fio"], "fio.ini"), ("net", NET_TOOLS, "net.sh"):
