@@ -129,14 +129,15 @@ static int set_tsc_khz(int fd, uint32_t khz, struct error *e)
 
 /* The first vCPU's TSC goes on from the saved value. Those of the others are moved by as much: were
  * each set to its own value, they would drift apart by the time that lies between.
- * A host that knows no offsets is told the value, after one that is far away: it takes a value that
- * is near to what a new VM's TSC shows for an attempt to bring vCPUs together, and ignores it. */
+ * A host that knows no offsets is told the value. One that is near to what it expects, it takes for
+ * an attempt to bring vCPUs together: right for all but the first, which is moved far away before,
+ * or a young guest's would be what a new VM's is. */
 static int set_tsc(struct vcpu *c, const struct vcpu_state *s, struct error *e)
 {
     uint64_t now, offset;
 
     if (!s->has_tsc_offset || !access_tsc_offset(c->fd, KVM_GET_DEVICE_ATTR, &offset)) {
-        if (set_msr(c->fd, MSR_IA32_TSC, s->tsc + TSC_FAR_AWAY, e) < 0)
+        if (c->index == 0 && set_msr(c->fd, MSR_IA32_TSC, s->tsc + TSC_FAR_AWAY, e) < 0)
             return -1;
         return set_msr(c->fd, MSR_IA32_TSC, s->tsc, e);
     }
