@@ -185,12 +185,16 @@ class Guest:
         assert self.status() == 0, f"status {self.status()}:\n{self.console()}\n{self.errors()}"
         return self.console()
 
+    def stop(self):
+        """Ends the process at once, where one runs, with all that it holds."""
+        gone = f"[ ! -s {self.dir}/pid ] || [ -s {self.dir}/status ]"
+        self.host.run(f"{gone} || kill -KILL $(cat {self.dir}/pid); true")
+        assert self.host.wait_for(gone)
+
     def remove(self):
         """Kills the process if it still runs, and frees its disk."""
-        self.host.run(
-            f"[ -s {self.dir}/status ] || ! [ -s {self.dir}/pid ] ||"
-            f" kill -KILL $(cat {self.dir}/pid); rm -rf {self.dir}"
-        )
+        self.stop()
+        self.host.run(f"rm -rf {self.dir}")
 
 
 def boot_args(arguments="", run=None):

@@ -54,27 +54,6 @@ def load(guest, files, **members):
     return guest
 
 
-def stop(guest):
-    """Ends the process at once, where one runs, with all that it holds."""
-    gone = f"[ ! -s {guest.dir}/pid ] || [ -s {guest.dir}/status ]"
-    guest.host.run(f"{gone} || kill -KILL $(cat {guest.dir}/pid); true")
-    assert guest.host.wait_for(gone)
-
-
-@pytest.fixture
-def new_guest(new_guest):
-    """Makes guests that have ended before their files are removed."""
-    guests = []
-
-    def make():
-        guests.append(new_guest())
-        return guests[-1]
-
-    yield make
-    for guest in guests:
-        stop(guest)
-
-
 def wait_for(host, what, condition):
     assert host.wait_for(condition), what
 
@@ -104,7 +83,7 @@ def test_no_byte_of_a_console_is_doubled_or_lost(new_guest, host):
         wait_for(host, second, f"[ $(wc -c <{second.dir}/console) -gt 100 ]")
         whole, wanted = numbers_from(printed + host.run(f"head -c 500 {second.dir}/console"))
         assert whole == wanted, f"round {i}"
-        stop(second)
+        second.stop()
         second.remove()
         more = grows(host, f"{first.dir}/console")
         ask(first, patch("Resumed"))
@@ -166,7 +145,7 @@ def test_clocks_timers_and_msrs_go_on_for_three_generations(new_guest, host, wal
         assert "not ok" not in console, console
         jump = int(said(console, "kvmclock went on by up to ").split()[0])
         assert (jump > HOUR_S * 1000) == realtime and jump < HOUR_S * 2000, console
-        stop(machine)
+        machine.stop()
         machine.remove()
         machine = clone
     machine.wait_console("waiting end\n")
@@ -242,16 +221,17 @@ def end_linux(machine, first):
         machine.host.run(f"e2fsck -fn {disk}")
 
 
+@pytest.mark.skipif(not LONG, reason="only with --long")
 @pytest.mark.parametrize("kernel, track", [("vmlinuz", False), ("acpi.vmlinux", True)])
 def test_linux_goes_on_with_all_that_it_does(new_guest, host, tap, kernel, track):
     """A chain of processes, each made of the snapshot of the one before, under I/O."""
     first = machine = boot_linux(new_guest(), tap, kernel, track_dirty_pages=track)
     files, consoles = None, ""
     wait_until_all_goes_on(first, first)
-    for i in range(20 if LONG else 3):
+    for i in range(20):
         # To copy memory takes the emulated host longer than all else.
-        files = save_next(machine, files if LONG and i % 2 else None)
-        stop(machine)
+        files = save_next(machine, files if i % 2 else None)
+        machine.stop()
         host.run(f"rm {first.dir}/v")
         consoles += machine.console()
         clone = load(new_guest(), files, track_dirty_pages=track)
