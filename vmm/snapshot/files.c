@@ -269,13 +269,18 @@ static int resize(const struct pair *p, off_t bytes, struct error *e)
     return ftruncate(p->memory.fd, bytes) < 0 ? fail_half(e, errno, "truncate", &p->memory) : 0;
 }
 
-/* Whether the file that has pages which are not written still has all of them: behind its end are
- * none, which looks like a hole. */
-static bool has_all(const struct pair *p, int fd)
+/* The file that has pages which are not written still has all of them: behind its end are none,
+ * which looks like a hole. */
+static int check_length(const struct pair *p, int fd, struct error *e)
 {
     struct stat st;
 
-    return fstat(fd, &st) == 0 && (uint64_t)st.st_size >= snapshot_memory_bytes(p->m);
+    if (fstat(fd, &st) < 0)
+        return fail_os(e, errno, "Cannot write memory file: fstat");
+    if ((uint64_t)st.st_size < snapshot_memory_bytes(p->m))
+        return fail(e, ERR_HOST,
+                    "Cannot write memory file: the file that the rest of it is in was cut off");
+    return 0;
 }
 
 static int write_memory(const struct pair *p, int base, struct error *e)
@@ -284,9 +289,8 @@ static int write_memory(const struct pair *p, int base, struct error *e)
 
     if (ret < 0)
         return fail_os(e, -ret, "Cannot write memory file");
-    if (!has_all(p, base >= 0 ? base : p->memory.fd))
-        return fail(e, ERR_HOST,
-                    "Cannot write memory file: the file that the rest of it is in was cut off");
+    if (check_length(p, base >= 0 ? base : p->memory.fd, e) < 0)
+        return -1;
     return sync_half(&p->memory, p->f->sync, e);
 }
 
