@@ -183,8 +183,8 @@ static int sync_directory(const struct half *h, bool wanted, struct error *e)
     slash = strrchr(path, '/');
     if (slash)
         slash[slash == path] = '\0';
-    fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
+    fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 && errno == EACCES)
         return sync_half(h, true, e);
     return fd < 0 || fsync(fd) < 0 ? fail_half(e, errno, "sync_all", h) : 0;
