@@ -134,6 +134,19 @@ def test_clones_keep_the_file_that_they_are_mapped_from(tmp_path):
         resume(vm)
 
 
+def test_files_behind_symbolic_links_are_written_where_they_are(tmp_path):
+    files, links = pair(tmp_path), pair(tmp_path, "link")
+    for name, link in zip(files, links):
+        open(name, "wb").close()
+        os.symlink(name, link)
+    with Machine("counter", mem_mib=128) as first:
+        first.boot()
+        save(first, links)
+    assert all(map(os.path.islink, links)) and not any(map(os.path.islink, files))
+    with loaded(files) as clone:
+        mayfly.wait_until(clone.output, clone.log)
+
+
 KILLS = [("ftruncate", 2), ("fsetxattr", 1), ("pwritev", 1), ("pwritev", 2), ("fsync", 1),
          ("rename", 1), ("rename", 2), ("fsync", 3)]
 

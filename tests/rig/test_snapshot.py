@@ -144,7 +144,8 @@ def test_clocks_timers_and_msrs_go_on_for_three_generations(new_guest, host, wal
         console = clone.console()
         assert "not ok" not in console, console
         jump = int(said(console, "kvmclock went on by up to ").split()[0])
-        assert (jump > HOUR_S * 1000) == realtime and jump < HOUR_S * 2000, console
+        # What sets the clock leaves out the part of a second.
+        assert (jump > (HOUR_S - 1) * 1000) == realtime and jump < HOUR_S * 2000, console
         machine.stop()
         machine.remove()
         machine = clone

@@ -31,7 +31,7 @@ ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 /* Locks and conditions between threads; no other kind of futex. */
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_PRIVATE), "to wait for a lock")
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAKE_PRIVATE), "to hand over a lock")
-ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
+ALLOW_IF(VCPU, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME),
          "to wait for a condition")
 ALLOW_IF(EVER, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE), "the same, but not for ever")
 ALLOW(EVER | UNSEEN, restart_syscall,
