@@ -1,14 +1,13 @@
 #include "mmds/token.h"
 
-#include <errno.h>
 #include <sodium/crypto_shorthash_siphash24.h>
 #include <sodium/crypto_verify_16.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "vmm/base/bug.h"
 #include "vmm/base/clock.h"
+#include "vmm/base/random.h"
 
 #define MAC_BYTES crypto_shorthash_siphashx24_BYTES
 
@@ -34,12 +33,9 @@ static void sign(const struct mmds_tokens *t, const struct token *token, uint8_t
 
 void mmds_tokens_init(struct mmds_tokens *t)
 {
-    ssize_t got;
+    const int ret = random_fill(t->key, sizeof(t->key));
 
-    do
-        got = getrandom(t->key, sizeof(t->key), 0);
-    while (got < 0 && errno == EINTR);
-    BUG_ON(got != sizeof(t->key)); /* see generation_write() */
+    BUG_ON(ret < 0);
     t->count = 0;
 }
 

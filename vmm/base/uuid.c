@@ -1,20 +1,17 @@
 #include "vmm/base/uuid.h"
 
 #include <ctype.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
+
+#include "vmm/base/random.h"
 
 int uuid_make(struct uuid *uuid, struct error *e)
 {
-    ssize_t got;
+    const int ret = random_fill(uuid->bytes, sizeof(uuid->bytes));
 
-    do /* so few bytes come whole, or not at all where a signal does (getrandom(2)) */
-        got = getrandom(uuid->bytes, sizeof(uuid->bytes), 0);
-    while (got < 0 && errno == EINTR);
-    if (got != sizeof(uuid->bytes))
-        return fail_os(e, errno, "Cannot get random bytes for a UUID");
+    if (ret < 0)
+        return fail_os(e, -ret, "Cannot get random bytes for a UUID");
     uuid->bytes[6] = (uint8_t)((uuid->bytes[6] & 0x0f) | 0x40);
     uuid->bytes[8] = (uint8_t)((uuid->bytes[8] & 0x3f) | 0x80);
     return 0;

@@ -1,8 +1,8 @@
 #include "vmm/legacy/generation.h"
 
-#include <errno.h>
 #include <stddef.h>
-#include <sys/random.h>
+
+#include "vmm/base/random.h"
 
 #define VMGENID_BYTES 16
 
@@ -42,15 +42,10 @@ _Static_assert(sizeof(struct vmclock) == 112, "vmclock-abi.h");
 static int write_both(struct guest_mem *m, const struct vmclock *clock, struct error *e)
 {
     uint8_t id[VMGENID_BYTES];
-    ssize_t got;
+    const int ret = random_fill(id, sizeof(id));
 
-    /* Requests of up to 256 bytes are served whole; a signal comes only before there are any
-     * (getrandom(2)). */
-    do
-        got = getrandom(id, sizeof(id), 0);
-    while (got < 0 && errno == EINTR);
-    if (got != sizeof(id))
-        return fail_os(e, errno, "Cannot get random bytes for the VM Generation ID");
+    if (ret < 0)
+        return fail_os(e, -ret, "Cannot get random bytes for the VM Generation ID");
     if (gmem_put(m, gpa(LAYOUT_VMGENID), &id) < 0 || gmem_put(m, gpa(LAYOUT_VMCLOCK), clock) < 0)
         return fail(e, ERR_INVALID, "guest memory is too small for VMGenID and VMClock");
     return 0;
