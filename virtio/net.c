@@ -117,9 +117,8 @@ static bool read_frame(struct net *n)
 /* Wakes the metadata service when it wants to be, or not at all. */
 static void set_mmds_timer(struct net *n)
 {
-    const uint64_t ns = mmds_stack_deadline(n->host.mmds);
     const struct itimerspec when = {
-        .it_value = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) },
+        .it_value = timespec_of(mmds_stack_deadline(n->host.mmds)),
     };
 
     loop_set_timer(&n->mmds_timer, TFD_TIMER_ABSTIME, &when, NULL);

@@ -6,9 +6,7 @@
 
 static void rate_limiter_set_timer(const struct rate_limiter *l, uint64_t ns)
 {
-    const struct itimerspec when = {
-        .it_value = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) },
-    };
+    const struct itimerspec when = { .it_value = timespec_of(ns) };
 
     loop_set_timer(&l->timer, 0, &when, NULL);
 }

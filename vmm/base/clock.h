@@ -17,6 +17,12 @@ static inline uint64_t clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
+/* The other way. */
+static inline struct timespec timespec_of(uint64_t ns)
+{
+    return (struct timespec){ .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) };
+}
+
 static inline uint64_t clock_us(clockid_t clock)
 {
     return clock_ns(clock) / NS_PER_US;

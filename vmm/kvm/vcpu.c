@@ -414,11 +414,7 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
 
 bool vcpus_hold(struct vcpus *v)
 {
-    const uint64_t end_ns = monotonic_ns() + v->patience_ns;
-    const struct timespec until = {
-        .tv_sec = (time_t)(end_ns / NS_PER_S),
-        .tv_nsec = (long)(end_ns % NS_PER_S),
-    };
+    const struct timespec until = timespec_of(monotonic_ns() + v->patience_ns);
     bool stands = true;
 
     pthread_mutex_lock(&v->lock);

@@ -231,11 +231,7 @@ static int fail_unserved(const struct uffd *u, gpa_t at, struct error *e)
 static bool wait_for_pages(struct uffd *u)
 {
     while (u->next.v != u->end.v) {
-        const uint64_t give_up_ns = u->served_ns + u->patience_ns;
-        const struct timespec until = {
-            .tv_sec = (time_t)(give_up_ns / NS_PER_S),
-            .tv_nsec = (long)(give_up_ns % NS_PER_S),
-        };
+        const struct timespec until = timespec_of(u->served_ns + u->patience_ns);
 
         if (pthread_cond_clockwait(&u->changed, &u->lock, CLOCK_MONOTONIC, &until) == ETIMEDOUT &&
             u->next.v != u->end.v && monotonic_ns() >= u->served_ns + u->patience_ns)
