@@ -71,18 +71,6 @@ static bool cut(struct mmds_text *t, const char *separator, struct mmds_text *ou
     return true;
 }
 
-static bool all_utf8(struct mmds_text t)
-{
-    while (t.n > 0) {
-        const size_t n = utf8_length(t.at, t.n);
-
-        if (n == 0)
-            return false;
-        t = text_behind(t, n);
-    }
-    return true;
-}
-
 static bool refuse(struct mmds_refusal *why, unsigned status, const char *text)
 {
     *why = (struct mmds_refusal){ status, { mmds_text(text) } };
@@ -158,7 +146,7 @@ static bool take_request_line(struct mmds_text line, struct mmds_request *r,
         return refuse(why, 501, "Unsupported HTTP method.");
     if (uri.n == 0)
         return refuse(why, 400, "Empty URI not allowed.");
-    if (!all_utf8(uri))
+    if (!utf8_is_all(uri.at, uri.n))
         return refuse(why, 400, "Cannot parse URI as UTF-8.");
     r->path = path_in(uri);
     r->is_http10 = text_is(line, "HTTP/1.0");
@@ -263,7 +251,7 @@ bool mmds_http_parse(const char *at, size_t n, struct mmds_request *r, struct mm
         return refuse(why, 400, "Invalid request.");
     if (!take_request_line(line, r, why))
         return false;
-    if (memcmp(at + n - 4, "\r\n\r\n", 4) != 0 || !all_utf8(rest))
+    if (memcmp(at + n - 4, "\r\n\r\n", 4) != 0 || !utf8_is_all(rest.at, rest.n))
         return refuse(why, 400, "Invalid request.");
     while (cut(&rest, "\r\n", &line) && line.n > 0)
         if (!take_header_line(line, r, &has_body, why))

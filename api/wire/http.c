@@ -154,16 +154,6 @@ static int on_url(http_parser *p, const char *at, size_t n)
     return -1;
 }
 
-static bool is_utf8(const char *s, size_t n)
-{
-    for (size_t k; n > 0; s += k, n -= k) {
-        k = utf8_length(s, n);
-        if (k == 0)
-            return false;
-    }
-    return true;
-}
-
 /* Shows bytes to the library; false where it stops at one. */
 static bool feed(struct http_reader *r, const char *line, size_t n)
 {
@@ -202,7 +192,7 @@ static enum http_event parse_request_line(struct http_reader *r, const char *lin
     r->expects_continue = false;
     r->header = HTTP_OTHER;
     if (length > 0 && feed_request_line(r, line, target, length, n)) {
-        if (!is_utf8(target, length))
+        if (!utf8_is_all(target, length))
             return refuse_request(r, "Invalid URI: Cannot parse URI as UTF-8.");
         if (p->http_major != 1 || p->http_minor > 1)
             return refuse_request(r, "Invalid HTTP Version: Unsupported HTTP version.");
@@ -352,7 +342,7 @@ static enum http_event parse_header(struct http_reader *r, const char *line, siz
         return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
                             "Invalid header. Reason: Header is incorrectly formatted. Key: %.*s",
                             (int)n - 2, line);
-    if (!is_utf8(line, n))
+    if (!utf8_is_all(line, n))
         return refuse_bytes(r, HTTP_AT_REQUEST_LINE,
                             "Invalid header. Reason: Header contains invalid characters.");
     if (!feed(r, line, n))

@@ -181,12 +181,9 @@ static int take_string(struct json_reader *r, struct json_object **value, struct
         json_object_put(*value);
         return json_fail(r, e, r->at, "lone leading surrogate in hex escape");
     }
-    for (size_t i = 0, k; i < n; i += k) {
-        k = utf8_length(s + i, n - i);
-        if (k == 0) {
-            json_object_put(*value);
-            return json_fail(r, e, r->at, "invalid unicode code point");
-        }
+    if (!utf8_is_all(s, n)) {
+        json_object_put(*value);
+        return json_fail(r, e, r->at, "invalid unicode code point");
     }
     return 0;
 }

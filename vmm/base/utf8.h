@@ -1,6 +1,7 @@
 /* UTF-8 as RFC 3629 has it: what the API and guests take and give. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,4 +33,15 @@ static inline size_t utf8_length(const char *s, size_t n)
         c = c << 6 | (p[i] & 0x3f);
     }
     return c < least[length] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : length;
+}
+
+/* Whether all of the n bytes at s are well-formed. */
+static inline bool utf8_is_all(const char *s, size_t n)
+{
+    for (size_t length; n > 0; s += length, n -= length) {
+        length = utf8_length(s, n);
+        if (length == 0)
+            return false;
+    }
+    return true;
 }

@@ -125,16 +125,6 @@ void snapshot_padded(struct snapshot_coder *c, void *value, size_t n)
         memset((uint8_t *)value + used, 0, n - used);
 }
 
-static bool is_text(const char *s, size_t n)
-{
-    for (size_t i = 0, length; i < n; i += length) {
-        length = utf8_length(s + i, n - i);
-        if (length == 0 || s[i] == '\0')
-            return false;
-    }
-    return true;
-}
-
 void snapshot_text(struct snapshot_coder *c, char **text)
 {
     uint32_t n = *text && !c->is_reading ? (uint32_t)strlen(*text) : NO_TEXT;
@@ -153,7 +143,7 @@ void snapshot_text(struct snapshot_coder *c, char **text)
         BUG_ON(!*text);
     }
     snapshot_bytes(c, *text, n);
-    if (!is_text(*text, n))
+    if (!utf8_is_all(*text, n) || memchr(*text, '\0', n))
         snapshot_refuse(c, "a text is not UTF-8, or has a NUL in it");
 }
 
