@@ -158,7 +158,8 @@ static void connect_guest(uint16_t k, uint32_t buffer_bytes)
     transmit(make_tcp(99, 0, true, ""), 1);
     serve_rx();
     cr_assert_eq(take_rx(k, buffer_bytes), HEADS + 4);
-    next_ack = (uint32_t)(got[38] << 24 | got[39] << 16 | got[40] << 8 | got[41]) + 1;
+    next_ack =
+        ((uint32_t)got[38] << 24 | (uint32_t)got[39] << 16 | (uint32_t)got[40] << 8 | got[41]) + 1;
     next_seq = 100;
     transmit(make_tcp(next_seq, next_ack, false, ""), 1);
 }
