@@ -29,6 +29,9 @@ struct bus {
     uint8_t idle_byte; /* what a read sees where no device drives the data lines */
 };
 
+/* For a device whose registers all read as zero. */
+void bus_read_zeroes(struct bus_device *d, uint64_t offset, uint8_t *data, unsigned bytes);
+
 /* Borrows d, whose range overlaps no other's. */
 void bus_add(struct bus *b, struct bus_device *d);
 

@@ -11,14 +11,6 @@
 #define BOOT_TIMER_BYTES 0x1000u
 #define BOOT_DONE_VALUE  123u
 
-static void boot_timer_read(struct bus_device *d, uint64_t offset, uint8_t *data, unsigned bytes)
-{
-    (void)d;
-    (void)offset;
-    for (unsigned i = 0; i < bytes; i++)
-        data[i] = 0;
-}
-
 static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_t *data,
                              unsigned bytes)
 {
@@ -37,7 +29,7 @@ static void boot_timer_write(struct bus_device *d, uint64_t offset, const uint8_
 }
 
 static const struct bus_ops boot_timer_ops = {
-    .read = boot_timer_read,
+    .read = bus_read_zeroes,
     .write = boot_timer_write,
 };
 

@@ -7,14 +7,6 @@
 #define SLEEP_TYPE_MASK 0x1cu
 #define SLEEP_ENABLE    0x20u
 
-static void power_read(struct bus_device *d, uint64_t offset, uint8_t *data, unsigned bytes)
-{
-    (void)d;
-    (void)offset;
-    for (unsigned i = 0; i < bytes; i++)
-        data[i] = 0;
-}
-
 static void power_write(struct bus_device *d, uint64_t offset, const uint8_t *data, unsigned bytes)
 {
     const struct power *p = owner_of(d, struct power, bus);
@@ -27,7 +19,7 @@ static void power_write(struct bus_device *d, uint64_t offset, const uint8_t *da
     guest_end_signal(p->end, 0);
 }
 
-static const struct bus_ops power_ops = { .read = power_read, .write = power_write };
+static const struct bus_ops power_ops = { .read = bus_read_zeroes, .write = power_write };
 
 void power_init(struct power *p, struct kvm_line button, struct guest_end *end)
 {
