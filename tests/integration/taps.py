@@ -153,7 +153,36 @@ class Wire:
         assert got == frame, f"{len(got)} bytes for {len(frame)}: {got[:64].hex()}"
 
 
-class Guest(Machine):
+class Counted(Machine):
+    """A microVM with metrics, which are looked at as sums since the start."""
+
+    group = "net_eth0"
+
+    def configure(self):
+        super().configure()
+        self.metrics_path = os.path.join(self.directory, "metrics")
+        self.ok("PUT", "/metrics", {"metrics_path": self.metrics_path})
+
+    def metrics(self, group=None):
+        self.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
+        return self.written_metrics(group)
+
+    def written_metrics(self, group=None):
+        total = {}
+        with open(self.metrics_path, encoding="utf-8") as lines:
+            for line in lines:
+                for name, value in json.loads(line)[group or self.group].items():
+                    if isinstance(value, int):
+                        total[name] = total.get(name, 0) + value
+        return total
+
+    def wait_for_metric(self, name, least=1):
+        mayfly.wait_until(lambda: self.metrics()[name] >= least,
+                          lambda: f"{name} of {least}: {self.metrics()}")
+        return self.metrics()
+
+
+class Guest(Counted):
     """A microVM with the test guest on a tap."""
 
     def __init__(self, boot_args="mrg offload eventidx", tap="tap0", members=None, **options):
@@ -161,12 +190,10 @@ class Guest(Machine):
         super().__init__("net", f"slot={slot} {boot_args}", **options)
         self.interface = {"iface_id": "eth0", "host_dev_name": tap, "guest_mac": GUEST,
                           **(members or {})}
-        self.metrics_path = os.path.join(self.directory, "metrics")
 
     def configure(self):
         super().configure()
         self.ok("PUT", "/network-interfaces/eth0", self.interface)
-        self.ok("PUT", "/metrics", {"metrics_path": self.metrics_path})
 
     def serve(self):
         self.boot()
@@ -181,25 +208,6 @@ class Guest(Machine):
         with Wire(tap) as wire:
             wire.send(make_frame(bytes(46), to=to, kind=TYPE_END))
         return self.finish()
-
-    def metrics(self, group="net_eth0"):
-        """Sums since the start."""
-        self.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
-        return self.written_metrics(group)
-
-    def written_metrics(self, group="net_eth0"):
-        total = {}
-        with open(self.metrics_path, encoding="utf-8") as lines:
-            for line in lines:
-                for name, value in json.loads(line)[group].items():
-                    if isinstance(value, int):
-                        total[name] = total.get(name, 0) + value
-        return total
-
-    def wait_for_metric(self, name, least=1):
-        mayfly.wait_until(lambda: self.metrics()[name] >= least,
-                          lambda: f"{name} of {least}: {self.metrics()}")
-        return self.metrics()
 
 
 def random_frames(sizes, seed=SEED):

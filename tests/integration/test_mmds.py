@@ -2,17 +2,16 @@
 speaks to the service through real virtqueues; others send frames of their own making."""
 
 import contextlib
-import json
-import os
 import socket
 
 import pytest
 
 import mayfly
-from guests import Machine, needs_kvm
+from guests import needs_kvm
 from mmds_requests import STORE, TOKEN_CHARACTERS, exchanges, unescape
 from snapshots import Clone, pair, resume, save
-from taps import (HOST, TYPE_END, Wire, ip, mac_bytes, make_frame, make_tap, needs_taps, ops)
+from taps import (HOST, TYPE_END, Counted, Wire, ip, mac_bytes, make_frame, make_tap, needs_taps,
+                  ops)
 
 pytestmark = [needs_kvm, needs_taps]
 
@@ -22,14 +21,15 @@ SERVICE = "06:01:23:45:67:01"
 ETH_P_ARP, ETH_P_ALL = 0x0806, 3
 
 
-class Relay(Machine):
+class Relay(Counted):
     """A microVM that relays between eth0, which has the service, and tap1."""
+
+    group = "mmds"
 
     def __init__(self, data, boot_args="", eth0=None, **config):
         super().__init__("relay", boot_args)
         self.data, self.eth0 = data, eth0 or {}
         self.config = {"network_interfaces": ["eth0"], **config}
-        self.metrics_path = os.path.join(self.directory, "metrics")
 
     def configure(self):
         super().configure()
@@ -37,7 +37,6 @@ class Relay(Machine):
             self.ok("PUT", f"/network-interfaces/eth{i}", {
                 "iface_id": f"eth{i}", "host_dev_name": make_tap(f"tap{i}"),
                 **(self.eth0 if i == 0 else {})})
-        self.ok("PUT", "/metrics", {"metrics_path": self.metrics_path})
         self.ok("PUT", "/mmds/config", self.config)
         if self.data is not None:
             self.ok("PUT", "/mmds", self.data)
@@ -53,21 +52,6 @@ class Relay(Machine):
         with Wire("tap1") as wire:
             wire.send(make_frame(bytes(46), kind=TYPE_END))
         return self.finish()
-
-    def metrics(self, group="mmds"):
-        self.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
-        total = {}
-        with open(self.metrics_path, encoding="utf-8") as lines:
-            for line in lines:
-                for name, value in json.loads(line)[group].items():
-                    if isinstance(value, int):
-                        total[name] = total.get(name, 0) + value
-        return total
-
-    def wait_for_metric(self, name, least):
-        mayfly.wait_until(lambda: self.metrics()[name] >= least,
-                          lambda: f"{name} of {least}: {self.metrics()}")
-        return self.metrics()
 
 
 @contextlib.contextmanager
