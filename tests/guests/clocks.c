@@ -22,8 +22,8 @@
 #define TIMER_NS       1000000000u
 #define TIMER_PATIENCE 20 /* times that, until it is taken for lost */
 #define NS_IN_MS       1000000u
-#define YOUNG_MS       950
-#define SAMPLES        100000 /* of a TSC between two writes */
+#define YOUNG_MS       500 /* more than a load takes, which is the age of a new machine */
+#define GROWN_UP_MS    800 /* with what a save takes, less than a second */
 
 #define PIT_GSI 0
 
@@ -181,9 +181,11 @@ static void look_without_end(uint32_t id)
 /* A moment, in which the guest may be saved. */
 static void be_young(void)
 {
+    const uint64_t grown_up = ticks_of(seen[0].clock, GROWN_UP_MS * NS_IN_MS);
+
     newest_tsc = 0;
     wrmsr(MSR_TSC, ticks_of(seen[0].clock, YOUNG_MS * NS_IN_MS));
-    for (unsigned i = 0; i < SAMPLES; i++)
+    while (newest_tsc < grown_up)
         look_at_tsc();
 }
 
