@@ -1,4 +1,4 @@
-#include "vmm/snapshot/uffd.h"
+#include "vmm/snapshot/memory.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #define MIB UINT64_C(1048576)
+
+#define PATIENT_NS (60 * UINT64_C(1000000000))
 
 static struct guest_mem m;
 static struct error e;
@@ -136,7 +138,7 @@ Test(uffd, tells_the_handler_where_memory_is)
              (unsigned long long)(uintptr_t)m.regions[0].host);
     cr_expect_str_eq(message, expected);
     cr_expect_eq(u->handler, getpid());
-    uffd_close(u);
+    cr_expect(uffd_close(u));
 }
 
 Test(uffd, tells_of_each_region)
@@ -154,7 +156,7 @@ Test(uffd, tells_of_each_region)
              (unsigned long long)(uintptr_t)m.regions[0].host,
              (unsigned long long)(uintptr_t)m.regions[1].host);
     cr_expect_str_eq(message, expected);
-    uffd_close(u);
+    cr_expect(uffd_close(u));
 }
 
 Test(uffd, fetches_whole_pages_from_the_handler)
@@ -170,20 +172,57 @@ Test(uffd, fetches_whole_pages_from_the_handler)
         cr_assert_eq(gmem_get(&m, gpa(page * GMEM_PAGE_BYTES), &value), 0);
         cr_expect_eq(value, page);
     }
-    uffd_close(u);
+    cr_expect(uffd_close(u));
 }
 
-Test(uffd, fetches_all_of_memory)
+/* Until the thread waits for the page, too. */
+static void wait_in_vain(struct uffd *u, gpa_t at)
 {
+    struct pollfd fault = { .fd = fd, .events = POLLIN };
+
+    u->patience_ns = 1;
+    do
+        cr_assert_eq(uffd_fetch(u, at, 1, &e), -1);
+    while (poll(&fault, 1, 0) == 0);
+}
+
+/* A VM of the handler's, whose device was to write pages 5, 6 and 9, and has written 6. */
+static void write_as_a_device(struct snapshot_memory *s, struct kvm *kvm)
+{
+    if (access("/dev/kvm", R_OK | W_OK) < 0)
+        cr_skip_test("no usable /dev/kvm on this host");
+    cr_assert_eq(kvm_open(kvm, NULL, &e), 0, "%s", e.msg);
+    cr_assert_eq(kvm_add_memory(kvm, &m, true, &e), 0, "%s", e.msg);
+    cr_assert_eq(snapshot_memory_open(s, &m, kvm, SNAPSHOT_SOURCE_UFFD, false, NULL, NULL, &e), 0);
+    gmem_wrote_(&m, m.regions[0].host + 5 * GMEM_PAGE_BYTES, 2 * GMEM_PAGE_BYTES);
+    gmem_wrote_(&m, m.regions[0].host + 9 * GMEM_PAGE_BYTES, 1);
+    serve((uintptr_t)m.regions[0].host + 6 * GMEM_PAGE_BYTES);
+}
+
+Test(uffd, fetches_what_a_snapshot_has_and_is_missing)
+{
+    struct kvm kvm = { .kvm_fd = -1, .vm_fd = -1 };
+    struct snapshot_memory s;
     struct uffd *u = open_it();
-    pthread_t thread = start_handler(16 * MIB / GMEM_PAGE_BYTES);
+    pthread_t thread;
     uint64_t value;
 
-    cr_assert_eq(uffd_fetch_all(u, &e), 0, "%s", e.msg);
+    write_as_a_device(&s, &kvm);
+    thread = start_handler(2);
+    cr_assert_eq(snapshot_memory_fetch(&s, SNAPSHOT_DIFF, u, &e), 0, "%s", e.msg);
+    pthread_join(thread, NULL);
+    for (uint64_t page = 5; page <= 9; page += 4) {
+        cr_assert_eq(gmem_get(&m, gpa(page * GMEM_PAGE_BYTES), &value), 0);
+        cr_expect_eq(value, page);
+    }
+    thread = start_handler(16 * MIB / GMEM_PAGE_BYTES - 3);
+    cr_assert_eq(snapshot_memory_fetch(&s, SNAPSHOT_FULL, u, &e), 0, "%s", e.msg);
     pthread_join(thread, NULL);
     cr_assert_eq(gmem_get(&m, gpa(16 * MIB - 8), &value), 0);
     cr_expect_eq(value, 16 * MIB / GMEM_PAGE_BYTES - 1);
-    uffd_close(u);
+    cr_expect(uffd_close(u));
+    snapshot_memory_close(&s);
+    kvm_close(&kvm);
 }
 
 Test(uffd, gives_up_on_a_handler_that_serves_nothing_and_names_it)
@@ -198,7 +237,8 @@ Test(uffd, gives_up_on_a_handler_that_serves_nothing_and_names_it)
              "memory at 0xdf000",
              path, getpid());
     cr_expect_str_eq(e.msg, expected);
-    uffd_close(u);
+    u->patience_ns = PATIENT_NS;
+    cr_expect(uffd_close(u));
 }
 
 Test(uffd, goes_on_where_pages_come_late)
@@ -206,13 +246,9 @@ Test(uffd, goes_on_where_pages_come_late)
     struct uffd *u = open_it();
     pthread_t thread;
     uint64_t value;
-    struct pollfd fault = { .fd = fd, .events = POLLIN };
 
-    u->patience_ns = 1;
-    do
-        cr_assert_eq(uffd_fetch(u, gpa(GMEM_PAGE_BYTES), 1, &e), -1);
-    while (poll(&fault, 1, 0) == 0);
-    u->patience_ns = 60 * UINT64_C(1000000000);
+    wait_in_vain(u, gpa(GMEM_PAGE_BYTES));
+    u->patience_ns = PATIENT_NS;
     thread = start_handler(3);
     cr_assert_eq(uffd_fetch(u, gpa(8 * GMEM_PAGE_BYTES), 2 * GMEM_PAGE_BYTES, &e), 0, "%s", e.msg);
     pthread_join(thread, NULL);
@@ -220,7 +256,31 @@ Test(uffd, goes_on_where_pages_come_late)
     cr_expect_eq(value, 9);
     cr_assert_eq(gmem_get(&m, gpa(GMEM_PAGE_BYTES), &value), 0);
     cr_expect_eq(value, 1);
-    uffd_close(u);
+    cr_expect(uffd_close(u));
+}
+
+/* It waits for the old page still; of what it does not wait for, nobody says that. */
+Test(uffd, names_the_page_that_is_not_served)
+{
+    struct uffd *u = open_it();
+
+    wait_in_vain(u, gpa(7 * GMEM_PAGE_BYTES));
+    cr_assert_eq(uffd_fetch(u, gpa(0), 1, &e), -1);
+    cr_expect_not_null(strstr(e.msg, "guest memory at 0x7000"), "%s", e.msg);
+    u->patience_ns = PATIENT_NS;
+    cr_expect(uffd_close(u));
+}
+
+/* It registers memory again, as often as it is given up: as if that were not done. */
+Test(uffd, closes_though_the_handler_clings)
+{
+    struct uffd *u = open_it();
+
+    wait_in_vain(u, gpa(0));
+    close(u->fd);
+    u->fd = -1;
+    cr_expect_not(uffd_close(u));
+    cr_expect_eq(recv(stream, message, 1, 0), 0, "it sees the end");
 }
 
 Test(uffd, keeps_pages_missing_when_the_handler_is_gone)
@@ -231,7 +291,8 @@ Test(uffd, keeps_pages_missing_when_the_handler_is_gone)
     close(stream);
     u->patience_ns = 1;
     cr_expect_eq(uffd_fetch(u, gpa(0), 1, &e), -1);
-    uffd_close(u);
+    u->patience_ns = PATIENT_NS;
+    cr_expect(uffd_close(u));
 }
 
 Test(uffd, shows_the_handler_its_end)
@@ -241,7 +302,7 @@ Test(uffd, shows_the_handler_its_end)
 
     cr_expect_eq(recv(stream, &byte, 1, MSG_DONTWAIT), -1);
     cr_expect_eq(errno, EAGAIN);
-    uffd_close(u);
+    cr_expect(uffd_close(u));
     cr_expect_eq(recv(stream, &byte, 1, MSG_DONTWAIT), 0);
 }
 

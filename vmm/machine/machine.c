@@ -433,8 +433,7 @@ void machine_free(struct machine *m)
     machine_close_kvm(m);
     if (m->registers)
         munmap(m->registers, REGISTER_BYTES);
-    if (m->uffd)
-        uffd_close(m->uffd);
-    gmem_fini(&m->mem);
+    if (!m->uffd || uffd_close(m->uffd))
+        gmem_fini(&m->mem);
     free(m);
 }

@@ -17,8 +17,8 @@ int snapshots_create(struct machine *m, const struct vm_config *config,
     size_t bytes;
     int ret = machine_save(m, config, s, e);
 
-    if (ret == 0 && m->uffd && kind == SNAPSHOT_FULL)
-        ret = uffd_fetch_all(m->uffd, e);
+    if (ret == 0 && m->uffd)
+        ret = snapshot_memory_fetch(&m->pages, kind, m->uffd, e);
     if (ret < 0)
         fail_within(e, "Cannot save the microVM state");
     else
@@ -172,9 +172,8 @@ static int load_machine(struct machine **out, const struct saved *s, struct open
     }
     if (open_devices(opened, &s->config, e) < 0) {
         close_fdp(&origin.file_fd);
-        if (origin.uffd)
-            uffd_close(origin.uffd);
-        gmem_fini(&mem);
+        if (!origin.uffd || uffd_close(origin.uffd))
+            gmem_fini(&mem);
         fail_within(e, "Error restoring MMIO devices");
         fail_within(e, "Failed to restore devices");
         return fail_within(e, "Failed to build microVM from snapshot");

@@ -133,15 +133,22 @@ static bool host_swaps(void)
     return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
 }
 
+static int ask_present(const struct snapshot_memory *s, bool may_be_swapped, struct page_set *set,
+                       struct error *e)
+{
+    const int ret = snapshot_memory_present_(s->mem, set, may_be_swapped);
+
+    return ret < 0 ? fail_os(e, -ret, "cannot tell which pages of guest memory there are") : 0;
+}
+
 static int present_pages(const struct snapshot_memory *s, struct page_set *set, struct error *e)
 {
-    int ret = snapshot_memory_present_(s->mem, set, false);
+    const int ret = ask_present(s, false, set, e);
 
-    if (!ret && !s->mem->hugetlb && host_swaps()) {
-        memset(set->words, 0, set->pages / 8);
-        ret = snapshot_memory_present_(s->mem, set, true);
-    }
-    return ret < 0 ? fail_os(e, -ret, "cannot tell which pages of guest memory there are") : 0;
+    if (ret < 0 || s->mem->hugetlb || !host_swaps())
+        return ret;
+    memset(set->words, 0, set->pages / 8);
+    return ask_present(s, true, set, e);
 }
 
 /* Those that changed since what a Diff is relative to. */
@@ -169,14 +176,57 @@ static int fill_set(const struct snapshot_memory *s, enum snapshot_kind kind, st
     return 0;
 }
 
-int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,
-                          struct page_set *set, struct error *e)
+static int new_set(const struct snapshot_memory *s, struct page_set *set, struct error *e)
 {
     set->pages = gmem_pages(s->mem);
     set->words = calloc(set->pages / 64, sizeof(*set->words));
-    if (!set->words)
-        return fail_os(e, ENOMEM, "cannot make a list of the pages of guest memory");
-    return fill_set(s, kind, set, e);
+    return set->words ? 0 : fail_os(e, ENOMEM, "cannot make a list of the pages of guest memory");
+}
+
+int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,
+                          struct page_set *set, struct error *e)
+{
+    return new_set(s, set, e) < 0 ? -1 : fill_set(s, kind, set, e);
+}
+
+static int fetch_set(const struct guest_mem *mem, const struct page_set *set, struct uffd *u,
+                     struct error *e)
+{
+    uint64_t page = 0;
+
+    for (unsigned i = 0; i < mem->region_count; i++) {
+        const struct gmem_region *r = &mem->regions[i];
+        const uint64_t first = page, end = first + r->bytes / GMEM_PAGE_BYTES;
+
+        while (page < end) {
+            const uint64_t from = page;
+
+            while (page < end && page_set_has(set, page))
+                page++;
+            if (page > from && uffd_fetch(u, gpa(r->start + (from - first) * GMEM_PAGE_BYTES),
+                                          (page - from) * GMEM_PAGE_BYTES, e) < 0)
+                return -1;
+            page += page < end;
+        }
+    }
+    return 0;
+}
+
+int snapshot_memory_fetch(const struct snapshot_memory *s, enum snapshot_kind kind, struct uffd *u,
+                          struct error *e)
+{
+    struct page_set missing = { 0 }, there = { 0 };
+    int ret = -1;
+
+    if (snapshot_memory_pages(s, kind, &missing, e) == 0 && new_set(s, &there, e) == 0 &&
+        ask_present(s, false, &there, e) == 0) {
+        for (uint64_t i = 0; i < missing.pages / 64; i++)
+            missing.words[i] &= ~there.words[i];
+        ret = fetch_set(s->mem, &missing, u, e);
+    }
+    free(missing.words);
+    free(there.words);
+    return ret;
 }
 
 void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,

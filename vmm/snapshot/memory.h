@@ -4,7 +4,7 @@
  * For the main thread, while no guest and no device writes (the VM is paused and drained). A page
  * is known to have changed from KVM's dirty log together with the VMM's own marks
  * (gmem_track_writes()); without them, a page that the host has no memory for has never been
- * touched. Nothing here brings a page into memory.
+ * touched. Nothing here brings a page into memory but snapshot_memory_fetch().
  */
 #pragma once
 
@@ -15,6 +15,7 @@
 #include "vmm/kvm/guest_mem.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/base/uuid.h"
+#include "vmm/snapshot/uffd.h"
 
 enum snapshot_source {
     SNAPSHOT_SOURCE_BOOT, /* memory was zero, but for what a start loads */
@@ -69,6 +70,11 @@ uint64_t snapshot_memory_bytes(const struct snapshot_memory *s);
  * not in its base (SOURCE_FILE's Full: the file that memory is mapped from). */
 must_check int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,
                                      struct page_set *set, struct error *e);
+
+/* Fetches from a handler those of these pages that are missing, so that nobody has to wait for them
+ * without an end. A Diff has some, too: of what a device was to write, and did not. */
+must_check int snapshot_memory_fetch(const struct snapshot_memory *s, enum snapshot_kind kind,
+                                     struct uffd *u, struct error *e);
 
 /* The set has been written, for good, as the snapshot of that name: the next Diff is relative to it
  * where the client has asked for tracking. Whatever failed before this call, nothing is forgotten.

@@ -145,6 +145,7 @@ static void *fetch_thread(void *arg)
     for (;;) {
         gpa_t at = u->next;
 
+        u->touched = at;
         u->is_touching = at.v != u->end.v;
         if (!u->is_touching) {
             pthread_cond_broadcast(&u->changed);
@@ -228,16 +229,12 @@ static int fail_unserved(const struct uffd *u, gpa_t at, struct error *e)
 }
 
 /* False: none came for too long. With the lock. */
-static bool wait_for_pages(struct uffd *u)
+static bool wait_for_page(struct uffd *u)
 {
-    while (u->next.v != u->end.v) {
-        const struct timespec until = timespec_of(u->served_ns + u->patience_ns);
+    const struct timespec until = timespec_of(u->served_ns + u->patience_ns);
 
-        if (pthread_cond_clockwait(&u->changed, &u->lock, CLOCK_MONOTONIC, &until) == ETIMEDOUT &&
-            u->next.v != u->end.v && monotonic_ns() >= u->served_ns + u->patience_ns)
-            return false;
-    }
-    return true;
+    return pthread_cond_clockwait(&u->changed, &u->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT ||
+           monotonic_ns() < u->served_ns + u->patience_ns;
 }
 
 int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e)
@@ -250,28 +247,22 @@ int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e)
     u->end = gpa((at.v + n + GMEM_PAGE_BYTES - 1) & ~(uint64_t)(GMEM_PAGE_BYTES - 1));
     u->served_ns = monotonic_ns();
     pthread_cond_broadcast(&u->changed);
-    if (!wait_for_pages(u)) {
-        ret = fail_unserved(u, u->next, e);
+    while (u->next.v != u->end.v && wait_for_page(u))
+        ;
+    if (u->next.v != u->end.v) { /* the thread may still wait for what was given up before */
+        ret = fail_unserved(u, u->is_touching ? u->touched : u->next, e);
         u->end = u->next;
     }
     pthread_mutex_unlock(&u->lock);
     return ret;
 }
 
-int uffd_fetch_all(struct uffd *u, struct error *e)
+/* Whoever waits for a page of memory that is registered no more finds zeroes; but the handler, who
+ * has the descriptor, too, can register it again. */
+bool uffd_close(struct uffd *u)
 {
-    for (unsigned i = 0; i < u->mem.region_count; i++) {
-        const struct gmem_region *r = &u->mem.regions[i];
+    bool is_idle;
 
-        if (uffd_fetch(u, gpa(r->start), r->bytes, e) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Whoever waits for a page of memory that is registered no more finds zeroes. */
-void uffd_close(struct uffd *u)
-{
     for (unsigned i = 0; i < u->mem.region_count; i++) {
         struct uffdio_range range = { (uintptr_t)u->mem.regions[i].host, u->mem.regions[i].bytes };
 
@@ -279,10 +270,13 @@ void uffd_close(struct uffd *u)
     }
     pthread_mutex_lock(&u->lock);
     u->next = u->end;
-    while (u->is_touching)
-        pthread_cond_wait(&u->changed, &u->lock);
+    u->served_ns = monotonic_ns();
+    while (u->is_touching && wait_for_page(u))
+        ;
+    is_idle = !u->is_touching;
     pthread_mutex_unlock(&u->lock);
     close_fdp(&u->fd);
     close_fdp(&u->socket_fd);
     u->fd = u->socket_fd = -1;
+    return is_idle;
 }

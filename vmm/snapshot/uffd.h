@@ -38,6 +38,7 @@ struct uffd {
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
     gpa_t next, end; /* pages to touch */
+    gpa_t touched;   /* the one that the thread waits for */
     bool is_touching;
     uint64_t served_ns; /* when there last was one, or the first was asked for */
 };
@@ -51,15 +52,15 @@ must_check struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
                                   const struct sock_fprog *filter, struct error *e);
 
 /* Returns when all pages of [at, at + n) are there, which lies within one region. Fails, naming the
- * handler, where none of them came for UFFD_PATIENCE_S; they may come later. */
+ * handler and the page, where none came for UFFD_PATIENCE_S; they may come later. The thread waits
+ * for that page until it is there, and so does the next call. */
 must_check int uffd_fetch(struct uffd *u, gpa_t at, uint64_t n, struct error *e);
-
-/* The same for all of guest memory. */
-must_check int uffd_fetch_all(struct uffd *u, struct error *e);
 
 /* Says who the handler is, for whoever looks for the cause of a VM that stands still. */
 const char *uffd_describe(const struct uffd *u, char *text, size_t bytes);
 
-/* Gives up the handler: what is missing is zero from now on, so for a VM that won't run. Guest
- * memory can be unmapped then. The thread stays, for the process's last signals, and with it *u. */
-void uffd_close(struct uffd *u);
+/* Gives up the handler: what is missing is zero from now on, so for a VM that won't run. The thread
+ * stays, for the process's last signals, and with it *u. False: it still waits for a page, since
+ * the handler has registered memory again, and UFFD_PATIENCE_S have passed; then guest memory has
+ * to stay mapped until the process ends. */
+must_check bool uffd_close(struct uffd *u);
