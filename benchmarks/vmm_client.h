@@ -13,8 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CONNECT_PAUSE_NS 50000
-#define CONNECT_TRIES    100000 /* 5 seconds */
+#define CONNECT_PAUSE_NS 50000      /* between two tries, at first */
+#define CONNECT_LAST_NS  500000000l /* the pause after which it is given up: some 15 seconds */
 
 #define JAIL_UID "30001" /* of a jailed VMM, and its group */
 
@@ -44,18 +44,20 @@ static inline pid_t spawn(char *const *argv, int output)
     return pid;
 }
 
-/* A connection to a socket that may not be there yet. */
+/* A connection to a socket that may not be there yet. Pauses grow by a part of what was waited, as
+ * a hundred clients that try all the time would take the processor from those they wait for. */
 static inline int connect_to(const char *path)
 {
-    const struct timespec pause = { .tv_nsec = CONNECT_PAUSE_NS };
+    struct timespec pause = { .tv_nsec = CONNECT_PAUSE_NS };
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     check(fd >= 0, "socket");
     snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-    for (unsigned i = 0; connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0; i++) {
-        check(i < CONNECT_TRIES, path);
+    while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        check(pause.tv_nsec < CONNECT_LAST_NS, path);
         nanosleep(&pause, NULL);
+        pause.tv_nsec += pause.tv_nsec / 32;
     }
     return fd;
 }
