@@ -79,8 +79,8 @@ static inline void put(int fd, const char *path, const char *body)
     exit(1);
 }
 
-/* Makes the jail `id` below `directory`, in which each file of `files`, up to a NULL, is linked under
- * its own name. Writes the path of its root. */
+/* Makes the jail `id` below `directory`, in which each file of `files`, up to a NULL, is linked
+ * under its own name. Writes the path of its root. */
 static inline void make_jail(char *root, size_t size, const char *directory, const char *binary,
                              const char *id, const char *const *files)
 {

@@ -9,33 +9,33 @@ import argparse, http.client, json, os, socket, subprocess, sys, tempfile, time
 class Client(http.client.HTTPConnection):
     """One connection to a microVM's API. Errors are RuntimeErrors in the server's words."""
 
-    def __init__(self, path):
-        super().__init__("localhost")
+    def __init__(self, path, timeout=None):
+        super().__init__("localhost", timeout=timeout)
         self.path = path
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
 
     def call(self, method, path, **body):
         self.request(method, path, json.dumps(body) if body else None)
         answer = self.getresponse()
-        value = json.loads(answer.read() or "null")
+        value = json.loads(answer.read(1 << 20) or "null")
         if answer.status >= 400:
             raise RuntimeError(f"{method} {path}: {value['fault_message']}")
         return value
 
 
-def launch(mayfly, path):
-    """Starts a VMM that serves its API on the path; returns it and a client of it."""
-    vmm, client = subprocess.Popen([mayfly, "--api-sock", path, "--level", "Error"]), Client(path)
-    while vmm.poll() is None:
+def wait_for_api(vmm, client):
+    """Returns once the process serves the client's socket, in the client's time."""
+    end = time.monotonic() + (client.timeout or float("inf"))
+    while vmm.poll() is None and time.monotonic() < end:
         try:
-            client.connect()
-            return vmm, client
+            return client.connect()
         except (FileNotFoundError, ConnectionRefusedError):
             time.sleep(0.001)
-    sys.exit(vmm.returncode)
+    raise RuntimeError(f"no API; the VMM's status is {vmm.returncode}")
 
 
 def main():
@@ -48,8 +48,10 @@ def main():
     parser.add_argument("--args", default="console=ttyS0 reboot=k panic=1", help="command line")
     o = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        vmm, vm = launch(o.mayfly, os.path.join(directory, "api.sock"))
+        vm = Client(os.path.join(directory, "api.sock"))
+        vmm = subprocess.Popen([o.mayfly, "--api-sock", vm.path, "--level", "Error"])
         try:
+            wait_for_api(vmm, vm)
             vm.call("PUT", "/machine-config", vcpu_count=o.vcpus, mem_size_mib=o.mib)
             vm.call("PUT", "/boot-source", kernel_image_path=o.kernel, boot_args=o.args)
             if o.disk:
