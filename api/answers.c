@@ -1,6 +1,5 @@
 #include "api/answers.h"
 
-#include "vmm/base/metrics.h"
 #include "vmm/base/timeline.h"
 #include "vmm/base/version.h"
 
@@ -30,62 +29,6 @@ int answer_version(const struct vm *vm, struct api_answer *a, struct error *e)
     (void)vm;
     (void)e;
     json_put(&a->body, "{\"firecracker_version\":\"" FIRECRACKER_VERSION "\"}");
-    return 0;
-}
-
-struct exposition {
-    struct json_writer *w;
-    const char *group, *name, *part; /* of the family whose type has been told */
-};
-
-static void put_family(struct json_writer *w, const struct metrics_sample *s)
-{
-    json_put(w, "mayfly_");
-    json_put(w, s->group);
-    json_put(w, "_");
-    json_put(w, s->name);
-    if (s->part) {
-        json_put(w, "_");
-        json_put(w, s->part);
-    }
-}
-
-/* Names are constants, so that their addresses tell them apart. */
-static void show_sample(void *context, const struct metrics_sample *s)
-{
-    struct exposition *x = context;
-    struct json_writer *w = x->w;
-
-    if (s->group != x->group || s->name != x->name || s->part != x->part) {
-        json_put(w, "# TYPE ");
-        put_family(w, s);
-        json_put(w, s->is_counter ? " counter\n" : " gauge\n");
-        x->group = s->group;
-        x->name = s->name;
-        x->part = s->part;
-    }
-    put_family(w, s);
-    if (s->is_counter)
-        json_put(w, "_total");
-    if (s->id) {
-        json_put(w, "{id=");
-        json_put_string(w, s->id); /* its escapes are OpenMetrics' for all that an id can hold */
-        json_put(w, "}");
-    }
-    json_put(w, " ");
-    json_put_unsigned(w, s->value);
-    json_put(w, "\n");
-}
-
-int answer_metrics(const struct vm *vm, struct api_answer *a, struct error *e)
-{
-    struct exposition x = { .w = &a->body };
-
-    (void)vm;
-    (void)e;
-    a->type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    metrics_each(show_sample, &x);
-    json_put(&a->body, "# EOF\n");
     return 0;
 }
 

@@ -20,7 +20,8 @@ typedef int answer_fn(const struct vm *vm, struct api_answer *a, struct error *e
 /* GET / and GET /version. */
 answer_fn answer_instance, answer_version;
 
-/* OpenMetrics 1.0 text (https://openmetrics.io): every metric since the process began. */
+/* Prometheus' text format 0.0.4: every metric of what this VM has, since the process began, with a
+ * comment at its end by which a reader tells that it has all. In exposition.c. */
 answer_fn answer_metrics;
 
 /* GET /mmds: all of the metadata. */

@@ -1,4 +1,4 @@
-"""Metrics as their readers meet them: lines in a file or FIFO, OpenMetrics and the boot timeline."""
+"""Metrics as their readers meet them: lines in a file or FIFO, Prometheus' text and the boot timeline."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from guests import drive, make_files, needs_kvm, start
-from mayfly import GUESTS, Mayfly
+from mayfly import BINARY, GUESTS, Mayfly, complete
 from unix_http import encode
 
 GROUPS = {
@@ -232,32 +232,89 @@ def test_a_log_fifo_needs_no_reader_and_counts_what_it_loses(vm, files, metrics)
     assert lines(metrics)[0]["logger"]["missed_log_count"] > 0
 
 
-def test_openmetrics_are_well_formed_and_absolute(vm, files, metrics):
+def exposed(text):
+    """{(name, labels): value} and {family: type} of Prometheus' text, held to its rules."""
+    assert text.endswith("# EOF\n")
+    types, values, helped = {}, {}, None
+    for line in text.splitlines()[:-1]:
+        if named := re.fullmatch(r"# HELP (\w+) \S.*\.", line):
+            helped = named[1]
+        elif kind := re.fullmatch(r"# TYPE (\w+) (counter|gauge|histogram)", line):
+            assert kind[1] == helped and helped not in types
+            family = kind[1]
+            types[family] = kind[2]
+            assert (kind[2] == "counter") == family.endswith("_total")
+        else:
+            name, labels, value = re.fullmatch(r'(\w+)(\{[^{}]*\})? (\d+(?:\.\d{6})?)', line).groups()
+            part = "(_bucket|_sum|_count)" if types[family] == "histogram" else ""
+            assert re.fullmatch(family + part, name)
+            assert (name, labels) not in values
+            values[name, labels] = float(value)
+    return values, types
+
+
+def test_what_prometheus_gets_is_well_formed_and_absolute(vm, files, metrics):
     vm.ok("PUT", "/drives/disk", drive(files["disk"]))
     start(vm, files)
     vm.ok("PUT", "/actions", FLUSH)
     status, headers, text = vm.request("GET", "/metrics")
     assert status == 200
-    assert headers["content-type"].startswith("application/openmetrics-text")
-    assert text.endswith("# EOF\n")
-    types, values = {}, {}
-    for line in text.splitlines()[:-1]:
-        kind = re.fullmatch(r"# TYPE (\w+) (counter|gauge)", line)
-        if kind:
-            assert kind[1] not in types
-            types[kind[1]] = kind[2]
-            family = kind[1]
-            continue
-        name, label, value = re.fullmatch(r'(\w+)(\{id="[^"]*"\})? (\d+)', line).groups()
-        assert name == family + ("_total" if types[family] == "counter" else "")
-        assert (name, label) not in values
-        values[name, label] = int(value)
+    assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    values, _ = exposed(text)
+    version = re.search(r"^mayfly (.*)$", complete(BINARY, "--version").stdout, re.M)[1]
     assert values["mayfly_put_api_requests_actions_count_total", None] == 2
     assert ("mayfly_block_read_bytes_total", '{id="disk"}') in values
-    members = sum(3 if name.endswith("_agg") else 1
-                  for names in GROUPS.values() for name in names.split())
-    assert len(values) == members
+    assert [labels for name, labels in values if name == "mayfly_info"] == [
+        f'{{id="anonymous-instance",version="{version}"}}']
+    assert values["mayfly_memory_bytes", None] == 128 << 20
+    assert values["mayfly_running", None] == 1
+    vm.ok("PATCH", "/vm", {"state": "Paused"})
+    later, _ = exposed(vm.request("GET", "/metrics")[2])
+    assert later["mayfly_running", None] == 0
+    assert later["mayfly_latency_pause_vm_seconds", None] > 0
+    assert later["process_cpu_seconds_total", None] > values["process_cpu_seconds_total", None] > 0
+    assert 0 < values["process_start_time_seconds", None] <= time.time()
+    timeline = vm.ok("GET", "/boot-timeline")
+    assert {labels: round(value * 1e6) for (name, labels), value in later.items()
+            if name == "mayfly_boot_phase_seconds"} == {
+        f'{{phase="{name[:-3]}"}}': us for name, us in timeline.items()
+        if us is not None and name != "exec_us"}
 
+
+def test_each_member_that_counts_something_has_a_family(vm, files):
+    """What is not shown is of devices that this VM or this version does not have."""
+    def groups():
+        _, types = exposed(vm.request("GET", "/metrics")[2])
+        names = {name for name in types if name.startswith("mayfly_")}
+        return {group for group in GROUPS if any(name.startswith(f"mayfly_{group}_")
+                                                 for name in names)}, names
+    lacking = {"balloon", "entropy", "memory_hotplug", "pmem"}
+    bare, _ = groups()
+    assert bare == set(GROUPS) - lacking - {"block", "net", "vsock", "mmds", "latencies_us"}
+    vm.ok("PUT", "/drives/disk", drive(files["disk"]))
+    vm.ok("PUT", "/vsock", {"guest_cid": 3, "uds_path": "v.sock"})
+    start(vm, files)
+    some, names = groups()
+    assert some == bare | {"block", "vsock"}
+    assert not [name for name in names if "pmem" in name or "hotplug" in name]
+    for name in GROUPS["block"].split():
+        name = name.replace("_agg", "_seconds")
+        assert {f"mayfly_block_{name}", f"mayfly_block_{name}_total"} & names
+
+
+def test_latencies_are_histograms(vm):
+    boot(vm, "../benchmarks/mark")
+    vm.wait_for_output("Guest-boot-time")
+    vm.ok("PATCH", "/vm", {"state": "Paused"})
+    values, types = exposed(vm.request("GET", "/metrics")[2])
+    family = "mayfly_vcpu_exit_mmio_write_seconds"
+    assert types[family] == "histogram"
+    buckets = [value for (name, _), value in values.items() if name == family + "_bucket"]
+    assert buckets == sorted(buckets) and len(buckets) == 10
+    count = values[family + "_count", None]
+    assert values[family + "_bucket", '{le="+Inf"}'] == buckets[-1] == count > 0
+    assert count == values["mayfly_vcpu_exit_mmio_write_total", None]
+    assert (family + "_sum", None) in values
 
 def test_the_boot_timeline_tells_each_phase_in_order(vm):
     names = ["exec_us", "main_us", "api_ready_us", "instance_start_us", "guest_loaded_us",

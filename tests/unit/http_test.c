@@ -514,10 +514,8 @@ Test(http_answer, says_that_it_is_the_last)
 Test(http_answer, fits_its_buffer_at_its_longest)
 {
     char head[HTTP_HEAD_MAX];
-    const struct http_answer a = {
-        400,  true,    false, "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        "{}", SIZE_MAX
-    };
+    const struct http_answer a = { 400,  true,    false, "text/plain; version=0.0.4; charset=utf-8",
+                                   "{}", SIZE_MAX };
 
     cr_expect_lt(http_answer_head(head, &a), sizeof(head));
 }

@@ -359,7 +359,7 @@ static void check_sample(void *context, const struct metrics_sample *s)
 
     if (strcmp(s->group, "block") == 0 && strcmp(s->name, "read_bytes") == 0) {
         cr_expect_str_eq(s->id, wanted);
-        cr_expect(s->is_counter);
+        cr_expect_eq(s->type, METRIC_COUNTER);
         cr_expect_eq(s->value, 5);
         shown++;
     }
@@ -377,22 +377,24 @@ Test(metrics, are_shown_by_device_and_since_the_beginning)
 }
 
 /* For whom the difference between two times is of use, and for whom the last value. */
-static void check_kinds(void *context, const struct metrics_sample *s)
+static void check_types(void *context, const struct metrics_sample *s)
 {
-    bool is_value = strcmp(s->group, "latencies_us") == 0;
+    enum metric_type type = strcmp(s->group, "latencies_us") == 0 ? METRIC_VALUE : METRIC_COUNTER;
 
     (void)context;
-    if (s->part)
-        is_value = strcmp(s->part, "sum_us") != 0;
-    else if (strcmp(s->group, "block") != 0 && !is_value)
+    cr_expect(s->help && s->help[0], "%s.%s", s->group, s->name);
+    cr_expect_str_neq(s->group, "pmem");
+    if (strstr(s->name, "_agg"))
+        type = METRIC_LATENCY;
+    else if (strcmp(s->group, "block") != 0 && type != METRIC_VALUE)
         return;
-    cr_expect_eq(s->is_counter, !is_value, "%s.%s %s", s->group, s->name, s->part ? s->part : "");
+    cr_expect_eq(s->type, type, "%s.%s", s->group, s->name);
     shown++;
 }
 
 Test(metrics, are_shown_as_counters_only_where_they_rise_for_ever)
 {
-    metrics_each(check_kinds, NULL);
+    metrics_each(check_types, NULL);
     cr_expect_gt(shown, 20);
 }
 
@@ -406,4 +408,19 @@ Test(latency_record, keeps_the_least_the_most_and_the_sum)
     cr_expect(l.min_us >= 1000000 && l.min_us < 5000000);
     cr_expect_geq(l.max_us, 5000000);
     cr_expect_geq(l.sum_us, 6000000);
+}
+
+/* Those of a minute and more have the last place, which has no end. */
+Test(latency_record, counts_by_how_long_it_was)
+{
+    struct latency l = { 0 };
+    uint64_t now = monotonic_us();
+
+    latency_record(&l, now - LATENCY_BELOW_US(5));
+    latency_record(&l, now - LATENCY_BELOW_US(7) + 100000);
+    latency_record(&l, now - 60000000);
+    latency_record(&l, now + 1000000); /* a clock that went back */
+    cr_expect_eq(l.buckets[6], 1);
+    cr_expect_eq(l.buckets[7], 1);
+    cr_expect_eq(l.buckets[LATENCY_BUCKETS - 1], 2);
 }

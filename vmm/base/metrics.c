@@ -20,17 +20,15 @@
 
 struct metrics metrics;
 
-enum row_kind { ROW_COUNTER, ROW_VALUE, ROW_LATENCY };
-
 /* A member of a group's struct. Their places follow from their order: a struct is all words. */
 struct row {
-    const char *name;
-    enum row_kind kind;
+    const char *name, *help;
+    enum metric_type type;
 };
 
-#define COUNTER(m) { #m, ROW_COUNTER },
-#define VALUE(m)   { #m, ROW_VALUE },
-#define LATENCY(m) { #m, ROW_LATENCY },
+#define COUNTER(m, help) { #m, (help), METRIC_COUNTER },
+#define VALUE(m, help)   { #m, (help), METRIC_VALUE },
+#define LATENCY(m, help) { #m, (help), METRIC_LATENCY },
 #define ROWS(name, LIST)                                                                           \
     static const struct row name##_rows[] = { METRICS_##LIST(COUNTER, VALUE, LATENCY) };
 METRICS_GROUPS(ROWS)
@@ -74,12 +72,14 @@ void latency_record(struct latency *l, uint64_t start_us)
 {
     uint64_t us = monotonic_us() - start_us;
     uint64_t min = metric_get(&l->min_us);
+    unsigned bucket = us < LATENCY_BELOW_US(0) ? 0 : (unsigned)(61 - __builtin_clzll(us)) / 2;
 
     if (min == 0 || us < min)
         metric_set(&l->min_us, us);
     if (us > metric_get(&l->max_us))
         metric_set(&l->max_us, us);
     metric_add(&l->sum_us, us);
+    metric_inc(&l->buckets[bucket < LATENCY_BUCKETS ? bucket : LATENCY_BUCKETS - 1]);
 }
 
 /* The id as it stands in a JSON string; it came through a parser that refuses what is no UTF-8. */
@@ -259,8 +259,8 @@ static uint64_t largest(const struct scope *scope, unsigned at)
 
 static void put_row(struct text *t, const struct row *row, const struct scope *scope, unsigned at)
 {
-    if (row->kind != ROW_LATENCY) {
-        put_member(t, row->name, total(scope, at, row->kind == ROW_COUNTER));
+    if (row->type != METRIC_LATENCY) {
+        put_member(t, row->name, total(scope, at, row->type == METRIC_COUNTER));
         return;
     }
     put_key(t, row->name);
@@ -275,7 +275,7 @@ static void put_row(struct text *t, const struct row *row, const struct scope *s
 
 static unsigned words_of(const struct row *row)
 {
-    return row->kind == ROW_LATENCY ? WORDS(struct latency) : 1;
+    return row->type == METRIC_LATENCY ? WORDS(struct latency) : 1;
 }
 
 static void put_group(struct text *t, const struct group *g, const struct scope *scope)
@@ -465,47 +465,36 @@ struct showing {
     void *context;
 };
 
-static void show_part(const struct showing *to, const struct group *g, const struct row *row,
-                      const struct source *s, unsigned part, uint64_t value)
+static void show_value(const struct showing *to, const struct row *row, const struct scope *scope,
+                       unsigned at)
 {
-    static const char *const parts[] = { "min_us", "max_us", "sum_us" };
-    bool is_latency = row->kind == ROW_LATENCY;
+    bool is_latency = row->type == METRIC_LATENCY;
+    uint64_t buckets[LATENCY_BUCKETS] = { 0 };
     const struct metrics_sample sample = {
-        .group = g->name,
+        .group = groups[scope->kind].name,
         .name = row->name,
-        .part = is_latency ? parts[part] : NULL,
-        .id = s ? s->id : NULL,
-        .is_counter = row->kind == ROW_COUNTER || (is_latency && part == 2),
-        .value = value,
+        .help = row->help,
+        .id = scope->only ? scope->only->id : NULL,
+        .type = row->type,
+        .value = total(scope, is_latency ? at + 2 : at, false),
+        .buckets = buckets,
     };
 
+    for (unsigned i = 0; is_latency && i < LATENCY_BUCKETS; i++)
+        buckets[i] = total(scope, at + 3 + i, false);
     to->show(to->context, &sample);
-}
-
-static uint64_t part_value(const struct scope *scope, const struct row *row, unsigned at,
-                           unsigned part)
-{
-    if (row->kind != ROW_LATENCY || part == 2)
-        return total(scope, at + part, false);
-    return part == 0 ? smallest(scope, at) : largest(scope, at + 1);
 }
 
 static void show_row(const struct showing *to, enum metrics_kind kind, const struct row *row,
                      unsigned at)
 {
-    const struct group *g = &groups[kind];
+    if (!has_devices(kind))
+        show_value(to, row, &(struct scope){ kind, NULL }, at);
+    for (unsigned i = METRICS_KINDS; i < state.count; i++) {
+        const struct source *s = &state.sources[i];
 
-    for (unsigned part = 0; part < words_of(row); part++) {
-        if (!has_devices(kind))
-            show_part(to, g, row, NULL, part,
-                      part_value(&(struct scope){ kind, NULL }, row, at, part));
-        for (unsigned i = METRICS_KINDS; i < state.count; i++) {
-            const struct source *s = &state.sources[i];
-
-            if (s->kind == kind && s->id)
-                show_part(to, g, row, s, part,
-                          part_value(&(struct scope){ kind, s }, row, at, part));
-        }
+        if (s->kind == kind && s->id)
+            show_value(to, row, &(struct scope){ kind, s }, at);
     }
 }
 
@@ -519,7 +508,8 @@ void metrics_each(void (*show)(void *context, const struct metrics_sample *s), v
         unsigned at = 0;
 
         for (unsigned i = 0; i < groups[kind].count; i++) {
-            show_row(&to, kind, &groups[kind].rows[i], at);
+            if (groups[kind].rows[i].help)
+                show_row(&to, kind, &groups[kind].rows[i], at);
             at += words_of(&groups[kind].rows[i]);
         }
     }

@@ -54,6 +54,11 @@ const char *timeline_name(enum phase p)
     return names[p];
 }
 
+uint64_t timeline_start_us(void)
+{
+    return timeline.start_us;
+}
+
 int64_t timeline_us(enum phase p)
 {
     uint64_t at = metric_get(&timeline.at[p]);

@@ -35,5 +35,8 @@ void timeline_mark(enum phase p);
 /* As a JSON member is called: "api_ready_us". */
 const char *timeline_name(enum phase p);
 
+/* The zero, on CLOCK_MONOTONIC in microseconds. */
+uint64_t timeline_start_us(void);
+
 /* Microseconds since the zero; -1: not reached. */
 int64_t timeline_us(enum phase p);
