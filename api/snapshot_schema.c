@@ -56,6 +56,19 @@ static const struct schema network_override_schema = {
     .takes_unknown = true,
 };
 
+#define DRIVE_OVERRIDE(m) offsetof(struct drive_override, m)
+
+static const struct schema_field drive_override_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(drive_id)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(path_on_host)),
+};
+
+static const struct schema drive_override_schema = {
+    .name = "DriveOverride",
+    .size = sizeof(struct drive_override),
+    SCHEMA_FIELDS(drive_override_fields),
+};
+
 static const struct schema_field vsock_override_fields[] = {
     SCHEMA_FIELD("uds_path", STRING, SCHEMA_REQUIRED, offsetof(struct vsock_override, uds_path)),
 };
@@ -89,6 +102,8 @@ static const struct schema_field snapshot_load_fields[] = {
     SCHEMA_FIELD("resume_vm", BOOL, SCHEMA_DEFAULT, LOAD(resume_vm)),
     SCHEMA_FIELD("network_overrides", LIST, SCHEMA_DEFAULT, LOAD(network_overrides),
                  .object = &network_override_schema),
+    SCHEMA_FIELD("drive_overrides", LIST, SCHEMA_DEFAULT | SCHEMA_NEW, LOAD(drive_overrides),
+                 .object = &drive_override_schema),
     SCHEMA_FIELD("vsock_override", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT, LOAD(vsock_override),
                  .object = &vsock_override_schema),
     SCHEMA_FIELD("clock_realtime", BOOL, SCHEMA_DEFAULT, LOAD(clock_realtime)),

@@ -246,7 +246,7 @@ class Served(Mayfly):
         super().__init__(*args, before_exec=enter_own_network, **more)
 
     def start(self):
-        for name in ("vmlinux", "initrd", "root.ext4", "data.ext4"):
+        for name in ("vmlinux", "initrd", "root.ext4", "data.ext4", "rootfs.7"):
             with open(os.path.join(self.directory, name), "wb") as file:
                 file.truncate(1 << 20)
         write_halting_kernel(os.path.join(self.directory, "vmlinux"))
@@ -270,6 +270,9 @@ class Served(Mayfly):
                          {"iface_id": "eth0", "host_dev_name": "tap0"})
                 other.ok("PUT", "/vsock",
                          {"guest_cid": 3, "uds_path": f"{other.directory}/vsock"})
+                other.ok("PUT", f"/drives/{EXAMPLE_ID}",
+                         {"drive_id": EXAMPLE_ID, "path_on_host": f"{other.directory}/root.ext4",
+                          "is_root_device": True})
                 other.ok("PUT", "/actions", {"action_type": "InstanceStart"})
                 other.ok("PATCH", "/vm", {"state": "Paused"})
                 other.ok("PUT", "/snapshot/create",

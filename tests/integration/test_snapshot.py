@@ -130,6 +130,25 @@ def test_an_interface_can_have_another_tap(tmp_path):
             NetGuest.end(second, "tap1")
 
 
+@pytest.mark.parametrize("engine", ["Sync", "Async"])
+def test_a_drive_can_have_another_file(tmp_path, engine):
+    """The guest reads back there what it wrote here; its first disk is gone."""
+    disk = drive(make_disk(tmp_path / "disk", 2048), io_engine=engine)
+    with Machine("clone", "disk gsi=6 rounds=1", drives=[disk], **STDIO) as first:
+        first.boot()
+        until_output(first, lambda text: "waiting save" in text)
+        files = save(first, pair(tmp_path))
+        first.stop()
+    own = str(tmp_path / "own")
+    os.rename(tmp_path / "disk", own)
+    overrides = [{"drive_id": "disk", "path_on_host": "none"},
+                 {"drive_id": "disk", "path_on_host": own}]
+    with loaded(files, drive_overrides=overrides) as second:
+        assert second.ok("GET", "/vm/config")["drives"][0]["path_on_host"] == own
+        second.send(b"x")
+        second.finish()
+
+
 @pytest.mark.parametrize("mode", ["", "eventidx"])
 def test_a_guest_hears_that_its_vsock_connections_are_gone(tmp_path, mode):
     with vsock.Guest(mode) as first:
@@ -270,6 +289,8 @@ def test_what_cannot_be_loaded_ends_the_process_after_the_answer(tmp_path):
          "restore guest memory: Total sum of memory regions exceeds largest possible file offset"),
         (load_body(files, network_overrides=[{"iface_id": "x", "host_dev_name": "y"}]),
          P + "Unknown Network Device."),
+        (load_body(files, drive_overrides=[{"drive_id": "x", "path_on_host": "y"}]),
+         P + "Unknown Block Device."),
         (load_body(files, vsock_override={"uds_path": "v"}), P + "Unknown Vsock Device."),
         (load_body(files, huge_pages="2M"),
          FAILED + "Failed to load guest memory: Error creating guest memory from file: Cannot "
@@ -283,6 +304,11 @@ def test_what_cannot_be_loaded_ends_the_process_after_the_answer(tmp_path):
             name, "CRC64 validation failed")
         cases.append((load_body((str(tmp_path / name), memory)),
                       P + "Failed to load snapshot state from file: " + what))
+    overrides = [{"drive_id": "disk", "path_on_host": str(tmp_path)}]
+    cases.append((load_body(files, drive_overrides=overrides),
+                  FAILED + "Failed to build microVM from snapshot: Failed to restore devices: Error "
+                  "restoring MMIO devices: Block: Virtio backend error: Error manipulating the "
+                  f"backing file: Is a directory (os error 21) {tmp_path}"))
     os.unlink(tmp_path / "disk")
     cases.append((load_body(files),
                   FAILED + "Failed to build microVM from snapshot: Failed to restore devices: Error "

@@ -142,6 +142,11 @@ void snapshot_load_config_fini(struct snapshot_load_config *c)
         free(c->network_overrides.items[i].host_dev_name);
     }
     free(c->network_overrides.items);
+    for (size_t i = 0; i < c->drive_overrides.count; i++) {
+        free(c->drive_overrides.items[i].drive_id);
+        free(c->drive_overrides.items[i].path_on_host);
+    }
+    free(c->drive_overrides.items);
     free(c->vsock_override.uds_path);
     *c = (struct snapshot_load_config){ 0 };
 }

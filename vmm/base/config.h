@@ -203,6 +203,12 @@ struct snapshot_load_config {
         } * items;
         size_t count;
     } network_overrides; /* of an id that is there twice the last counts */
+    struct drive_overrides {
+        struct drive_override {
+            char *drive_id, *path_on_host;
+        } * items;
+        size_t count;
+    } drive_overrides; /* likewise */
     struct vsock_override {
         char *uds_path;
     } vsock_override; /* NULL: none */

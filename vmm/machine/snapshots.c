@@ -48,9 +48,25 @@ static void override_text(char **text, const char *other)
     BUG_ON(!*text);
 }
 
+static int override_drives(struct vm_config *config, const struct drive_overrides *list,
+                           struct error *e)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        const struct drive_override *o = &list->items[i];
+        unsigned at = drives_find(&config->drives, o->drive_id);
+
+        if (at == config->drives.count)
+            return fail(e, ERR_INVALID, "Unknown Block Device.");
+        override_text(&config->drives.items[at].path_on_host, o->path_on_host);
+    }
+    return 0;
+}
+
 /* The client's words for what is otherwise here. */
 static int override(struct vm_config *config, const struct snapshot_load_config *c, struct error *e)
 {
+    if (override_drives(config, &c->drive_overrides, e) < 0)
+        return -1;
     for (size_t i = 0; i < c->network_overrides.count; i++) {
         const struct network_override *o = &c->network_overrides.items[i];
         unsigned at = interfaces_find(&config->interfaces, o->iface_id);
