@@ -31,10 +31,17 @@ static const struct schema_variant backend_types[] = {
 
 #define BACKEND(m) offsetof(struct mem_backend, m)
 
+static const struct schema_field layer_item = SCHEMA_FIELD("", PATH, SCHEMA_REQUIRED, 0);
+
 static const struct schema_field backend_fields[] = {
     SCHEMA_FIELD("backend_path", PATH, SCHEMA_REQUIRED, BACKEND(path)),
     SCHEMA_FIELD("backend_type", ENUM, SCHEMA_REQUIRED, BACKEND(type), .variants = backend_types),
+    SCHEMA_FIELD("layers", LIST, SCHEMA_DEFAULT | SCHEMA_NEW, BACKEND(layers), .item = &layer_item,
+                 .item_size = sizeof(char *)),
 };
+
+_Static_assert(BACKEND(layers.count) == BACKEND(layers.items) + sizeof(void *),
+               "it is read as struct schema_list");
 
 static const struct schema backend_schema = {
     .name = "MemBackendConfig",
@@ -121,6 +128,8 @@ static int check_load(const void *object, struct error *e)
     if (!c->mem_file_path && !c->backend.path)
         return fail(e, ERR_INVALID,
                     "missing field: either `mem_backend` or `mem_file_path` is required");
+    if (c->backend.type != MEM_BACKEND_FILE && c->backend.layers.count > 0)
+        return fail(e, ERR_INVALID, "`layers` are for a backend of type `File`");
     return 0;
 }
 

@@ -10,7 +10,7 @@
 static struct saved_vm vm;
 
 TestSuite(snapshot_files_write, .init = make_directory, .fini = remove_pairs);
-TestSuite(snapshot_files_open_memory, .init = make_directory, .fini = remove_pairs);
+TestSuite(snapshot_chain_of_one, .init = make_directory, .fini = remove_pairs);
 TestSuite(snapshot_files_read_state, .init = make_directory, .fini = remove_pairs);
 
 #define EXPECT_OK(call) cr_expect_eq((call), 0, "%s", e.msg)
@@ -242,14 +242,14 @@ Test(snapshot_files_write, writes_a_layer_where_nothing_is_to_be_merged_into)
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
     write_page(&vm, 4, 'b');
     EXPECT_OK(save_to(&vm, SNAPSHOT_DIFF, "second", &f));
-    cr_expect_str_eq(mark_of(at("layer")), "layer");
+    cr_expect(is_layer(at("layer")));
     cr_expect_eq(byte_of(at("layer"), 3), '\0');
     cr_expect_eq(byte_of(at("layer"), 4), 'b');
     cr_expect_eq(open_pair(at("state2"), at("layer"), &state), -1);
     cr_expect_not_null(strstr(e.msg, "only what changed since another snapshot"), "%s", e.msg);
     write_page(&vm, 5, 'c');
     EXPECT_OK(save_to(&vm, SNAPSHOT_DIFF, "third", &f)); /* on top of that layer */
-    cr_expect_str_eq(mark_of(at("layer")), "layer");
+    cr_expect(is_layer(at("layer")));
     cr_expect_eq(byte_of(at("layer"), 4), 'b');
     cr_expect_eq(byte_of(at("layer"), 5), 'c');
     write_page(&vm, 6, 'd');
@@ -294,7 +294,7 @@ Test(snapshot_files_write, takes_what_a_restored_machine_did_not_change_from_its
     f = pair_at("state2", "mem3", true);
     write_page(&loaded, 8, 'c');
     EXPECT_OK(save_to(&loaded, SNAPSHOT_DIFF, "diff", &f));
-    cr_expect_str_eq(mark_of(at("mem3")), "layer");
+    cr_expect(is_layer(at("mem3")));
     cr_expect_eq(byte_of(at("mem3"), 300), '\0');
     cr_expect_eq(byte_of(at("mem3"), 7), 'b');
     cr_expect_leq(blocks_of(at("mem3")), 5 * GMEM_PAGE_BYTES, "exactly what was written");
@@ -502,7 +502,7 @@ Test(snapshot_files_write, does_not_touch_what_another_is_writing)
     drop_vm(&vm);
 }
 
-Test(snapshot_files_open_memory, judges_the_file)
+Test(snapshot_chain_of_one, judges_the_file)
 {
     struct uuid name, other;
     struct stat st;
@@ -512,24 +512,20 @@ Test(snapshot_files_open_memory, judges_the_file)
     EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
     memcpy(&name, get("state"), sizeof(name));
     EXPECT_OK(uuid_make(&other, &e));
-    EXPECT_NO(snapshot_files_open_memory(at("no"), &name, MEM_BYTES, &e),
+    EXPECT_NO(open_memory(at("no"), &name, MEM_BYTES),
               "Failed to load guest memory: No such file or directory (os error 2)");
-    EXPECT_NO(snapshot_files_open_memory(directory, &name, MEM_BYTES, &e),
-              "exceeds largest possible file offset");
-    EXPECT_NO(snapshot_files_open_memory("/dev/zero", &name, MEM_BYTES, &e),
-              "exceeds largest possible file offset");
-    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES + 1, &e),
-              "exceeds largest possible file offset");
-    EXPECT_NO(snapshot_files_open_memory(at("mem"), &other, MEM_BYTES, &e),
-              "its file is of snapshot ");
+    EXPECT_NO(open_memory(directory, &name, MEM_BYTES), "exceeds largest possible file offset");
+    EXPECT_NO(open_memory("/dev/zero", &name, MEM_BYTES), "exceeds largest possible file offset");
+    EXPECT_NO(open_memory(at("mem"), &name, MEM_BYTES + 1), "exceeds largest possible file offset");
+    EXPECT_NO(open_memory(at("mem"), &other, MEM_BYTES), "its file is of snapshot ");
     fd = open(at("mem"), O_RDWR);
     cr_assert_eq(flock(fd, LOCK_EX), 0);
-    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES, &e), "is being written");
+    EXPECT_NO(open_memory(at("mem"), &name, MEM_BYTES), "is being written");
     close(fd);
     cr_assert_eq(setxattr(at("mem"), SNAPSHOT_MARK, "hello", 5, 0), 0);
-    EXPECT_NO(snapshot_files_open_memory(at("mem"), &name, MEM_BYTES, &e), "is not one of ours");
+    EXPECT_NO(open_memory(at("mem"), &name, MEM_BYTES), "is not one of ours");
     cr_assert_eq(removexattr(at("mem"), SNAPSHOT_MARK), 0);
-    fd = snapshot_files_open_memory(at("mem"), &other, MEM_BYTES, &e);
+    fd = open_memory(at("mem"), &other, MEM_BYTES);
     cr_expect_eq(fstat(fd, &st), 0, "a copy without a mark: %s", e.msg);
     close(fd);
     drop_vm(&vm);

@@ -226,7 +226,7 @@ Test(snapshot_memory, of_more_than_3_gib_goes_on_behind_the_gap)
     cr_assert_eq(kvm_open(&vm.kvm, NULL, &e), 0, "%s", e.msg);
     cr_assert_eq(kvm_add_memory(&vm.kvm, &vm.mem, true, &e), 0, "%s", e.msg);
     cr_assert_eq(snapshot_memory_open(&vm.snapshot, &vm.mem, &vm.kvm, SNAPSHOT_SOURCE_BOOT, true,
-                                      -1, NULL, &e),
+                                      NULL, NULL, &e),
                  0, "%s", e.msg);
     cr_expect_eq(gmem_page_of(&vm.mem, gpa(UINT64_C(1) << 32)), first_above);
     cr_assert_eq(gmem_put(&vm.mem, gpa((UINT64_C(1) << 32) + 5), &byte), 0);
@@ -254,7 +254,7 @@ Test(snapshot_memory, of_a_handlers_machine_is_all_of_it)
     cr_assert_eq(kvm_open(&vm.kvm, NULL, &e), 0, "%s", e.msg);
     cr_assert_eq(kvm_add_memory(&vm.kvm, &vm.mem, true, &e), 0, "%s", e.msg);
     cr_assert_eq(snapshot_memory_open(&vm.snapshot, &vm.mem, &vm.kvm, SNAPSHOT_SOURCE_UFFD, false,
-                                      -1, NULL, &e),
+                                      NULL, NULL, &e),
                  0, "%s", e.msg);
     write_page(&vm, 9, 'b');
     ask(SNAPSHOT_FULL);

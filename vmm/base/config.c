@@ -137,6 +137,9 @@ void snapshot_load_config_fini(struct snapshot_load_config *c)
     free(c->snapshot_path);
     free(c->mem_file_path);
     free(c->backend.path);
+    for (size_t i = 0; i < c->backend.layers.count; i++)
+        free(c->backend.layers.items[i]);
+    free(c->backend.layers.items);
     for (size_t i = 0; i < c->network_overrides.count; i++) {
         free(c->network_overrides.items[i].iface_id);
         free(c->network_overrides.items[i].host_dev_name);

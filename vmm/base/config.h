@@ -192,6 +192,10 @@ struct snapshot_load_config {
     struct mem_backend {
         char *path;
         enum { MEM_BACKEND_FILE, MEM_BACKEND_UFFD } type;
+        struct path_list {
+            char **items;
+            size_t count;
+        } layers; /* of a file: files with what has changed, upon it, oldest first */
     } backend;
     bool enable_diff_snapshots, track_dirty_pages; /* either; the first is deprecated */
     bool resume_vm;

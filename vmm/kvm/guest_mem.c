@@ -389,3 +389,24 @@ int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint6
     }
     return read_all(dst, fd, offset, n, e);
 }
+
+int gmem_lay_pages(struct guest_mem *m, uint64_t page, uint64_t count, int fd, bool maps,
+                   struct error *e)
+{
+    uint64_t skip = page * GMEM_PAGE_BYTES, offset = skip, bytes = count * GMEM_PAGE_BYTES;
+
+    for (const struct gmem_region *r = m->regions; bytes; skip -= r++->bytes) {
+        uint64_t n;
+
+        if (skip >= r->bytes)
+            continue;
+        n = bytes < r->bytes - skip ? bytes : r->bytes - skip;
+        if (!(maps && map_over(r->host + skip, n, fd, offset) == 0) &&
+            read_all(r->host + skip, fd, offset, n, e) < 0)
+            return -1;
+        skip += n;
+        offset += n;
+        bytes -= n;
+    }
+    return 0;
+}

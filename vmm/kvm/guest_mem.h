@@ -62,6 +62,12 @@ must_check int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_p
 must_check int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd, uint64_t offset,
                               struct error *e);
 
+/* Puts what a file has in the place of the pages [page, page + count), counted as gmem_page_of()
+ * does, each from its place in the file: mapped copy-on-write as there; or copied, also where the
+ * host has no more mappings. Before anybody else knows the memory. */
+must_check int gmem_lay_pages(struct guest_mem *m, uint64_t page, uint64_t count, int fd, bool maps,
+                              struct error *e);
+
 /* Unmaps all. Every thread that may touch guest memory has ended. Works on a zeroed object. */
 void gmem_fini(struct guest_mem *m);
 

@@ -298,7 +298,7 @@ int machine_make_vm(struct machine *m, const struct machine_config *config,
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */
     if (kvm_add_memory(&m->kvm, &m->mem, logs, e) < 0 || add_registers(m, e) < 0 ||
         snapshot_memory_open(&m->pages, &m->mem, &m->kvm, origin->source, config->track_dirty_pages,
-                             origin->file_fd, origin->name, e) < 0)
+                             origin->files, origin->name, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_MEMORY);
     if (kvm_create_irqchip(&m->kvm, e) < 0)
@@ -320,7 +320,7 @@ int machine_add_devices(struct machine *m, const struct vm_config *config, struc
 
 static int build(struct machine *m, const struct vm_config *config, struct error *e)
 {
-    static const struct snapshot_origin boot = { .source = SNAPSHOT_SOURCE_BOOT, .file_fd = -1 };
+    static const struct snapshot_origin boot = { .source = SNAPSHOT_SOURCE_BOOT };
     const struct machine_config *machine = &config->machine;
     const struct cpu_config *template;
     struct kernel_image kernel;

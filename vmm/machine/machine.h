@@ -74,9 +74,9 @@ must_check int machine_build(struct machine **out, const struct vm_config *confi
  */
 struct snapshot_origin { /* of guest memory */
     enum snapshot_source source;
-    int file_fd;             /* of snapshot_files_open_memory(), which is taken; or -1 */
-    const struct uuid *name; /* NULL: none */
-    struct uffd *uffd;       /* SNAPSHOT_SOURCE_UFFD; is taken */
+    struct snapshot_chain *files; /* SNAPSHOT_SOURCE_FILE: are taken, and none are left in it */
+    const struct uuid *name;      /* NULL: none */
+    struct uffd *uffd;            /* SNAPSHOT_SOURCE_UFFD; is taken */
 };
 
 struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop *loop);

@@ -186,8 +186,6 @@ int machine_restore(struct machine **out, const struct saved *s, struct guest_me
     m->uffd = origin->uffd;
     *mem = (struct guest_mem){ 0 };
     if (restore(m, s, origin, e) < 0) {
-        if (!m->pages.mem && origin->file_fd >= 0) /* nobody has it yet */
-            close(origin->file_fd);
         machine_free(m);
         return -1;
     }

@@ -100,20 +100,29 @@ static int read_state(struct saved *s, const struct snapshot_load_config *c, str
     return 0;
 }
 
-static int open_memory_file(struct guest_mem *mem, struct snapshot_origin *origin,
-                            const struct saved *s, const char *path, struct error *e)
+static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *origin,
+                             const struct saved *s, const struct snapshot_load_config *c,
+                             struct error *e)
 {
     const struct machine_config *machine = &s->config.machine;
+    const struct path_list *layers = &c->backend.layers;
+    const char *paths[1 + SNAPSHOT_LAYERS_MAX] = { c->backend.path ? c->backend.path
+                                                                   : c->mem_file_path };
 
     if (machine->huge_pages == HUGE_PAGES_2M)
         return fail(e, ERR_INVALID,
                     "Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please "
                     "use uffd.");
     origin->source = SNAPSHOT_SOURCE_FILE;
-    origin->file_fd = snapshot_files_open_memory(path, &s->name, machine->mem_size_mib << 20, e);
-    if (origin->file_fd < 0)
+    if (layers->count > SNAPSHOT_LAYERS_MAX)
+        return fail(e, ERR_INVALID, "there are %zu `layers`, and %u are the most", layers->count,
+                    SNAPSHOT_LAYERS_MAX);
+    for (size_t i = 0; i < layers->count; i++)
+        paths[1 + i] = layers->items[i];
+    if (snapshot_chain_open(origin->files, paths, 1 + (unsigned)layers->count, &s->name,
+                            machine->mem_size_mib << 20, e) < 0)
         return -1;
-    return gmem_init_file(mem, machine->mem_size_mib, origin->file_fd, 0, e);
+    return snapshot_chain_map(origin->files, mem, machine->mem_size_mib, e);
 }
 
 /* Said now, for whoever asks later why a guest stands still. */
@@ -145,7 +154,7 @@ static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin, co
         return open_memory_uffd(mem, origin, &s->config.machine, c->backend.path, filter, e) < 0
                    ? fail_within(e, "Failed to load guest memory")
                    : 0;
-    ret = open_memory_file(mem, origin, s, c->backend.path ? c->backend.path : c->mem_file_path, e);
+    ret = open_memory_files(mem, origin, s, c, e);
     if (ret == 0)
         return 0;
     fail_within(e, "Error creating guest memory from file");
@@ -179,23 +188,26 @@ static int load_machine(struct machine **out, const struct saved *s, struct open
                         const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
                         const struct sock_fprog *filter, struct error *e)
 {
-    struct snapshot_origin origin = { .file_fd = -1, .name = &s->name };
+    struct snapshot_chain files = { 0 };
+    struct snapshot_origin origin = { .files = &files, .name = &s->name };
     struct guest_mem mem = { .region_count = 0 };
 
     if (open_memory(&mem, &origin, s, c, filter, e) < 0) {
-        close_fdp(&origin.file_fd);
+        snapshot_chain_close(&files);
         return -1;
     }
     if (open_devices(opened, &s->config, e) < 0) {
-        close_fdp(&origin.file_fd);
+        snapshot_chain_close(&files);
         if (!origin.uffd || uffd_close(origin.uffd))
             gmem_fini(&mem);
         fail_within(e, "Error restoring MMIO devices");
         fail_within(e, "Failed to restore devices");
         return fail_within(e, "Failed to build microVM from snapshot");
     }
-    if (machine_restore(out, s, &mem, &origin, opened, boot_timer, loop, e) < 0)
+    if (machine_restore(out, s, &mem, &origin, opened, boot_timer, loop, e) < 0) {
+        snapshot_chain_close(&files);
         return fail_within(e, "Failed to build microVM from snapshot");
+    }
     return 0;
 }
 

@@ -44,15 +44,31 @@ must_check int snapshot_files_write(const struct snapshot_files *f, struct snaps
                                     enum snapshot_kind kind, const struct uuid *name,
                                     const void *state, size_t bytes, struct error *e);
 
+/*
+ * The same in steps, for a guest that runs meanwhile. The paths are borrowed until it is closed.
+ */
+struct snapshot_pair;
+
+/* Opens both and makes memory's ready for its pages. NULL on failure. */
+must_check struct snapshot_pair *snapshot_pair_begin(const struct snapshot_files *f,
+                                                     struct snapshot_memory *m,
+                                                     enum snapshot_kind kind,
+                                                     const struct uuid *name, struct error *e);
+
+/* Writes those of the pages [from, to) that are in the set; is_first: also, from where they are,
+ * those that are not. */
+must_check int snapshot_pair_write(struct snapshot_pair *p, const struct page_set *set,
+                                   bool is_first, uint64_t from, uint64_t to, struct error *e);
+
+/* All is written but the state. */
+must_check int snapshot_pair_end(struct snapshot_pair *p, const void *state, size_t bytes,
+                                 struct error *e);
+
+/* Frees it; one that did not come to its end has failed. */
+void snapshot_pair_close(struct snapshot_pair *p);
+
 /* Reads a state file whole into memory that the caller frees. A regular file of 8 bytes to
  * SNAPSHOT_STATE_BYTES, else an error whose text begins with "Failed to open snapshot file: " or
  * "Failed to load snapshot state from file: ", or is "Snapshot size exceeds ...". */
 must_check int snapshot_files_read_state(const char *path, uint8_t **state, size_t *bytes,
                                          struct error *e);
-
-/* Opens a memory file to be mapped by gmem_init_file(): a regular file of at least so many bytes,
- * with the mark of the snapshot of that name or none, and whole. The descriptor holds a shared lock
- * (flock(2)), by which no other VMM writes into it: it has to stay open for as long as the file is
- * mapped. -1: no such file, or it is another's. */
-must_check int snapshot_files_open_memory(const char *path, const struct uuid *name, uint64_t bytes,
-                                          struct error *e);

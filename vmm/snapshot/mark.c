@@ -7,9 +7,10 @@
 
 #define WHOLE   " whole"
 #define LAYER   " layer"
+#define ON      " on "
 #define MERGING " merging"
 
-#define MARK_BYTES (UUID_TEXT + sizeof(WHOLE MERGING))
+#define MARK_BYTES (UUID_TEXT + sizeof(LAYER ON MERGING) + UUID_TEXT)
 
 /* What follows a word at the start of the text, or NULL. */
 static const char *behind(const char *text, const char *word)
@@ -21,7 +22,7 @@ static const char *behind(const char *text, const char *word)
 
 static void parse_mark(struct snapshot_mark *mark, const char *text)
 {
-    const char *whole, *layer;
+    const char *whole, *layer, *base;
 
     if (!uuid_parse(&mark->name, text))
         return;
@@ -32,6 +33,13 @@ static void parse_mark(struct snapshot_mark *mark, const char *text)
         return;
     text = whole ? whole : layer;
     mark->is_whole = whole;
+    base = layer ? behind(text, ON) : NULL;
+    if (base) {
+        mark->is_based = uuid_parse(&mark->base, base);
+        if (!mark->is_based)
+            return;
+        text = base + UUID_TEXT - 1;
+    }
     mark->is_merging = strcmp(text, MERGING) == 0;
     mark->is_legible = mark->is_merging || *text == '\0';
 }
@@ -50,11 +58,14 @@ int snapshot_mark_get(int fd, struct snapshot_mark *mark)
 
 int snapshot_mark_set(int fd, const struct snapshot_mark *mark)
 {
-    char uuid[UUID_TEXT], text[MARK_BYTES];
+    const bool is_based = !mark->is_whole && mark->is_based;
+    char name[UUID_TEXT], base[UUID_TEXT] = "", text[MARK_BYTES];
     int n;
 
-    uuid_text(&mark->name, uuid);
-    n = snprintf(text, sizeof(text), "%s%s%s", uuid, mark->is_whole ? WHOLE : LAYER,
-                 mark->is_merging ? MERGING : "");
+    uuid_text(&mark->name, name);
+    if (is_based)
+        uuid_text(&mark->base, base);
+    n = snprintf(text, sizeof(text), "%s%s%s%s%s", name, mark->is_whole ? WHOLE : LAYER,
+                 is_based ? ON : "", base, mark->is_merging ? MERGING : "");
     return fsetxattr(fd, SNAPSHOT_MARK, text, (size_t)n, 0) < 0 ? -errno : 0;
 }

@@ -17,7 +17,7 @@ bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb
 }
 
 int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const struct kvm *kvm,
-                         enum snapshot_source source, bool tracks, int file_fd,
+                         enum snapshot_source source, bool tracks, struct snapshot_chain *files,
                          const struct uuid *base, struct error *e)
 {
     *s = (struct snapshot_memory){
@@ -27,8 +27,11 @@ int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const
         .logs = snapshot_memory_logs(source, tracks, mem->hugetlb),
         .forgets = tracks,
         .is_whole = source == SNAPSHOT_SOURCE_BOOT,
-        .file_fd = file_fd,
     };
+    if (files) {
+        s->files = *files;
+        files->count = 0;
+    }
     if (base)
         s->base = s->last = *base;
     if (source == SNAPSHOT_SOURCE_FILE && tracks)
@@ -43,10 +46,9 @@ int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const
 
 void snapshot_memory_close(struct snapshot_memory *s)
 {
-    if (s->mem)
-        close_fdp(&s->file_fd);
+    snapshot_chain_close(&s->files);
     free(s->past);
-    *s = (struct snapshot_memory){ .file_fd = -1 };
+    *s = (struct snapshot_memory){ 0 };
 }
 
 uint64_t snapshot_memory_bytes(const struct snapshot_memory *s)

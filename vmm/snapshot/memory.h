@@ -15,6 +15,7 @@
 #include "vmm/kvm/guest_mem.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/base/uuid.h"
+#include "vmm/snapshot/chain.h"
 #include "vmm/snapshot/uffd.h"
 
 enum snapshot_source {
@@ -37,13 +38,13 @@ struct snapshot_memory {
     struct guest_mem *mem;
     const struct kvm *kvm;
     enum snapshot_source source;
-    bool logs;        /* KVM's log and the VMM's marks are kept */
-    bool forgets;     /* a snapshot empties them: a Diff is relative to the last one */
-    bool is_whole;    /* a Diff needs no other snapshot: a boot of which nothing is forgotten */
-    int file_fd;      /* SOURCE_FILE: what it is mapped from; holds the lock */
-    uint64_t *past;   /* pages that changed, and were then forgotten */
-    struct uuid base; /* what a Diff is relative to */
-    struct uuid last; /* the last one made or loaded: no older than base */
+    bool logs;     /* KVM's log and the VMM's marks are kept */
+    bool forgets;  /* a snapshot empties them: a Diff is relative to the last one */
+    bool is_whole; /* a Diff needs no other snapshot: a boot of which nothing is forgotten */
+    struct snapshot_chain files; /* SOURCE_FILE: what it is mapped from */
+    uint64_t *past;              /* pages that changed, and were then forgotten */
+    struct uuid base;            /* what a Diff is relative to */
+    struct uuid last;            /* the last one made or loaded: no older than base */
     struct uuid torn; /* one whose pages were not all written into a file that had others */
 };
 
@@ -53,14 +54,15 @@ struct snapshot_memory {
 bool snapshot_memory_logs(enum snapshot_source source, bool tracks, bool hugetlb);
 
 /* For a VM whose memory is laid out, before anything is written there that a Diff must have (of a
- * restored one: anything). Takes file_fd (of snapshot_files_open_memory(); -1 but for SOURCE_FILE),
- * also when it fails. base: the snapshot that was loaded; NULL for a boot. mem and kvm are borrowed
- * until snapshot_memory_close(). */
+ * restored one: anything). Takes the files (NULL but for SOURCE_FILE), also when it fails, and
+ * leaves none in *files. base: the snapshot that was loaded; NULL for a boot. mem and kvm are
+ * borrowed until snapshot_memory_close(). */
 must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem,
                                     const struct kvm *kvm, enum snapshot_source source, bool tracks,
-                                    int file_fd, const struct uuid *base, struct error *e);
+                                    struct snapshot_chain *files, const struct uuid *base,
+                                    struct error *e);
 
-/* Gives all back, the lock too. Works on a zeroed object (whose file_fd counts for nothing). */
+/* Gives all back, the files too. Works on a zeroed object. */
 void snapshot_memory_close(struct snapshot_memory *s);
 
 /* How long a memory file is. */

@@ -8,7 +8,7 @@
 #include <sys/xattr.h>
 
 #include "vmm/snapshot/mark.h"
-#include "vmm/snapshot/pages.h"
+#include "vmm/snapshot/sparse.h"
 
 struct half {
     const char *what;
@@ -57,6 +57,8 @@ static int set_mark(const struct half *memory, const struct half *diff, bool is_
         .is_whole = !memory->mark.is_there || memory->mark.is_whole,
         .is_merging = is_merging,
         .name = diff->mark.name,
+        .is_based = memory->mark.is_based,
+        .base = memory->mark.base,
     };
     struct error e;
     int ret;
@@ -81,7 +83,7 @@ static int rebase(struct half *memory, struct half *diff, const char *memory_pat
     ret = set_mark(memory, diff, true);
     if (ret < 0 || fsync(memory->fd) < 0)
         return fail_os(e, ret < 0 ? -ret : errno, "Could not mark the memory file");
-    ret = snapshot_pages_copy(diff->fd, memory->fd, 0, diff->st.st_size);
+    ret = sparse_copy(diff->fd, memory->fd, 0, diff->st.st_size);
     if (ret < 0)
         return fail_os(e, -ret, "Could not copy the diff file");
     if (fsync(memory->fd) < 0)

@@ -62,7 +62,7 @@ static inline void boot_vm(struct saved_vm *vm, bool tracks)
         cr_assert_eq(kvm_add_memory(&vm->kvm, &vm->mem, true, &e), 0, "%s", e.msg);
     }
     cr_assert_eq(snapshot_memory_open(&vm->snapshot, &vm->mem, &vm->kvm, SNAPSHOT_SOURCE_BOOT,
-                                      tracks, -1, NULL, &e),
+                                      tracks, NULL, NULL, &e),
                  0, "%s", e.msg);
 }
 
@@ -107,6 +107,14 @@ static inline int save(struct saved_vm *vm, enum snapshot_kind kind, const char 
     return save_to(vm, kind, label, &f);
 }
 
+/* The descriptor of a memory file, or -1. */
+static inline int open_memory(const char *path, const struct uuid *name, uint64_t bytes)
+{
+    struct snapshot_chain files;
+
+    return snapshot_chain_open(&files, &path, 1, name, bytes, &e) < 0 ? -1 : files.fds[0];
+}
+
 /* The descriptor of memory of the pair under these names, which *state goes with; or -1. */
 static inline int open_pair(const char *state_path, const char *memory_path,
                             struct saved_state *state)
@@ -119,7 +127,7 @@ static inline int open_pair(const char *state_path, const char *memory_path,
         return -1;
     if (n == sizeof(*state)) { /* as a checksum would tell */
         memcpy(state, bytes, n);
-        fd = snapshot_files_open_memory(memory_path, &state->name, MEM_BYTES, &e);
+        fd = open_memory(memory_path, &state->name, MEM_BYTES);
     }
     free(bytes);
     return fd;
@@ -130,6 +138,7 @@ static inline void load_vm(struct saved_vm *vm, bool tracks)
 {
     struct saved_state state;
     const int fd = open_pair(at("state"), at("mem"), &state);
+    struct snapshot_chain files = { .fds = { fd }, .count = 1 };
 
     cr_assert_geq(fd, 0, "%s", e.msg);
     if (access("/dev/kvm", R_OK | W_OK) < 0)
@@ -138,17 +147,22 @@ static inline void load_vm(struct saved_vm *vm, bool tracks)
     cr_assert_eq(kvm_open(&vm->kvm, NULL, &e), 0, "%s", e.msg);
     cr_assert_eq(kvm_add_memory(&vm->kvm, &vm->mem, true, &e), 0, "%s", e.msg);
     cr_assert_eq(snapshot_memory_open(&vm->snapshot, &vm->mem, &vm->kvm, SNAPSHOT_SOURCE_FILE,
-                                      tracks, fd, &state.name, &e),
+                                      tracks, &files, &state.name, &e),
                  0, "%s", e.msg);
 }
 
 static inline const char *mark_of(const char *path)
 {
-    static char text[64];
+    static char text[128];
     const ssize_t n = getxattr(path, SNAPSHOT_MARK, text, sizeof(text) - 1);
 
     text[n < 0 ? 0 : n] = '\0';
     return n < 0 ? "none" : strchr(text, ' ') + 1;
+}
+
+static inline bool is_layer(const char *path)
+{
+    return strncmp(mark_of(path), "layer on ", 9) == 0;
 }
 
 /* Whether a file's bytes are those of memory. */

@@ -1,0 +1,186 @@
+#include "vmm/snapshot/half.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+
+#define OPEN_FLAGS (O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+
+/* Behind a path: what is written before it is renamed to that. One that a create was ended over is
+ * the next one's. */
+#define TEMPORARY ".mayfly-new"
+
+int half_fail(struct error *e, int os_errno, const char *verb, const struct half *h)
+{
+    return fail_os(e, os_errno, "Cannot perform %s on the %s backing file", verb, h->what);
+}
+
+/* No symbolic link, whose target is meant; nothing that is mounted, as a single file may be. */
+static bool is_replaceable(const char *path)
+{
+    struct statx st;
+
+    if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) < 0)
+        return errno == ENOENT;
+    return S_ISREG(st.stx_mode) && !(st.stx_attributes & STATX_ATTR_MOUNT_ROOT);
+}
+
+int half_open(struct half *h, const char *what, const char *path, struct error *e)
+{
+    *h = (struct half){ .path = path, .what = what, .fd = -1 };
+    h->old_fd = open(path, OPEN_FLAGS);
+    if (h->old_fd < 0 && (errno != ENOENT || !*path)) /* no name can be given to a new one */
+        return half_fail(e, errno, "open", h);
+    if (h->old_fd >= 0 && fstat(h->old_fd, &h->old) < 0)
+        return half_fail(e, errno, "open", h);
+    if (S_ISFIFO(h->old.st_mode))
+        return half_fail(e, ENXIO, "open", h);
+    h->exists = h->old_fd >= 0;
+    h->can_be_replaced = is_replaceable(path);
+    return 0;
+}
+
+void half_close(struct half *h)
+{
+    if (h->temporary)
+        unlink(h->temporary);
+    free(h->temporary);
+    if (h->fd != h->old_fd)
+        close_fdp(&h->fd);
+    close_fdp(&h->old_fd);
+}
+
+bool is_same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Whether a descriptor is of what a path names; -errno: that can't be told. After a lock: whoever
+ * held that before may have renamed it. */
+static int is_named(int fd, const char *path)
+{
+    struct stat ours, named;
+
+    if (fstat(fd, &ours) < 0)
+        return -errno;
+    if (stat(path, &named) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    return is_same_file(&ours, &named);
+}
+
+/* 0 where a descriptor is not of what the other half is written to, or replaces; else -EEXIST, or
+ * -errno: that can't be told. */
+static int check_other(int fd, const struct half *other)
+{
+    struct stat ours, written;
+    const int ret = is_named(fd, other->path);
+
+    if (ret != 0)
+        return ret < 0 ? ret : -EEXIST;
+    if (other->fd < 0)
+        return 0;
+    if (fstat(fd, &ours) < 0 || fstat(other->fd, &written) < 0)
+        return -errno;
+    return is_same_file(&ours, &written) ? -EEXIST : 0;
+}
+
+/* 0, or -errno; -EEXIST: it is the other half. */
+static int make_temporary(struct half *h, const struct half *other)
+{
+    autofree char *path = NULL;
+    autofd int fd = -1;
+    int ret;
+
+    if (asprintf(&path, "%s" TEMPORARY, h->path) < 0)
+        return -ENOMEM;
+    if (strcmp(path, other->path) == 0)
+        return -EEXIST;
+    fd = open(path, OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
+    if (fd < 0)
+        return -errno;
+    ret = check_other(fd, other);
+    if (ret < 0)
+        return ret;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+        return -errno;
+    ret = is_named(fd, path);
+    if (ret <= 0)
+        return ret < 0 ? ret : -EAGAIN;
+    if (ftruncate(fd, 0) < 0 || (h->exists && fchmod(fd, h->old.st_mode & 0777) < 0))
+        return -errno;
+    h->fd = take_fd(&fd);
+    h->temporary = path;
+    path = NULL;
+    return 0;
+}
+
+static int fail_open(struct error *e, int ret, const struct half *h, const struct half *other)
+{
+    if (ret == -EEXIST)
+        return fail(e, ERR_INVALID,
+                    "Cannot perform open on the %s backing file: it is the %s backing file, too",
+                    h->what, other->what);
+    if (ret == -EAGAIN)
+        return fail(e, ERR_STATE,
+                    "Cannot perform open on the %s backing file: another microVM is writing it",
+                    h->what);
+    return half_fail(e, -ret, "open", h);
+}
+
+int half_begin(struct half *h, const struct half *other, struct error *e)
+{
+    int ret = h->can_be_replaced ? make_temporary(h, other) : -EBUSY;
+
+    if (ret == -EBUSY || ret == -ENAMETOOLONG ||
+        ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
+        h->can_be_replaced = false;
+        h->fd = h->exists ? h->old_fd : open(h->path, OPEN_FLAGS | O_CREAT, 0666);
+        ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : check_other(h->fd, other);
+    }
+    return ret < 0 ? fail_open(e, ret, h, other) : 0;
+}
+
+int half_sync(const struct half *h, bool wanted, struct error *e)
+{
+    return wanted && fsync(h->fd) < 0 ? half_fail(e, errno, "sync_all", h) : 0;
+}
+
+/* Makes the names in the half's directory last. Where it may not be read, the file's own fsync has
+ * to do. */
+int half_sync_directory(const struct half *h, bool wanted, struct error *e)
+{
+    autofree char *path = NULL;
+    autofd int fd = -1;
+    char *slash;
+
+    if (!wanted || !h->can_be_replaced)
+        return 0;
+    path = strdup(h->path);
+    BUG_ON(!path);
+    slash = strrchr(path, '/');
+    if (slash)
+        slash[slash == path] = '\0';
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
+    fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES)
+        return half_sync(h, true, e);
+    return fd < 0 || fsync(fd) < 0 ? half_fail(e, errno, "sync_all", h) : 0;
+}
+
+int half_check_other(const struct half *h, const struct half *other, struct error *e)
+{
+    const int ret = h->exists ? check_other(h->old_fd, other) : 0;
+
+    return ret < 0 ? fail_open(e, ret, other, h) : 0;
+}
+
+int half_rename(struct half *h, struct error *e)
+{
+    if (rename(h->temporary, h->path) < 0)
+        return half_fail(e, errno, "rename", h);
+    free(h->temporary);
+    h->temporary = NULL;
+    return 0;
+}

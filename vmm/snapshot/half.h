@@ -1,0 +1,46 @@
+/*
+ * One of a snapshot's two files while it is made: beside its name, to be renamed to that when it is
+ * whole; or in place, where nothing can be renamed (files.h). Main thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+#include "vmm/base/error.h"
+
+struct half {
+    const char *path;     /* borrowed */
+    const char *what;     /* in errors */
+    bool can_be_replaced; /* by rename(2) */
+    bool exists;
+    struct stat old; /* of what is there */
+    int old_fd;      /* the same; -1: nothing is */
+    char *temporary; /* NULL: written in place, or not yet made */
+    int fd;          /* what is written; old_fd where that is in place */
+};
+
+/* "Cannot perform VERB on the WHAT backing file: ...". Returns -1. */
+int half_fail(struct error *e, int os_errno, const char *verb, const struct half *h);
+
+/* Looks at what there is, as whom it belongs to must allow it to be written; changes nothing. */
+must_check int half_open(struct half *h, const char *what, const char *path, struct error *e);
+
+/* Closes it, and takes away what was not renamed. */
+void half_close(struct half *h);
+
+bool is_same_file(const struct stat *a, const struct stat *b);
+
+/* Fails where what is under the name of one is the other one. */
+must_check int half_check_other(const struct half *h, const struct half *other, struct error *e);
+
+/* Opens what is to be written: a new file, or where nothing new can be beside the old one, but that
+ * can be written itself, that. */
+must_check int half_begin(struct half *h, const struct half *other, struct error *e);
+
+/* Puts it, and the names in its directory, on the disk, where that is wanted. */
+must_check int half_sync(const struct half *h, bool wanted, struct error *e);
+must_check int half_sync_directory(const struct half *h, bool wanted, struct error *e);
+
+/* Gives the new file its name. */
+must_check int half_rename(struct half *h, struct error *e);

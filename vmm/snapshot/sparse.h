@@ -1,0 +1,20 @@
+/*
+ * Files with holes, as memory files are. Any thread. All of this returns 0 or -errno.
+ */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "vmm/base/error.h"
+
+/* Writes all of the bytes, which the guest may change meanwhile. */
+must_check int sparse_write(int fd, uint8_t *from, uint64_t bytes, uint64_t offset);
+
+/* Finds the next part of a file that is no hole, from *from on and before end, and puts it into
+ * [*from, *to). 1; 0: there is none. */
+must_check int sparse_find_data(int fd, off_t *from, off_t *to, off_t end);
+
+/* Copies what is no hole of [offset, end) from one file to the same place of another. -EIO: the
+ * file was made shorter meanwhile. */
+must_check int sparse_copy(int from, int to, off_t offset, off_t end);
