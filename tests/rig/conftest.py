@@ -13,6 +13,7 @@ from host import Guest, Host
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNEL_VERSION = os.environ.get("MAYFLY_KERNEL_VERSION", "6.1")
+LONG = "MAYFLY_LONG" in os.environ
 NET_TOOLS = ["iperf3", "ethtool", "socat"]
 
 
@@ -80,8 +81,10 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session")
 def host(files, tmp_path_factory):
+    """With --long, it has a disk debian.ext4."""
     directory = tmp_path_factory.mktemp("host")
     log = directory / "errors"
+    debian = last_line(ROOT / "guest-kernel-configs" / "rootfs", "debian") if LONG else None
     if choose_host().startswith("direct"):
         for name, path in files.items():
             (directory / name).symlink_to(path)
@@ -89,6 +92,8 @@ def host(files, tmp_path_factory):
         unshare = ["unshare", "--net", *(["--map-root-user"] if os.getuid() else [])]
         host = Host(unshare, str(directory), log)
         host.run("busybox ip link set lo up")
+        if debian:
+            host.run(f"cp --sparse=always {debian} debian.ext4")
     else:
         argv = [HERE / "rig", "--stdin", "--memory", "3072", "--timeout", "3600"]
         argv += ["--log", directory / "console"]
@@ -96,7 +101,11 @@ def host(files, tmp_path_factory):
             argv += ["--file", f"{path}:/mayfly/{name}"]
         for tool in ("curl", "debugfs", "e2fsck", *filter(find, NET_TOOLS)):
             argv += ["--file", f"{find(tool)}:/bin/{tool}"]
+        if debian:
+            argv += ["--disk", debian]
         host = Host([*argv, "--"], "/mayfly", log)
+        if debian:
+            host.run("ln -s /dev/vda debian.ext4")
     yield host
     host.close()
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+from conftest import LONG
 from host import boot_args, said
 import pytest
 
@@ -158,6 +159,21 @@ def test_the_power_button_is_heard_and_the_guest_switches_itself_off(guest, kern
     assert said(console, "event").split() == ["1", "116", "1", "0"]
     assert "mayfly guest: reboot" not in console
     assert "The guest has powered off." in guest.errors()
+
+
+@pytest.mark.skipif(not LONG, reason="only with --long")
+def test_systemd_shuts_down_in_order_when_the_power_button_is_pressed(guest, host):
+    guest.disk = "debian.ext4"
+    told = "systemd.journald.forward_to_console=1 systemd.show_status=1"
+    guest.boot("acpi.vmlinux", f"cloud-init=disabled {told}", mem_mib=512)
+    guest.wait_console("Watching system buttons on")
+    guest.wait_console("login:")
+    guest.do("PUT", "/actions", {"action_type": "SendPowerButton"})
+    console = guest.wait_end()
+    assert "Power key pressed" in console
+    assert "Reached target" in console.partition("Power key pressed")[2]
+    assert "The guest has powered off." in guest.errors()
+    host.run(f"e2fsck -fn {guest.disk}")
 
 
 def test_a_file_written_in_the_guest_is_on_the_disk(guest, host):
