@@ -46,6 +46,6 @@ wait $writers
 sync
 echo 3 >/proc/sys/vm/drop_caches
 cat /root/files/*.sum /mnt/files/*.sum | md5sum -c | grep -v ': OK$' | sed 's/^/wrong /'
-# Warnings and worse.
-dmesg -r | grep '^<[0-4]>' | sed 's/^/wrong /'
+# Warnings and worse, but those that say that the host is busy.
+dmesg -r | grep '^<[0-4]>' | grep -v 'hrtimer: interrupt took\|RT throttling' | sed 's/^/wrong /'
 umount /mnt || echo wrong umount
