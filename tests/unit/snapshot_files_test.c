@@ -396,6 +396,70 @@ Test(snapshot_files_write, writes_in_place_what_cannot_be_replaced)
     cr_expect(file_is(at("sub/new"), &vm.mem));
     drop_vm(&vm);
 }
+Test(snapshot_files_write, leaves_nothing_behind_a_link_when_it_is_refused)
+{
+    struct snapshot_files f = pair_at("link", "mem", false);
+
+    boot_vm(&vm, false);
+    mkdir(at("sub"), 0700);
+    cr_assert_eq(symlink("mem", at("link")), 0);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    cr_expect_not(is_there("mem"));
+    f = pair_at("mem", "link", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "backing file, too");
+    cr_expect_not(is_there("mem"));
+    cr_assert_eq(symlink(at("sub/end"), at("sub/further")), 0);
+    cr_assert_eq(symlink("sub/further", at("far")), 0);
+    f = pair_at("far", "no/mem", false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "No such file or directory");
+    cr_expect_not(is_there("far"));
+    f = pair_at("far", "mem", false);
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "ok", &f));
+    cr_expect_str_eq(get("sub/end") + sizeof(struct uuid), "ok");
+    drop_vm(&vm);
+}
+
+/* A name to which nothing can be added is written in place, new as it is. */
+Test(snapshot_files_write, removes_what_it_made_in_place_when_it_is_refused)
+{
+    char name[NAME_MAX + 1];
+    struct snapshot_files f;
+
+    memset(name, 'a', NAME_MAX);
+    name[NAME_MAX] = '\0';
+    f = pair_at(name, "/no", false);
+    f.memory_path = "/dev/full";
+    boot_vm(&vm, false);
+    EXPECT_NO(save_to(&vm, SNAPSHOT_FULL, "x", &f), "Invalid argument");
+    cr_expect_not(is_there(name));
+    drop_vm(&vm);
+}
+
+/* Where a name of somebody else's stays that one's, though the file may be written. */
+Test(snapshot_files_write, writes_in_place_what_is_anothers_in_a_sticky_directory)
+{
+    struct saved_state state;
+    int fd;
+
+    if (geteuid() != 0)
+        cr_skip_test("only root may become somebody else");
+    boot_vm(&vm, false);
+    write_page(&vm, 3, 'a');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "first"));
+    cr_assert_eq(chmod(directory, 01777), 0);
+    cr_assert_eq(chmod(at("state"), 0666), 0);
+    cr_assert_eq(chown(at("mem"), 65534, 65534), 0);
+    cr_assert_eq(seteuid(65534), 0);
+    write_page(&vm, 3, 'b');
+    EXPECT_OK(save(&vm, SNAPSHOT_FULL, "second"));
+    cr_assert_eq(seteuid(0), 0);
+    fd = open_pair(at("state"), at("mem"), &state);
+    cr_expect_geq(fd, 0, "%s", e.msg);
+    cr_expect_str_eq(state.label, "second");
+    cr_expect(file_is(at("mem"), &vm.mem));
+    close(fd);
+    drop_vm(&vm);
+}
 
 Test(snapshot_files_write, takes_names_of_any_length)
 {
@@ -462,6 +526,7 @@ Test(snapshot_files_write, writes_in_place_what_is_mounted)
 /* ramfs has no extended attributes. */
 Test(snapshot_files_write, does_without_marks)
 {
+    const struct snapshot_files behind_link = pair_at("link", "mem", false);
     struct saved_vm loaded = { 0 };
     struct stat before, after;
 
@@ -476,6 +541,9 @@ Test(snapshot_files_write, does_without_marks)
     cr_expect(file_is(at("mem"), &vm.mem));
     cr_assert_eq(stat(at("mem"), &after), 0);
     cr_expect_neq(before.st_ino, after.st_ino, "nothing could say that it is unfinished");
+    cr_assert_eq(symlink("state", at("link")), 0);
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "linked", &behind_link));
+    cr_expect_str_eq(get("state") + sizeof(struct uuid), "linked");
     drop_vm(&vm);
     load_vm(&loaded, false);
     write_page(&loaded, 5, 'c');

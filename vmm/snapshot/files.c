@@ -262,6 +262,15 @@ static int end_memory(struct snapshot_pair *p, struct error *e)
     return half_sync(&p->memory, p->f.sync, e);
 }
 
+static int commit_state(struct snapshot_pair *p, struct error *e)
+{
+    if (p->state.temporary)
+        return half_rename(&p->state, e) < 0 ? -1 : half_sync_directory(&p->state, p->f.sync, e);
+    if (S_ISREG(p->state.old.st_mode) && ftruncate(p->state.fd, 0) < 0)
+        return half_fail(e, errno, "truncate", &p->state);
+    return write_state(p, e);
+}
+
 /* Memory first: what has the new memory and the old state is refused. */
 static int commit(struct snapshot_pair *p, struct error *e)
 {
@@ -272,12 +281,10 @@ static int commit(struct snapshot_pair *p, struct error *e)
         if (half_sync_directory(&p->memory, p->f.sync, e) < 0)
             return -1;
     }
-    if (!p->state.temporary) {
-        if (S_ISREG(p->state.old.st_mode) && ftruncate(p->state.fd, 0) < 0)
-            return half_fail(e, errno, "truncate", &p->state);
-        return write_state(p, e);
-    }
-    return half_rename(&p->state, e) < 0 ? -1 : half_sync_directory(&p->state, p->f.sync, e);
+    if (commit_state(p, e) < 0)
+        return -1;
+    p->memory.is_made = p->state.is_made = false;
+    return 0;
 }
 
 static int begin_pair(struct snapshot_pair *p, struct error *e)

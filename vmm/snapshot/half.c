@@ -2,9 +2,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #define OPEN_FLAGS (O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 
@@ -12,9 +14,58 @@
  * the next one's. */
 #define TEMPORARY ".mayfly-new"
 
+/* As many symbolic links as the kernel follows. */
+#define LINKS_MAX 40
+
 int half_fail(struct error *e, int os_errno, const char *verb, const struct half *h)
 {
     return fail_os(e, os_errno, "Cannot perform %s on the %s backing file", verb, h->what);
+}
+
+static char *directory_of(const char *path)
+{
+    char *name = strdup(path), *slash;
+
+    BUG_ON(!name);
+    slash = strrchr(name, '/');
+    if (slash)
+        slash[slash == name] = '\0';
+    else
+        strcpy(name, ".");
+    return name;
+}
+
+/* In a sticky directory that is somebody else's, only what is one's own. */
+static bool may_rename(const char *path, const struct stat *file)
+{
+    autofree char *directory = directory_of(path);
+    const uid_t user = geteuid();
+    struct stat st;
+
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
+    return file->st_uid == user || stat(directory, &st) < 0 || !(st.st_mode & S_ISVTX) ||
+           st.st_uid == user;
+}
+
+/* Where a link leads to what is not there yet. Then that is made, as any other new file is. */
+static char *follow_links(const char *path)
+{
+    char target[PATH_MAX], *at = strdup(path);
+
+    for (unsigned hops = 0; at && hops < LINKS_MAX; hops++) {
+        autofree char *link = at;
+        const ssize_t n = readlink(at, target, sizeof(target));
+        const char *slash = strrchr(at, '/');
+
+        if (n < 0 || n == sizeof(target)) {
+            link = NULL;
+            break;
+        }
+        if (asprintf(&at, "%.*s%.*s", *target == '/' || !slash ? 0 : (int)(slash + 1 - at), at,
+                     (int)n, target) < 0)
+            at = NULL;
+    }
+    return at;
 }
 
 /* No symbolic link, whose target is meant; nothing that is mounted, as a single file may be. */
@@ -29,7 +80,7 @@ static bool is_replaceable(const char *path)
 
 int half_open(struct half *h, const char *what, const char *path, struct error *e)
 {
-    *h = (struct half){ .path = path, .what = what, .fd = -1 };
+    *h = (struct half){ .what = what, .fd = -1 };
     h->old_fd = open(path, OPEN_FLAGS);
     if (h->old_fd < 0 && (errno != ENOENT || !*path)) /* no name can be given to a new one */
         return half_fail(e, errno, "open", h);
@@ -38,15 +89,20 @@ int half_open(struct half *h, const char *what, const char *path, struct error *
     if (S_ISFIFO(h->old.st_mode))
         return half_fail(e, ENXIO, "open", h);
     h->exists = h->old_fd >= 0;
-    h->can_be_replaced = is_replaceable(path);
+    h->path = h->exists ? strdup(path) : follow_links(path);
+    BUG_ON(!h->path);
+    h->can_be_replaced = is_replaceable(h->path) && (!h->exists || may_rename(path, &h->old));
     return 0;
 }
 
 void half_close(struct half *h)
 {
+    if (h->is_made)
+        unlink(h->path);
     if (h->temporary)
         unlink(h->temporary);
     free(h->temporary);
+    free(h->path);
     if (h->fd != h->old_fd)
         close_fdp(&h->fd);
     close_fdp(&h->old_fd);
@@ -91,6 +147,7 @@ static int make_temporary(struct half *h, const struct half *other)
 {
     autofree char *path = NULL;
     autofd int fd = -1;
+    struct stat st;
     int ret;
 
     if (asprintf(&path, "%s" TEMPORARY, h->path) < 0)
@@ -103,6 +160,8 @@ static int make_temporary(struct half *h, const struct half *other)
     ret = check_other(fd, other);
     if (ret < 0)
         return ret;
+    if (fstat(fd, &st) < 0 || !may_rename(path, &st))
+        return -EBUSY;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return -errno;
     ret = is_named(fd, path);
@@ -137,6 +196,7 @@ int half_begin(struct half *h, const struct half *other, struct error *e)
         ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
         h->can_be_replaced = false;
         h->fd = h->exists ? h->old_fd : open(h->path, OPEN_FLAGS | O_CREAT, 0666);
+        h->is_made = !h->exists && h->fd >= 0;
         ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : check_other(h->fd, other);
     }
     return ret < 0 ? fail_open(e, ret, h, other) : 0;
@@ -153,17 +213,12 @@ int half_sync_directory(const struct half *h, bool wanted, struct error *e)
 {
     autofree char *path = NULL;
     autofd int fd = -1;
-    char *slash;
 
     if (!wanted || !h->can_be_replaced)
         return 0;
-    path = strdup(h->path);
-    BUG_ON(!path);
-    slash = strrchr(path, '/');
-    if (slash)
-        slash[slash == path] = '\0';
+    path = directory_of(h->path);
     // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
-    fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 && errno == EACCES)
         return half_sync(h, true, e);
     return fd < 0 || fsync(fd) < 0 ? half_fail(e, errno, "sync_all", h) : 0;

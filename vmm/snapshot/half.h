@@ -10,10 +10,11 @@
 #include "vmm/base/error.h"
 
 struct half {
-    const char *path;     /* borrowed */
+    char *path;           /* of a link that leads to nothing: where it leads */
     const char *what;     /* in errors */
     bool can_be_replaced; /* by rename(2) */
     bool exists;
+    bool is_made;    /* in place, where nothing was, and not yet whole */
     struct stat old; /* of what is there */
     int old_fd;      /* the same; -1: nothing is */
     char *temporary; /* NULL: written in place, or not yet made */
@@ -23,10 +24,11 @@ struct half {
 /* "Cannot perform VERB on the WHAT backing file: ...". Returns -1. */
 int half_fail(struct error *e, int os_errno, const char *verb, const struct half *h);
 
-/* Looks at what there is, as whom it belongs to must allow it to be written; changes nothing. */
+/* Looks at what there is, as whom it belongs to must allow it to be written; changes nothing.
+ * half_close() also where it fails. */
 must_check int half_open(struct half *h, const char *what, const char *path, struct error *e);
 
-/* Closes it, and takes away what was not renamed. */
+/* Closes it, and takes away what was not renamed, or made in place and is not whole. */
 void half_close(struct half *h);
 
 bool is_same_file(const struct stat *a, const struct stat *b);
