@@ -96,7 +96,7 @@ static uint16_t find_mss(const uint8_t *option, size_t n)
     while (n > 0 && *option != OPTION_END) {
         size_t bytes = *option == OPTION_NOP ? 1 : n > 1 ? option[1] : 0;
 
-        if (bytes < 1 || bytes > n || (bytes < 2 && *option != OPTION_NOP))
+        if (bytes > n || (bytes < 2 && *option != OPTION_NOP))
             return 0;
         if (*option == OPTION_MSS && bytes == OPTION_MSS_BYTES) {
             const uint16_t mss = load16(option + 2);

@@ -1,5 +1,6 @@
 #include "vmm/kvm/cpuid.h"
 
+#include <cpuid.h>
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <string.h>
@@ -96,6 +97,23 @@ Test(cpuid_normalise, shows_package_features_for_the_vcpu_count)
     intel();
     cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
     cr_expect_not(get(1, 0)->edx & 1u << 28, "HTT");
+}
+
+/* KVM says of them what it knows, not what there is. */
+Test(cpuid_normalise, shows_the_host_s_caches)
+{
+    uint32_t r[4];
+
+    for (uint32_t leaf = 0x80000005u; leaf <= 0x80000006u; leaf++) {
+        intel();
+        add(leaf, 0, 1, 2, 3, 4);
+        cpuid_normalise(&c, &(struct cpu_topology){ .vcpu_count = 1 });
+        __cpuid(leaf, r[0], r[1], r[2], r[3]);
+        cr_expect_eq(get(leaf, 0)->eax, r[0], "leaf %x", leaf);
+        cr_expect_eq(get(leaf, 0)->ebx, r[1], "leaf %x", leaf);
+        cr_expect_eq(get(leaf, 0)->ecx, r[2], "leaf %x", leaf);
+        cr_expect_eq(get(leaf, 0)->edx, r[3], "leaf %x", leaf);
+    }
 }
 
 Test(cpuid_normalise, has_two_topology_levels)

@@ -28,6 +28,16 @@ TestSuite(gmem_init_file, .fini = tear_down);
 TestSuite(gmem_access, .fini = tear_down);
 TestSuite(gmem_load_file, .fini = tear_down);
 
+/* More is mapped at first, to find an aligned part. */
+Test(gmem_init, keeps_no_more_than_it_needs)
+{
+    unsigned char there;
+
+    cr_assert_eq(gmem_init(&m, 16, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
+    cr_expect_eq(mincore(m.regions[0].host + m.regions[0].bytes, 1, &there), -1);
+    cr_expect_eq(errno, ENOMEM);
+}
+
 Test(gmem_init, leaves_the_mmio_gap_free)
 {
     static const struct {

@@ -289,6 +289,22 @@ Test(http_connection, skips_a_body_that_was_too_large_and_goes_on)
     }
 }
 
+Test(http_connection, leaves_what_comes_with_the_end_of_a_body_that_it_skips)
+{
+    static const char head[] = "PUT / HTTP/1.1\r\nContent-Length: 3000\r\n\r\n";
+    static const char after[] = "GET /after HTTP/1.1\r\n\r\n";
+    static char text[3000 + sizeof(after)];
+    size_t fed;
+
+    memset(text, ' ', 3000);
+    memcpy(text + 3000, after, sizeof(after));
+    for (size_t step = 1; step < 3000; step += 7) {
+        cr_assert_eq(next_of(head), HTTP_REFUSED);
+        cr_assert_eq(feed_in_steps(text, strlen(text), step, &fed), HTTP_HAVE_REQUEST);
+        cr_expect_str_eq(reader.path, "/after");
+    }
+}
+
 Test(http_connection, counts_what_of_a_refused_body_came_with_its_head)
 {
     static const char head[] = "PUT / HTTP/1.1\r\nContent-Length: 101\r\n\r\n";

@@ -1,6 +1,7 @@
 #include "vmm/base/log.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <regex.h>
@@ -271,6 +272,19 @@ Test(log_limited, writes_the_first_at_once_and_tells_how_many_it_left_out)
     limit.next_ns = 0;
     log_limited(&limit, LOG_WARN, "trouble %d", 44);
     cr_expect(matches(logged(), "\\] trouble 44\n$"), "%s", text);
+}
+
+/* Whoever complains of a call often looks at its errno after that. */
+Test(log_limited, keeps_errno)
+{
+    static struct log_limit limit;
+
+    cr_assert_eq(log_open("/dev/full", &e), 0, "%s", e.msg);
+    errno = EXDEV;
+    log_limited(&limit, LOG_WARN, "trouble");
+    cr_expect_eq(errno, EXDEV);
+    log_warn("trouble");
+    cr_expect_eq(errno, EXDEV);
 }
 
 Test(log_limited, waits_for_a_second_after_each_line)

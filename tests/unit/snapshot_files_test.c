@@ -526,9 +526,9 @@ Test(snapshot_files_write, writes_in_place_what_is_mounted)
 /* ramfs has no extended attributes. */
 Test(snapshot_files_write, does_without_marks)
 {
-    const struct snapshot_files behind_link = pair_at("link", "mem", false);
     struct saved_vm loaded = { 0 };
     struct stat before, after;
+    struct snapshot_files f;
 
     mount_here("ramfs", NULL);
     boot_vm(&vm, true);
@@ -542,7 +542,8 @@ Test(snapshot_files_write, does_without_marks)
     cr_assert_eq(stat(at("mem"), &after), 0);
     cr_expect_neq(before.st_ino, after.st_ino, "nothing could say that it is unfinished");
     cr_assert_eq(symlink("state", at("link")), 0);
-    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "linked", &behind_link));
+    f = pair_at("link", "mem", false);
+    EXPECT_OK(save_to(&vm, SNAPSHOT_FULL, "linked", &f));
     cr_expect_str_eq(get("state") + sizeof(struct uuid), "linked");
     drop_vm(&vm);
     load_vm(&loaded, false);
