@@ -14,7 +14,7 @@ import vsock
 from guests import Machine, needs_kvm
 from jail import UID, Jail, needs_root
 from snapshots import load_body, pair, save
-from taps import ip, make_tap, needs_taps, tun_for_all
+from taps import ip, make_tap, needs_taps
 
 pytestmark = [needs_kvm, needs_taps]
 PORT = 8000
@@ -128,7 +128,7 @@ def is_left(clone):
 @pytest.mark.parametrize("kind", [PlainClone, pytest.param(JailedClone, marks=needs_root)])
 def test_clones_that_start_at_once_are_each_their_own(template, kind):
     mounts = read("/proc/self/mountinfo")
-    with tun_for_all(), contextlib.ExitStack() as ends:
+    with contextlib.ExitStack() as ends:
         clones = [kind(number) for number in range(1, CLONES + 1)]
         files = []
         for clone in clones:

@@ -36,6 +36,26 @@ def without_notes(image):
     return bytes(image)
 
 
+def put_python(directory):
+    """What examples/functions needs on a host without Python: arguments for the rig."""
+    program = ROOT / "examples" / "functions"
+    listing = ("import sys; sys.path.append(sys.argv[1]);"
+               "import functions, concurrent.futures.thread, encodings.idna, sysconfig;"
+               "print(sysconfig.get_path('stdlib'));"
+               "[print(f) for m in list(sys.modules.values())"
+               " for f in (getattr(m, '__file__', 0), getattr(m, '__cached__', 0)) if f]")
+    python = os.path.realpath("/usr/bin/python3")
+    lines = subprocess.run([python, "-c", listing, program], check=True, capture_output=True,
+                           text=True).stdout.splitlines()
+    for path in map(pathlib.Path, lines[1:]):
+        if path.is_relative_to(lines[0]) and path.exists():
+            copy = directory / path.relative_to(lines[0])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy) # with its time, by which Python finds what it has compiled
+    return ["--file", f"{python}:/bin/python3", "--file", f"{directory}:{lines[0]}",
+            "--file", f"{find('ip')}:/mayfly/bin/ip"]
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """What the tests need on the host, by name."""
@@ -45,6 +65,7 @@ def files(tmp_path_factory):
     files["mayfly-jailer"] = mayfly.resolve().parent / "mayfly-jailer"
     for name in ("clocks", "counter", "cpuid"):
         files[name] = mayfly.resolve().parent / "guests" / name
+    files["examples"] = ROOT / "examples"
     files["snapshot.sh"] = HERE / "guest" / "snapshot.sh"
     for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
@@ -103,6 +124,7 @@ def host(files, tmp_path_factory):
             argv += ["--file", f"{find(tool)}:/bin/{tool}"]
         if debian:
             argv += ["--disk", debian]
+        argv += put_python(directory / "python")
         host = Host([*argv, "--"], "/mayfly", log)
         if debian:
             host.run("ln -s /dev/vda debian.ext4")
