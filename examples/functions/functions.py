@@ -2,7 +2,7 @@
 """A function platform in one page: a guest is booted once and saved, and each call is answered by a
 clone of it, in a jail of its own, that lives for this call only. As root.
 
-usage: functions.py [OPTION]... --calls N KERNEL DISK     calls the function, and says how long it took
+usage: functions.py [OPTION]... --calls N KERNEL DISK     calls the function, and says how long it takes
        functions.py [OPTION]... --listen PORT KERNEL DISK  serves POST requests of this host by HTTP
 
 The guest is to take each connection to port 8000 of its vsock for a call: what it reads there up to
@@ -16,7 +16,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 from mayfly_client import Client, wait_for_api
 
 PORT = 8000
-ANSWER_MAX = 1 << 20
+BYTES_MAX = 1 << 20 # of a request, and of an answer
 GUEST_ARGS = ("console=ttyS0 reboot=k panic=1 quiet ip=169.254.0.2:::255.255.0.0::eth0:off "
               f'mayfly.run="vsock serve {PORT} sh /root/handler.sh"')
 
@@ -26,25 +26,21 @@ class Busy(RuntimeError):
 
 
 class Slot:
-    """What one microVM at a time needs of the host: a user of its own, and a network namespace whose
-    one tap leads nowhere but to the metadata service."""
+    """What one microVM at a time needs of the host: a user of its own, and a network namespace
+    whose one tap leads nowhere but to the metadata service."""
 
     def __init__(self, number, first_uid):
         self.uid = first_uid + number
         self.netns = f"fn{os.getpid()}-{number}"
 
-    def __enter__(self):
-        self.ip("netns", "add", self.netns)
-        self.ip("-n", self.netns, "tuntap", "add", "tap0", "mode", "tap", "user", str(self.uid))
-        self.ip("-n", self.netns, "link", "set", "tap0", "up")
-        return self
+    def make(self):
+        for words in (f"netns add {self.netns}",
+                      f"-n {self.netns} tuntap add tap0 mode tap user {self.uid}",
+                      f"-n {self.netns} link set tap0 up"):
+            subprocess.run(["ip", *words.split()], check=True)
 
-    def __exit__(self, *_):
-        self.ip("netns", "del", self.netns)
-
-    @staticmethod
-    def ip(*words):
-        subprocess.run(["ip", *words], check=True)
+    def remove(self):
+        subprocess.run(["ip", "netns", "del", self.netns], check=False)
 
 
 class Cell:
@@ -107,7 +103,7 @@ class Cell:
             answer = b""
             while part := receive(1 << 16):
                 answer += part
-                if len(answer) > ANSWER_MAX:
+                if len(answer) > BYTES_MAX:
                     raise RuntimeError("the answer is too long")
         if request and not answer:
             raise ConnectionError("the guest has no answer")
@@ -152,7 +148,8 @@ class Functions:
         given = {"kernel": self.o.kernel, "disk": self.o.disk}
         for name, path in given.items():
             shutil.copyfile(path, self.template / name)
-        with Cell(self.o, "template", slot, copies=[self.template / name for name in given]) as cell:
+        files = [self.template / name for name in given]
+        with Cell(self.o, "template", slot, copies=files) as cell:
             cell.start()
             call = cell.api.call
             call("PUT", "/machine-config", vcpu_count=1, mem_size_mib=self.o.mib)
@@ -213,14 +210,17 @@ class Functions:
     def show_times(self):
         print(f"{'milliseconds':20}{'p50':>8}{'p99':>8}")
         for what, times in self.times.items():
-            p = statistics.quantiles(times * 2, n=100, method="inclusive")
+            p = statistics.quantiles(times * 2, n=100, method="inclusive") # of one time, too
             print(f"{what:20}{p[49]:8.1f}{p[98]:8.1f}")
 
 
 def serve(functions, port):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
-            request = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            if length > BYTES_MAX:
+                return self.send_error(413)
+            request = self.rfile.read(length)
             try:
                 status, answer = 200, functions.call(request)
             except Exception as error:
@@ -272,7 +272,8 @@ def main():
     parser.add_argument("--args", default=GUEST_ARGS, help="the guest's command line")
     parser.add_argument("--mayfly", default="/usr/local/bin/mayfly", help="beside its jailer")
     parser.add_argument("--directory", default="/srv", help="for template and jails (/srv)")
-    parser.add_argument("--uid", type=int, default=40000, help="the first of --at-once users (40000)")
+    parser.add_argument("--uid", type=int, default=40000,
+                        help="the first of --at-once users that are nobody else's (40000)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds of a call (10)")
     parser.add_argument("--boot-timeout", type=float, default=60, help="of the one boot (60)")
     o = parser.parse_args()
@@ -280,7 +281,10 @@ def main():
     with contextlib.ExitStack() as ends:
         o.directory = ends.enter_context(tempfile.TemporaryDirectory(dir=o.directory, prefix="fn-"))
         os.chmod(o.directory, 0o711)
-        slots = [ends.enter_context(Slot(i, o.uid)) for i in range(o.at_once)]
+        slots = [Slot(number, o.uid) for number in range(o.at_once)]
+        for slot in slots:
+            ends.callback(slot.remove)
+            slot.make()
         functions = ends.enter_context(Functions(o, slots))
         if o.listen is not None:
             serve(functions, o.listen)
@@ -290,4 +294,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as failure:
+        sys.exit(f"functions.py: {failure}")
