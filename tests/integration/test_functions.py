@@ -1,5 +1,6 @@
 """examples/functions with a micro-guest; tests/rig/test_functions.py has Linux."""
 
+import glob
 import http.client
 import os
 import re
@@ -82,6 +83,8 @@ def test_what_goes_wrong_with_a_clone_is_its_call_s_alone(place):
         assert server.post("crash")[0] == 502
         assert server.post("hang") == (502, "timed out\n")
         mayfly.wait_until(lambda: server.post("still here")[1].endswith(" STILL HERE"), "an answer")
+        cells = os.path.join(place[0], "fn-*", "mayfly", "*")
+        mayfly.wait_until(lambda: not glob.glob(cells), "the jails of all calls to be gone")
 
 
 def test_a_call_for_which_there_is_no_room_is_told_so(place):
