@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 #include "api/config_file.h"
@@ -46,7 +47,7 @@ struct arguments {
     const char *seccomp_filter, *metadata, *describe_snapshot;
     struct number start_time_us, start_time_cpu_us, parent_cpu_time_us, mmds_size_limit;
     uint64_t max_payload;
-    bool no_api, boot_timer, show_level, show_origin;
+    bool no_api, boot_timer, show_level, show_origin, json_log;
     bool no_seccomp, enable_pci, snapshot_version;
 };
 
@@ -61,6 +62,15 @@ static int parse_number(const char *name, const char *text, void *place, struct 
 static int parse_payload(const char *name, const char *text, void *place, struct error *e)
 {
     return option_number(name, text, PAYLOAD_MAX_BYTES, place, e);
+}
+
+static int parse_log_format(const char *name, const char *text, void *place, struct error *e)
+{
+    *(bool *)place = strcmp(text, "json") == 0;
+    if (!*(bool *)place && strcmp(text, "text") != 0)
+        return fail(e, ERR_INVALID, "The argument '%s' must be text or json, not '%s'.", name,
+                    text);
+    return 0;
 }
 
 enum { ALONE_HELP, ALONE_VERSION };
@@ -80,6 +90,8 @@ static const struct option option_rows[] = {
     { "http-api-max-payload-size", "BYTES", AT(max_payload), parse_payload,
       .help = "largest body of a request [51200]" },
     { "log-path", "PATH", AT(log_path), .help = "file or FIFO for the log [stdout]" },
+    { "log-format", "FORMAT", AT(json_log), parse_log_format,
+      .help = "text, or json: each line of the log is an object [text]" },
     { "level", "LEVEL", AT(level), .help = "Off, Error, Warn, Info, Debug or Trace [Info]" },
     { "show-level", NULL, AT(show_level), .help = "show the level in each log line" },
     { "show-log-origin", NULL, AT(show_origin),
@@ -146,6 +158,8 @@ static int set_up_log(const struct arguments *o, struct error *e)
     int level = o->level ? log_level_parse(o->level) : LOG_INFO;
 
     log_prepare();
+    if (o->json_log)
+        log_set_json();
     if (o->log_path && log_open(o->log_path, e) < 0)
         return -1;
     log_set_options((struct log_options){

@@ -1,6 +1,7 @@
 """The process: its arguments, its log, its exit codes, signals, and what a start makes of
 /logger, /serial, /cpu-config and the configuration file."""
 
+import datetime
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import signal
 
 import pytest
 
-from guests import drive, make_files, needs_kvm, start
+from guests import Machine, drive, make_files, needs_kvm, start
 from mayfly import BINARY, GUESTS, Mayfly, complete, wait_until
 from unix_http import encode
 
@@ -42,6 +43,7 @@ def run(*args):
      "The argument 'http-api-max-payload-size' must be a number, not '-1'."),
     (["--http-api-max-payload-size", "99999999999"], 153,
      "The argument 'http-api-max-payload-size' must be at most 1073741824"),
+    (["--log-format", "xml"], 153, "The argument 'log-format' must be text or json, not 'xml'."),
     (["--level", "Loud"], 152, "Failed to parse string to level filter: Loud."),
     (["--log-path", "/none/log"], 1,
      "Could not initialize logger: Failed to open target file: No such file or directory "
@@ -191,6 +193,28 @@ def test_the_log_can_be_moved_and_changed_again_and_again(vm):
         text = log.read()
     assert ":main:INFO:api/call.c:" in text, "what was not given stays"
     assert text.count("Total previous") == 0, "but for the level, which is Info again"
+
+
+@needs_kvm
+def test_the_log_is_json_on_request_from_each_thread():
+    """Also of a vCPU behind its filter, and with what a client makes up."""
+    body = '{"drive_id":\n"x\u00e4\\n"}\x01'
+    flags = ("--id", "vm-1", "--log-format", "json", "--show-level", "--show-log-origin")
+    with Machine("exit", "triple_fault", flags=flags) as vm:
+        vm.request("PUT", "/drives/x", body)
+        vm.ok("PUT", "/logger", {"level": "Debug"})
+        vm.boot()
+        vm.wait()
+        lines = [json.loads(line) for line in vm.log().splitlines()]
+    assert {tuple(line) for line in lines} == {
+        ("time", "id", "thread", "level", "origin", "message")}
+    assert {line["id"] for line in lines} == {"vm-1"}
+    assert {line["thread"] for line in lines} == {"main", "fc_vcpu 0"}
+    assert {line["level"] for line in lines} >= {"DEBUG", "INFO", "ERROR"}
+    assert any('{\\"drive_id\\":\\n\\"x\u00e4' in line["message"] for line in lines)
+    for line in lines:
+        assert re.fullmatch(r"vmm/\S+:\d+|api/\S+:\d+|virtio/\S+:\d+", line["origin"])
+        assert datetime.datetime.fromisoformat(line["time"][:26] + line["time"][29:]).tzinfo
 
 
 def test_a_log_that_can_not_be_opened_changes_nothing(vm):

@@ -69,6 +69,42 @@ Test(log, shows_level_and_origin_on_request)
     cr_expect(strstr(text, ":DEBUG:"), "%s", text);
 }
 
+Test(log, is_one_object_a_line_as_json_whatever_is_in_it)
+{
+    log_set_instance("vm-1");
+    log_set_json();
+    log_error("a \"b\\\n\x1b\x7f \xc3\xa4 \xff\xc3");
+    cr_expect(matches(logged(),
+                      "^\\{\"time\":\"[-0-9]{10}T[0-9:]{8}\\.[0-9]{9}[+-][0-9]{2}:[0-9]{2}\","
+                      "\"id\":\"vm-1\",\"thread\":\"main\",\"message\":\""
+                      "a \\\\\"b\\\\\\\\\\\\u000a\\\\u001b\\\\u007f \xc3\xa4 "
+                      "\\\\ufffd\\\\ufffd\"\\}\n$"),
+              "%s", text);
+    log_set_options((struct log_options){ LOG_DEBUG, true, true, NULL });
+    log_signal(&(siginfo_t){ .si_signo = SIGPIPE, .si_code = 0 }, false);
+    cr_expect(matches(logged(), "\"level\":\"ERROR\",\"origin\":\"[^\"]*log.c:[0-9]+\",\"message\":"
+                                "\"Received signal 13, code 0\\.\"\\}\n$"),
+              "%s", text);
+}
+
+/* At each place where an escape can meet the end. */
+Test(log, is_whole_json_where_it_is_cut)
+{
+    char huge[2100];
+
+    log_set_json();
+    for (unsigned before = 0; before < 6; before++) {
+        memset(huge, '\n', sizeof(huge) - 1);
+        memset(huge, 'x', before);
+        huge[sizeof(huge) - 1] = 0;
+        cr_assert_eq(truncate(path, 0), 0);
+        log_info("%s", huge);
+        cr_expect_gt(strlen(logged()), 2030);
+        cr_expect_leq(strlen(text), 2048);
+        cr_expect(matches(text, "[^\\\\](\\\\u000a)+\"\\}\n$"), "%s", text);
+    }
+}
+
 Test(log, leaves_out_what_is_below_its_level)
 {
     log_set_options((struct log_options){ .level = LOG_WARN });

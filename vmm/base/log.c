@@ -12,10 +12,12 @@
 #include "vmm/base/clock.h"
 #include "vmm/base/console.h"
 #include "vmm/base/metrics.h"
+#include "vmm/base/utf8.h"
 
 static struct {
     struct log_options options;
     const char *instance;
+    bool is_json;
     int fd;             /* -1: the console */
     atomic_long offset; /* of local time from UTC, in seconds, as last seen */
 } sink = { .options.level = LOG_INFO, .instance = "anonymous-instance", .fd = -1 };
@@ -28,6 +30,11 @@ void log_set_instance(const char *id)
 const char *log_get_instance(void)
 {
     return sink.instance;
+}
+
+void log_set_json(void)
+{
+    sink.is_json = true;
 }
 
 void log_set_options(struct log_options options)
@@ -68,17 +75,55 @@ int log_open(const char *path, struct error *e)
     return 0;
 }
 
+/* How a line ends in JSON; there is always room for it. */
+#define JSON_END "\"}\n"
+#define LINE_MAX 2048
+
 /* Put together by what a signal handler and a thread behind a filter may use: libc's own ways to
  * tell the time take locks and memory, and read files. */
 struct plain_line {
-    char text[2048];
+    char text[LINE_MAX];
     size_t used;
 };
 
+static size_t room(const struct plain_line *l)
+{
+    return sizeof(l->text) - sizeof(JSON_END) - l->used;
+}
+
 static void add_text(struct plain_line *l, const char *s)
 {
-    while (*s && l->used < sizeof(l->text))
+    while (*s && room(l) > 0)
         l->text[l->used++] = *s++;
+}
+
+/* As what is between the quotes of a JSON string: characters that fit whole. What is no UTF-8 is
+ * shown as such. */
+static void add_json(struct plain_line *l, const char *s)
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t length;
+
+    for (size_t n = strlen(s); n > 0; s += length, n -= length) {
+        const char control[] = { '\\', 'u', '0', '0', digits[(*s >> 4) & 15], digits[*s & 15], 0 };
+        const char quoted[] = { '\\', *s, 0 };
+        char plain[5] = { 0 };
+        const char *out = plain;
+
+        length = utf8_length(s, n);
+        if (length == 0)
+            out = "\\ufffd";
+        else if ((unsigned char)*s < 0x20 || *s == 0x7f)
+            out = control;
+        else if (*s == '"' || *s == '\\')
+            out = quoted;
+        else
+            memcpy(plain, s, length);
+        if (strlen(out) > room(l))
+            return;
+        add_text(l, out);
+        length += length == 0;
+    }
 }
 
 static void add_number(struct plain_line *l, long value, unsigned digits)
@@ -126,7 +171,34 @@ static void add_time(struct plain_line *l, const struct timespec *t)
     add_number(l, t->tv_nsec, 9);
 }
 
-static void add_prefix(struct plain_line *l, enum log_level level, const char *file, int at)
+/* Local time's, as RFC 3339 has it. */
+static void add_offset(struct plain_line *l)
+{
+    long minutes = sink.offset / 60;
+
+    add_text(l, minutes < 0 ? "-" : "+");
+    minutes = minutes < 0 ? -minutes : minutes;
+    add_number(l, minutes / 60, 2);
+    add_text(l, ":");
+    add_number(l, minutes % 60, 2);
+}
+
+/* A part of the line's beginning, as text or as a member of the object. */
+static void add_part(struct plain_line *l, const char *separator, const char *key,
+                     const char *value)
+{
+    if (!sink.is_json) {
+        add_text(l, separator);
+        add_text(l, value);
+        return;
+    }
+    add_text(l, "\",\"");
+    add_text(l, key);
+    add_text(l, "\":\"");
+    add_json(l, value);
+}
+
+static void add_beginning(struct plain_line *l, enum log_level level, const char *file, int at)
 {
     static const char *const names[] = { "", "ERROR", "WARN", "INFO", "DEBUG", "TRACE" };
     char thread[16] = "main";
@@ -135,22 +207,20 @@ static void add_prefix(struct plain_line *l, enum log_level level, const char *f
     if (gettid() != getpid())
         prctl(PR_GET_NAME, thread);
     clock_gettime(CLOCK_REALTIME, &now);
+    if (sink.is_json)
+        add_text(l, "{\"time\":\"");
     add_time(l, &now);
-    add_text(l, " [");
-    add_text(l, sink.instance);
-    add_text(l, ":");
-    add_text(l, thread);
-    if (sink.options.show_level) {
-        add_text(l, ":");
-        add_text(l, names[level]);
-    }
+    if (sink.is_json)
+        add_offset(l);
+    add_part(l, " [", "id", sink.instance);
+    add_part(l, ":", "thread", thread);
+    if (sink.options.show_level)
+        add_part(l, ":", "level", names[level]);
     if (sink.options.show_origin) {
-        add_text(l, ":");
-        add_text(l, file);
+        add_part(l, ":", "origin", file);
         add_text(l, ":");
         add_number(l, at, 1);
     }
-    add_text(l, "] ");
 }
 
 static void emit(const char *line, size_t n)
@@ -159,6 +229,17 @@ static void emit(const char *line, size_t n)
 
     if (write(fd, line, n) != (ssize_t)n)
         metric_inc(&metrics.logger.missed_log_count);
+}
+
+static void emit_line(enum log_level level, const char *file, int at, const char *message)
+{
+    struct plain_line l = { .used = 0 };
+
+    add_beginning(&l, level, file, at);
+    add_part(&l, "] ", "message", message);
+    for (const char *end = sink.is_json ? JSON_END : "\n"; *end; end++)
+        l.text[l.used++] = *end;
+    emit(l.text, l.used);
 }
 
 static bool is_of_module(const char *file)
@@ -195,19 +276,15 @@ static void emit_message(enum log_level level, const char *file, int at, uint64_
 static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
                          const char *fmt, va_list ap)
 {
-    struct plain_line l = { .used = 0 };
+    char message[LINE_MAX];
+    int n = vsnprintf(message, sizeof(message), fmt, ap);
 
+    if (left_out && n >= 0 && (size_t)n < sizeof(message))
+        snprintf(message + n, sizeof(message) - (size_t)n, " (%llu more were left out)",
+                 (unsigned long long)left_out);
     if (gettid() == getpid())
         look_at_zone();
-    add_prefix(&l, level, file, at);
-    l.used += (size_t)vsnprintf(l.text + l.used, sizeof(l.text) - l.used, fmt, ap);
-    if (left_out && l.used < sizeof(l.text))
-        l.used += (size_t)snprintf(l.text + l.used, sizeof(l.text) - l.used,
-                                   " (%llu more were left out)", (unsigned long long)left_out);
-    if (l.used > sizeof(l.text) - 2)
-        l.used = sizeof(l.text) - 2;
-    l.text[l.used++] = '\n';
-    emit(l.text, l.used);
+    emit_line(level, file, at, message);
 }
 
 void log_line(enum log_level level, const char *file, int at, const char *fmt, ...)
@@ -259,19 +336,17 @@ void log_signal(const siginfo_t *info, bool is_fatal)
 
     if (!is_shown(LOG_ERROR, __FILE__))
         return;
-    add_prefix(&l, LOG_ERROR, __FILE__, __LINE__);
     add_text(&l, is_fatal ? "Shutting down VM after intercepting signal " : "Received signal ");
     add_number(&l, info->si_signo, 1);
     add_text(&l, ", code ");
     add_number(&l, info->si_code, 1);
-    add_text(&l, ".\n");
-    emit(l.text, l.used);
+    add_text(&l, ".");
+    emit_line(LOG_ERROR, __FILE__, __LINE__, l.text);
     if (info->si_signo != SIGSYS || info->si_code <= 0) /* somebody's kill() */
         return;
-    l.used = 0;
-    add_prefix(&l, LOG_ERROR, __FILE__, __LINE__);
+    l = (struct plain_line){ .used = 0 };
     add_text(&l, "Shutting down VM after intercepting a bad syscall (");
     add_number(&l, info->si_syscall, 1);
-    add_text(&l, ").\n");
-    emit(l.text, l.used);
+    add_text(&l, ").");
+    emit_line(LOG_ERROR, __FILE__, __LINE__, l.text);
 }

@@ -7,6 +7,10 @@
  * the level and the source's place added on request; "thread" is main, fc_vcpu N. Other threads
  * than the main thread have local time as it was when that last wrote a line: they are confined to
  * a filter, which what libc does for a time zone would not pass.
+ *
+ * As JSON the same line is {"time":"2026-01-31T12:00:00.123456789+01:00","id":"instance-id",
+ * "thread":"main","message":"..."}, with "level" and "origin" on request: always one object and one
+ * line of UTF-8, whatever is in the message.
  */
 #pragma once
 
@@ -35,6 +39,9 @@ void log_set_instance(const char *id);
 
 /* The name, for what is said elsewhere than in the log; a default before it was set. */
 const char *log_get_instance(void);
+
+/* Lines are JSON from now on. Main thread, before there is another one. */
+void log_set_json(void);
 
 /* Those from now on. Main thread. */
 void log_set_options(struct log_options options);
