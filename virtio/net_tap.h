@@ -1,6 +1,7 @@
 /*
  * The host side of a network device: a TAP interface that speaks virtio's frame header, so that the
- * kernel does what the header asks for and judges what the guest wrote there.
+ * kernel does what the header asks for and judges what the guest wrote there. Or a macvtap, whose
+ * character device takes the same frames and the same calls; it is only opened in another way.
  */
 #pragma once
 
@@ -28,7 +29,9 @@ struct net_tap {
 
 /* Attaches to the interface of that name in the process's network namespace: a persistent one, with
  * one queue or several, or a new one that goes with the descriptor, where the process may make it.
- * An empty name lets the kernel choose. */
+ * An empty name lets the kernel choose. That of a macvtap opens its device, /dev/tapN by the number
+ * of the interface, which on a host with several namespaces may be another one's: that is refused.
+ * "/dev/tapN" as a name is that device, whosever it is. */
 must_check int net_tap_open(struct net_tap *t, const char *name, struct error *e);
 
 /* Closes it; works on one whose fd is -1. */

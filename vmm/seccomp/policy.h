@@ -57,6 +57,8 @@ ALLOW(START, io_uring_setup, "the Async engine")
 
 ALLOW_IF(VCPU, ioctl, IS(1, TUNSETOFFLOAD), "the driver says which frames it takes")
 ALLOW_IF(START, ioctl, IS(1, TUNSETIFF), "a network interface's tap")
+ALLOW_IF(START, ioctl, IS(1, SIOCGIFINDEX), "a macvtap: its device")
+ALLOW_IF(START, ioctl, IS(1, SIOCGIFHWADDR), "a macvtap: whether the device is that interface's")
 ALLOW_IF(START, ioctl, IS(1, TUNSETVNETHDRSZ), "a network interface's tap")
 ALLOW_IF(START, ioctl, IS(1, TUNSETOFFLOAD), "what the kernel can segment")
 

@@ -14,6 +14,7 @@
 #include <linux/io_uring.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <signal.h>
 #include <seccomp.h>
