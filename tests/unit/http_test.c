@@ -298,7 +298,7 @@ Test(http_connection, leaves_what_comes_with_the_end_of_a_body_that_it_skips)
 
     memset(text, ' ', 3000);
     memcpy(text + 3000, after, sizeof(after));
-    for (size_t step = 1; step < 3000; step += 7) {
+    for (size_t step = 1; step < 3000; step += 97) {
         cr_assert_eq(next_of(head), HTTP_REFUSED);
         cr_assert_eq(feed_in_steps(text, strlen(text), step, &fed), HTTP_HAVE_REQUEST);
         cr_expect_str_eq(reader.path, "/after");
