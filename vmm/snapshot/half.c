@@ -160,7 +160,9 @@ static int make_temporary(struct half *h, const struct half *other)
     ret = check_other(fd, other);
     if (ret < 0)
         return ret;
-    if (fstat(fd, &st) < 0 || !may_rename(path, &st))
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!may_rename(path, &st))
         return -EBUSY;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return -errno;
