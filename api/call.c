@@ -10,6 +10,7 @@
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
+#include "vmm/base/probe.h"
 
 /* How much of a body a log line repeats. */
 #define BODY_LOGGED_MAX 1536
@@ -316,6 +317,7 @@ void api_serve(struct vm *vm, const struct api_request *request, struct api_answ
     uint64_t start_us = monotonic_us();
     struct error e;
 
+    PROBE2(api_begin, request->verb, request->path);
     *answer = (struct api_answer){ 0 };
     if (dispatch(&call, &e) < 0) {
         fail_answer(answer, &e);
@@ -324,6 +326,7 @@ void api_serve(struct vm *vm, const struct api_request *request, struct api_answ
         log_info("The request was executed successfully. Status code: %s.",
                  answer->status == 200 ? "200 OK" : "204 No Content");
     }
+    PROBE2(api_end, request->path, answer->status);
     if (answer->deprecated)
         metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);
     log_debug("Total previous API call duration: %llu us.",

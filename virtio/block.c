@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "vmm/base/clock.h"
+#include "vmm/base/probe.h"
 
 /* Of a queue of 256 descriptors, header and status need two. */
 #define SEG_MAX (VIRTQ_SIZE_MAX - 2)
@@ -80,6 +81,7 @@ static void finish(struct block *b, struct block_request *r)
 {
     struct chain *c = &r->chain;
 
+    PROBE3(block_end, r, r->status, r->bytes);
     block_count(b, r);
     if (c->writable > 0) {
         chain_skip_writable(c, c->writable - 1);
@@ -119,6 +121,7 @@ static enum next block_next(struct block *b, struct block_request **out)
     }
     metric_add(&b->metrics.remaining_reqs_count, virtq_waiting(q));
     b->idle_count--;
+    PROBE3(block_begin, r, r->type, r->offset);
     *out = r;
     return NEXT_OK;
 }

@@ -7,6 +7,7 @@
 
 #include "vmm/base/log.h"
 #include "vmm/base/metrics.h"
+#include "vmm/base/probe.h"
 
 #define MAGIC   0x74726976u /* "virt" */
 #define VERSION 2u
@@ -360,6 +361,7 @@ static void on_notifier(struct loop_source *src, uint32_t ready)
     metric *reason = n->is_own ? NULL : d->notifications[n->queue];
 
     (void)ready;
+    PROBE3(queue_kick, n->transport->bus.base, n->queue, n->is_own);
     n->is_own = false;
     give_turn(d, n->queue, reason);
 }

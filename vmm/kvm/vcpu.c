@@ -14,6 +14,7 @@
 
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
+#include "vmm/base/probe.h"
 #include "vmm/base/timeline.h"
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/seccomp/seccomp.h"
@@ -297,6 +298,7 @@ static void on_exit_reason(struct vcpu *c)
 {
     const struct kvm_run *run = c->run;
 
+    PROBE2(vcpu_exit, c->index, run->exit_reason);
     switch (run->exit_reason) {
     case KVM_EXIT_IO: on_pio(c); break;
     case KVM_EXIT_MMIO: on_mmio(c); break;
