@@ -138,6 +138,8 @@ static const struct schema_variant io_engines[] = {
 
 #define DRIVE(m) offsetof(struct drive_config, m)
 
+static const struct schema_field layer_item = { .type = SCHEMA_STRING };
+
 static const struct schema_field drive_fields[] = {
     SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE(drive_id)),
     SCHEMA_FIELD("partuuid", STRING, SCHEMA_NULLABLE, DRIVE(partuuid)),
@@ -147,6 +149,10 @@ static const struct schema_field drive_fields[] = {
     SCHEMA_FIELD("discard", BOOL, SCHEMA_NULLABLE | SCHEMA_HIDDEN | SCHEMA_NEW, DRIVE(may_discard),
                  .has_at = SCHEMA_HAS(struct drive_config, has_discard)),
     SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE(path_on_host)),
+    SCHEMA_FIELD("overlay_path", STRING, SCHEMA_NULLABLE | SCHEMA_HIDDEN | SCHEMA_NEW,
+                 DRIVE(overlay_path)),
+    SCHEMA_FIELD("layers", LIST, SCHEMA_DEFAULT | SCHEMA_HIDDEN | SCHEMA_NEW, DRIVE(layers),
+                 .item = &layer_item, .item_size = sizeof(char *)),
     SCHEMA_FIELD("rate_limiter", OBJECT, SCHEMA_NULLABLE, DRIVE(rate_limits),
                  .object = &rate_limits_schema),
     SCHEMA_FIELD("io_engine", ENUM, SCHEMA_NULLABLE, DRIVE(io_engine), .variants = io_engines),

@@ -8,6 +8,19 @@ static const struct schema_variant snapshot_types[] = {
     { 0 },
 };
 
+#define DRIVE_OVERRIDE(m) offsetof(struct drive_override, m)
+
+static const struct schema_field drive_overlay_fields[] = {
+    SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(drive_id)),
+    SCHEMA_FIELD("overlay_path", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(overlay_path)),
+};
+
+static const struct schema drive_overlay_schema = {
+    .name = "DriveOverlay",
+    .size = sizeof(struct drive_override),
+    SCHEMA_FIELDS(drive_overlay_fields),
+};
+
 #define CREATE(m) offsetof(struct snapshot_create_config, m)
 
 static const struct schema_field snapshot_create_fields[] = {
@@ -15,6 +28,8 @@ static const struct schema_field snapshot_create_fields[] = {
     SCHEMA_FIELD("snapshot_path", PATH, SCHEMA_REQUIRED, CREATE(snapshot_path)),
     SCHEMA_FIELD("mem_file_path", PATH, SCHEMA_REQUIRED, CREATE(mem_file_path)),
     SCHEMA_FIELD("sync_snapshot_files", BOOL, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(sync)),
+    SCHEMA_FIELD("drive_overlays", LIST, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(drive_overlays),
+                 .object = &drive_overlay_schema),
 };
 
 const struct schema snapshot_create_schema = {
@@ -63,11 +78,10 @@ static const struct schema network_override_schema = {
     .takes_unknown = true,
 };
 
-#define DRIVE_OVERRIDE(m) offsetof(struct drive_override, m)
-
 static const struct schema_field drive_override_fields[] = {
     SCHEMA_FIELD("drive_id", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(drive_id)),
-    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_REQUIRED, DRIVE_OVERRIDE(path_on_host)),
+    SCHEMA_FIELD("path_on_host", STRING, SCHEMA_NULLABLE, DRIVE_OVERRIDE(path_on_host)),
+    SCHEMA_FIELD("overlay_path", STRING, SCHEMA_NULLABLE, DRIVE_OVERRIDE(overlay_path)),
 };
 
 static const struct schema drive_override_schema = {

@@ -9,6 +9,7 @@
 #define SEG_MAX (VIRTQ_SIZE_MAX - 2)
 
 #define TURN_REQUESTS VIRTQ_SIZE_MAX
+#define LITTLE_BYTES  (BLOCK_PIECE_BYTES / TURN_REQUESTS)
 
 #define QUEUE 0u
 
@@ -16,19 +17,25 @@
 static ssize_t block_carry_out(struct block *b, struct block_request *r, uint32_t budget)
 {
     const struct block_file *f = b->host.file;
-    uint32_t n = block_request_piece(r, budget);
+    struct block_extent x;
 
+    if (r->type == VIRTIO_BLK_T_FLUSH) {
+        r->is_synced = true; /* in both steps */
+        return block_file_sync(f);
+    }
+    x = block_request_piece(r, f, budget);
     switch (r->type) {
-    case VIRTIO_BLK_T_IN: return chain_pread(&r->chain, f->fd, r->offset, n);
-    case VIRTIO_BLK_T_OUT: return chain_pwrite(&r->chain, f->fd, r->offset, n);
-    case VIRTIO_BLK_T_FLUSH: return block_file_sync(f);
-    default: return block_file_fallocate(f, r->mode, r->offset, n);
+    case VIRTIO_BLK_T_IN: return chain_pread(&r->chain, x.fd, x.offset, x.bytes);
+    case VIRTIO_BLK_T_OUT: return chain_pwrite(&r->chain, x.fd, x.offset, x.bytes);
+    default: return block_file_fallocate(&x, r->mode);
     }
 }
 
 /* Whether what is left of a request, or a whole piece of it, may be under way beside what is. */
 static bool has_room(const struct block *b, const struct block_request *r)
 {
+    if (block_request_is_barrier(r))
+        return b->operations == 0;
     return b->bytes_under_way == 0 || r->left <= BLOCK_PIECE_BYTES - b->bytes_under_way;
 }
 
@@ -36,15 +43,20 @@ static bool has_room(const struct block *b, const struct block_request *r)
 static void queue_up(struct block *b, struct block_request *r)
 {
     struct block_async *a = b->host.async;
-    uint32_t n = block_request_piece(r, BLOCK_PIECE_BYTES);
+    struct block_extent x;
 
     b->operations++;
-    b->bytes_under_way += n;
+    r->is_under_way = true;
+    if (r->type == VIRTIO_BLK_T_FLUSH) {
+        block_async_sync(a, b->host.file, r);
+        return;
+    }
+    x = block_request_piece(r, b->host.file, BLOCK_PIECE_BYTES);
+    b->bytes_under_way += x.bytes;
     switch (r->type) {
-    case VIRTIO_BLK_T_IN: block_async_read(a, &r->chain, r->offset, n, r); break;
-    case VIRTIO_BLK_T_OUT: block_async_write(a, &r->chain, r->offset, n, r); break;
-    case VIRTIO_BLK_T_FLUSH: block_async_sync(a, r); break;
-    default: block_async_fallocate(a, r->mode, r->offset, n, r);
+    case VIRTIO_BLK_T_IN: block_async_read(a, &r->chain, &x, r); break;
+    case VIRTIO_BLK_T_OUT: block_async_write(a, &r->chain, &x, r); break;
+    default: block_async_fallocate(a, r->mode, &x, r);
     }
 }
 
@@ -91,10 +103,11 @@ static void finish(struct block *b, struct block_request *r)
     give_back(b, r);
 }
 
-enum next { NEXT_OK, NEXT_NONE, NEXT_FULL, NEXT_BROKEN };
+enum next { NEXT_OK, NEXT_NONE, NEXT_FULL, NEXT_BARRIER, NEXT_BROKEN };
 
 /* Takes up the next request. NEXT_NONE: there is none, or it has to wait; a notification, a
- * result or the limiter's timer comes when that is over. NEXT_FULL: it waits for results. */
+ * result or the limiter's timer comes when that is over. NEXT_FULL: it waits for results of
+ * transfers. NEXT_BARRIER: for all results, or for its own. */
 static enum next block_next(struct block *b, struct block_request **out)
 {
     struct virtq *q = &b->dev.queues[QUEUE];
@@ -112,7 +125,7 @@ static enum next block_next(struct block *b, struct block_request **out)
     block_request_begin(r, b->host.file, virtio_acked(&b->dev));
     if (!has_room(b, r)) {
         virtq_unpop(q);
-        return NEXT_FULL;
+        return block_request_is_barrier(r) ? NEXT_BARRIER : NEXT_FULL;
     }
     if (!rate_limiter_take(&b->limiter, r->left)) {
         virtq_unpop(q);
@@ -159,9 +172,11 @@ static bool block_advance(struct block *b, struct block_request *r, struct turn 
         if (block_turn_is_over(t))
             return false;
         result = block_carry_out(b, r, t->bytes);
-        /* A flush or the like ends the turn: the file system took its time. */
-        block_spend(t, block_request_is_transfer(r) ? (result > 0 ? (uint32_t)result : 0)
-                                                    : BLOCK_PIECE_BYTES);
+        /* A flush or the like ends the turn: the file system took its time. And however small the
+         * pieces are that an overlay is read in, a turn has a bounded number of them. */
+        block_spend(t, !block_request_is_transfer(r)    ? BLOCK_PIECE_BYTES
+                       : result > (ssize_t)LITTLE_BYTES ? (uint32_t)result
+                                                        : LITTLE_BYTES);
         if (block_request_settle(r, b->host.file, result))
             break;
     }
@@ -193,6 +208,7 @@ static struct block_request *take_result(struct block *b, int *result)
     r = tag;
     b->operations--;
     b->bytes_under_way -= r->piece;
+    r->is_under_way = false;
     if (block_request_is_transfer(r))
         chain_return(&r->chain, r->type == VIRTIO_BLK_T_IN, *result > 0 ? (uint32_t)*result : 0);
     return r;
@@ -218,8 +234,8 @@ static void take_results(struct block *b, struct turn *t)
     }
 }
 
-/* Async: the request that is to be queued up next, or a piece of it: while another piece of it is
- * under way, there is no room. */
+/* Async: the request that is to be queued up next, or a piece of it, of which one is under way at a
+ * time. */
 static enum next next_to_queue(struct block *b, struct block_request **out)
 {
     struct block_request *r = b->current;
@@ -227,6 +243,8 @@ static enum next next_to_queue(struct block *b, struct block_request **out)
     if (!r)
         return block_next(b, out);
     *out = r;
+    if (r->is_under_way)
+        return NEXT_BARRIER;
     return has_room(b, r) ? NEXT_OK : NEXT_FULL;
 }
 
@@ -245,7 +263,7 @@ static void take_requests(struct block *b, struct turn *t)
         }
         queue_up(b, r);
         block_spend(t, r->piece);
-        b->current = r->left > r->piece ? r : NULL;
+        b->current = block_request_has_more(r) ? r : NULL;
     }
 }
 
@@ -262,6 +280,18 @@ static bool serve_async(struct block *b, struct turn *t)
     }
     metric_inc(&b->metrics.io_engine_throttled_events);
     return false;
+}
+
+/* Whether the turn that ended can be followed by one at once: where a request waits for something,
+ * and that is over, no result will say so. */
+static bool block_can_go_on(const struct block *b, const struct turn *t)
+{
+    switch (t->next) {
+    case NEXT_OK: return true;
+    case NEXT_FULL: return b->bytes_under_way == 0;
+    case NEXT_BARRIER: return b->current ? !b->current->is_under_way : b->operations == 0;
+    default: return false;
+    }
 }
 
 static bool block_serve(struct virtio_device *dev, unsigned queue)
@@ -282,8 +312,7 @@ static bool block_serve(struct virtio_device *dev, unsigned queue)
         metric_inc(&b->metrics.event_fails);
         virtio_needs_reset(dev, "the ring is malformed");
     }
-    /* Where nothing fills the device any more, no result will say so. */
-    return more || t.next == NEXT_OK || (t.next == NEXT_FULL && b->bytes_under_way == 0);
+    return more || block_can_go_on(b, &t);
 }
 
 static void on_results(struct loop_source *src, uint32_t ready)

@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <liburing.h>
 
-/* The place of the disk in the ring's table of registered files, which spares each operation the
- * look-up of a descriptor. */
-#define THE_FILE 0
+/* The places of the disk's files in the ring's table of registered files, which spares each
+ * operation the look-up of a descriptor, are those of struct block_extent. */
+#define FILES_MAX (BLOCK_LAYERS_MAX + 2)
 
 struct block_async {
     struct io_uring ring;
@@ -20,7 +20,7 @@ static int block_async_refuse(struct error *e, int os_errno)
 }
 
 /* What goes through a ring passes by the seccomp filters. So the ring is left with what a disk
- * needs, on the one file that it knows. */
+ * needs, on the files that it knows. */
 static int restrict_and_enable(struct io_uring *ring)
 {
     struct io_uring_restriction allowed[] = {
@@ -38,10 +38,23 @@ static int restrict_and_enable(struct io_uring *ring)
     return ret < 0 ? ret : io_uring_enable_rings(ring);
 }
 
+/* The table for a disk, in which places are free only for an overlay's layers to come: how many
+ * there are. */
+static unsigned list_files(const struct block_file *f, int fds[FILES_MAX])
+{
+    const unsigned layers = f->overlay ? block_overlay_files(f->overlay) : 0;
+
+    fds[0] = f->fd;
+    for (unsigned i = 1; i < FILES_MAX; i++)
+        fds[i] = i <= layers ? block_overlay_file(f->overlay, i) : -1;
+    return f->overlay ? FILES_MAX : 1;
+}
+
 int block_async_new(struct block_async **out, const struct block_file *f, struct error *e)
 {
     struct block_async *a = calloc(1, sizeof(*a));
-    int ret;
+    int ret, fds[FILES_MAX];
+    const unsigned count = list_files(f, fds);
 
     BUG_ON(!a);
     /* Completions wait for our next system call instead of interrupting this thread (since 5.19).
@@ -54,7 +67,7 @@ int block_async_new(struct block_async **out, const struct block_file *f, struct
         free(a);
         return block_async_refuse(e, -ret);
     }
-    ret = io_uring_register_files(&a->ring, &f->fd, 1);
+    ret = io_uring_register_files(&a->ring, fds, count);
     if (ret == 0)
         ret = restrict_and_enable(&a->ring);
     if (ret < 0) {
@@ -75,7 +88,9 @@ void block_async_free(struct block_async *a)
 
 int block_async_set_file(struct block_async *a, const struct block_file *f)
 {
-    int ret = io_uring_register_files_update(&a->ring, THE_FILE, &f->fd, 1);
+    int fds[FILES_MAX];
+    const unsigned count = list_files(f, fds);
+    const int ret = io_uring_register_files_update(&a->ring, 0, fds, count);
 
     return ret < 0 ? ret : 0;
 }
@@ -101,50 +116,51 @@ static void complete_entry(struct io_uring_sqe *sqe, void *tag)
 
 /* One buffer needs no list, which the kernel would copy when the operation is submitted (since 5.5)
  * and again where it has to wait. */
-static void transfer(struct block_async *a, struct chain *c, bool is_read, uint64_t offset,
-                     uint32_t n, void *tag)
+static void transfer(struct block_async *a, struct chain *c, bool is_read,
+                     const struct block_extent *x, void *tag)
 {
     struct io_uring_sqe *sqe = next_entry(a);
+    const int file = (int)x->file;
     unsigned count;
-    const struct iovec *iov = chain_lend_(c, is_read, n, &count);
+    const struct iovec *iov = chain_lend_(c, is_read, x->bytes, &count);
 
     if (count == 1)
-        io_uring_prep_rw(is_read ? IORING_OP_READ : IORING_OP_WRITE, sqe, THE_FILE, iov->iov_base,
-                         (unsigned)iov->iov_len, offset);
+        io_uring_prep_rw(is_read ? IORING_OP_READ : IORING_OP_WRITE, sqe, file, iov->iov_base,
+                         (unsigned)iov->iov_len, x->offset);
     else
-        io_uring_prep_rw(is_read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, THE_FILE, iov, count,
-                         offset);
+        io_uring_prep_rw(is_read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, file, iov, count,
+                         x->offset);
     complete_entry(sqe, tag);
 }
 
-void block_async_read(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
+void block_async_read(struct block_async *a, struct chain *c, const struct block_extent *x,
                       void *tag)
 {
-    transfer(a, c, true, offset, n, tag);
+    transfer(a, c, true, x, tag);
 }
 
-void block_async_write(struct block_async *a, struct chain *c, uint64_t offset, uint32_t n,
+void block_async_write(struct block_async *a, struct chain *c, const struct block_extent *x,
                        void *tag)
 {
-    transfer(a, c, false, offset, n, tag);
+    transfer(a, c, false, x, tag);
 }
 
 /* No ordering flag: a write with a result is in the page cache, which is all that fdatasync needs,
  * and the guest is promised nothing about writes that were still under way. */
-void block_async_sync(struct block_async *a, void *tag)
+void block_async_sync(struct block_async *a, const struct block_file *f, void *tag)
 {
     struct io_uring_sqe *sqe = next_entry(a);
+    const unsigned file = f->overlay ? block_overlay_files(f->overlay) : 0;
 
-    io_uring_prep_fsync(sqe, THE_FILE, IORING_FSYNC_DATASYNC);
+    io_uring_prep_fsync(sqe, (int)file, IORING_FSYNC_DATASYNC);
     complete_entry(sqe, tag);
 }
 
-void block_async_fallocate(struct block_async *a, int mode, uint64_t offset, uint64_t bytes,
-                           void *tag)
+void block_async_fallocate(struct block_async *a, int mode, const struct block_extent *x, void *tag)
 {
     struct io_uring_sqe *sqe = next_entry(a);
 
-    io_uring_prep_fallocate(sqe, THE_FILE, mode, (off_t)offset, (off_t)bytes);
+    io_uring_prep_fallocate(sqe, (int)x->file, mode, (off_t)x->offset, (off_t)x->bytes);
     complete_entry(sqe, tag);
 }
 

@@ -51,10 +51,19 @@ static int open_disk(const char *path, bool is_read_only)
     return fd < 0 && errno == EWOULDBLOCK ? open(path, flags) : fd;
 }
 
+static void identify(struct block_file *f, const struct stat *st)
+{
+    char id[64];
+
+    snprintf(id, sizeof(id), "%llu%llu%llu", (unsigned long long)st->st_dev,
+             (unsigned long long)st->st_rdev, (unsigned long long)st->st_ino);
+    memset(f->id, 0, sizeof(f->id));
+    memcpy(f->id, id, strnlen(id, sizeof(f->id)));
+}
+
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
     autofd int fd = open_disk(path, is_read_only);
-    char id[64];
     struct stat st;
     off_t bytes;
 
@@ -81,17 +90,34 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
         .unit_bytes = unit_of(&st),
         .sectors = (uint64_t)bytes / BLOCK_SECTOR_BYTES,
     };
-    snprintf(id, sizeof(id), "%llu%llu%llu", (unsigned long long)st.st_dev,
-             (unsigned long long)st.st_rdev, (unsigned long long)st.st_ino);
-    memcpy(f->id, id, strnlen(id, sizeof(f->id)));
+    identify(f, &st);
     f->path = strdup(path);
     BUG_ON(!f->path);
     f->fd = take_fd(&fd);
     return 0;
 }
 
+/* What the guest writes to is its own file, which tells two disks of one base apart; its space was
+ * never promised, either. */
+int block_file_put_overlay(struct block_file *f, const struct drive_config *d, struct error *e)
+{
+    struct stat st;
+
+    if (block_overlay_open(&f->overlay, d, f->fd, f->sectors, e) < 0)
+        return -1;
+    if (fstat(block_overlay_fd(f->overlay), &st) == 0) {
+        identify(f, &st);
+        f->unit_bytes = unit_of(&st);
+    }
+    f->is_read_only = false;
+    f->is_thin = true;
+    return 0;
+}
+
 void block_file_close(struct block_file *f)
 {
+    block_overlay_close(f->overlay);
+    f->overlay = NULL;
     close_fdp(&f->fd);
     f->fd = -1;
     free(f->path);
@@ -102,6 +128,8 @@ int block_file_sync(const struct block_file *f)
 {
     int ret;
 
+    if (f->overlay)
+        return block_overlay_sync(f->overlay);
     do
         ret = fdatasync(f->fd);
     while (ret < 0 && errno == EINTR);
@@ -114,7 +142,7 @@ int block_file_zero_mode(const struct block_file *f, bool may_deallocate)
            (f->is_thin && may_deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
 }
 
-int block_file_fallocate(const struct block_file *f, int mode, uint64_t offset, uint64_t bytes)
+int block_file_fallocate(const struct block_extent *x, int mode)
 {
-    return fallocate(f->fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno : 0;
+    return fallocate(x->fd, mode, (off_t)x->offset, (off_t)x->bytes) < 0 ? -errno : 0;
 }

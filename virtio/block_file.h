@@ -1,11 +1,13 @@
 /*
- * The host side of a disk: a raw file or a block device, opened when the drive is configured.
+ * The host side of a disk: a raw file or a block device, opened when the drive is configured; or
+ * one that is only read, under an overlay of the drive's own.
  */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "virtio/block_overlay.h"
 #include "vmm/base/error.h"
 #include "vmm/base/log.h"
 
@@ -13,8 +15,9 @@
 #define BLOCK_ID_BYTES     20u /* virtio 1.2, section 5.2.6.1 */
 
 struct block_file {
-    int fd;     /* -1: none */
-    char *path; /* owned; NULL with fd -1 */
+    int fd;                        /* -1: none */
+    struct block_overlay *overlay; /* takes the writes; NULL: the file itself does */
+    char *path;                    /* owned; NULL with fd -1 */
     bool is_read_only;
     bool is_thin;              /* a file with holes: space that is given back was never promised */
     uint32_t unit_bytes;       /* what the file system reads and writes at once; a power of two */
@@ -29,8 +32,22 @@ struct block_file {
 must_check int block_file_open(struct block_file *f, const char *path, bool is_read_only,
                                struct error *e);
 
+/* Puts the overlay of a drive over a file that was opened to be read, so that it can be written. On
+ * failure (-1) the file is as it was. */
+must_check int block_file_put_overlay(struct block_file *f, const struct drive_config *d,
+                                      struct error *e);
+
 /* Works on one whose fd is -1. */
 void block_file_close(struct block_file *f);
+
+/* Where the first of n bytes at an offset of the disk are. */
+static inline struct block_extent block_file_find(const struct block_file *f, bool is_read,
+                                                  uint64_t offset, uint32_t n)
+{
+    if (__builtin_expect(f->overlay != NULL, false))
+        return block_overlay_find(f->overlay, f->fd, is_read, offset, n);
+    return (struct block_extent){ f->fd, 0, offset, n };
+}
 
 /* Makes what was written durable. 0 or -errno. */
 must_check int block_file_sync(const struct block_file *f);
@@ -39,6 +56,6 @@ must_check int block_file_sync(const struct block_file *f);
  * caller allows that and the file is thin. */
 int block_file_zero_mode(const struct block_file *f, bool may_deallocate);
 
-/* fallocate(2) within the disk. 0 or -errno: -EOPNOTSUPP where the file system has no such mode. */
-must_check int block_file_fallocate(const struct block_file *f, int mode, uint64_t offset,
-                                    uint64_t bytes);
+/* fallocate(2) within the disk, for as many bytes as block_file_find() says. 0 or -errno:
+ * -EOPNOTSUPP where the file system has no such mode. */
+must_check int block_file_fallocate(const struct block_extent *x, int mode);

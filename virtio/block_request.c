@@ -73,6 +73,8 @@ void block_request_begin(struct block_request *r, const struct block_file *f, ui
     struct virtio_blk_outhdr header;
 
     r->left = r->piece = r->tries = 0;
+    r->is_synced = !f->overlay || !block_overlay_is_dirty(f->overlay);
+    r->is_under_way = false;
     r->begun_us = monotonic_us();
     r->type = BLOCK_TYPE_NONE;
     r->status = VIRTIO_BLK_S_IOERR;
@@ -122,12 +124,31 @@ static void fail_request(struct block_request *r, struct block_file *f, ssize_t 
                     names[r->type]);
 }
 
+/* What an overlay has to know of a piece or a sync that was done. The bytes moved, or -errno. */
+static ssize_t tell_overlay(struct block_request *r, struct block_overlay *o, ssize_t result)
+{
+    const bool is_transfer = block_request_is_transfer(r);
+    int ret;
+
+    if (r->type == VIRTIO_BLK_T_IN || (result == 0 && is_transfer))
+        return result;
+    if (r->type == VIRTIO_BLK_T_FLUSH)
+        ret = r->is_synced ? 0 : block_overlay_commit(o);
+    else
+        ret = block_overlay_wrote(o, r->offset, is_transfer ? (uint32_t)result : r->piece);
+    return ret < 0 ? ret : result;
+}
+
 bool block_request_settle(struct block_request *r, struct block_file *f, ssize_t result)
 {
+    const bool is_first_step = block_request_is_barrier(r);
     uint32_t done = r->piece;
 
     if (is_put_off(r, result))
         return false;
+    if (f->overlay && result >= 0)
+        result = tell_overlay(r, f->overlay, result);
+    r->is_synced = true;
     if (result < 0 || (result == 0 && block_request_is_transfer(r))) {
         fail_request(r, f, result);
         return true;
@@ -137,5 +158,5 @@ bool block_request_settle(struct block_request *r, struct block_file *f, ssize_t
     r->tries = 0;
     r->offset += done;
     r->left -= done;
-    return r->left == 0;
+    return r->left == 0 && !is_first_step;
 }

@@ -22,12 +22,14 @@
 struct block_request {
     uint32_t type;
     uint8_t status;
-    uint8_t tries;   /* of a piece that the host puts off */
-    int mode;        /* of fallocate, for discard and write-zeroes */
-    uint64_t offset; /* of the next byte in the file */
-    uint32_t left;   /* bytes still to move or to zero */
-    uint32_t piece;  /* of these, the bytes under way */
-    uint32_t bytes;  /* of a transfer, in all */
+    uint8_t tries;     /* of a piece that the host puts off */
+    bool is_synced;    /* a flush: there is no second step, or it is next */
+    bool is_under_way; /* the Async engine's: a piece or a sync of it */
+    int mode;          /* of fallocate, for discard and write-zeroes */
+    uint64_t offset;   /* of the next byte in the file */
+    uint32_t left;     /* bytes still to move or to zero */
+    uint32_t piece;    /* of these, the bytes under way */
+    uint32_t bytes;    /* of a transfer, in all */
     uint64_t begun_us;
     struct chain chain;
 };
@@ -47,11 +49,28 @@ static inline bool block_request_needs_file(const struct block_request *r)
     return r->left > 0 || (r->type == VIRTIO_BLK_T_FLUSH && r->status == VIRTIO_BLK_S_OK);
 }
 
-/* Makes at most `budget` bytes of what is left the piece under way. */
-static inline uint32_t block_request_piece(struct block_request *r, uint32_t budget)
+/* Whether it is a flush in two steps, of which the first is still to come: nothing may be under way
+ * beside that, see block_overlay.h. */
+static inline bool block_request_is_barrier(const struct block_request *r)
 {
-    r->piece = r->left < budget ? r->left : budget;
-    return r->piece;
+    return r->type == VIRTIO_BLK_T_FLUSH && !r->is_synced;
+}
+
+/* Whether more of it follows what is under way. */
+static inline bool block_request_has_more(const struct block_request *r)
+{
+    return r->left > r->piece || block_request_is_barrier(r);
+}
+
+/* Makes at most `budget` bytes of what is left the piece under way: so many as lie together. */
+static inline struct block_extent block_request_piece(struct block_request *r,
+                                                      const struct block_file *f, uint32_t budget)
+{
+    const struct block_extent x = block_file_find(f, r->type == VIRTIO_BLK_T_IN, r->offset,
+                                                  r->left < budget ? r->left : budget);
+
+    r->piece = x.bytes;
+    return x;
 }
 
 /* Accounts for what became of the piece that was under way: bytes moved, or 0 where nothing was to

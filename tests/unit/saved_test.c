@@ -44,6 +44,15 @@ static void configure(struct vm_config *c)
     c->vsock = (struct vsock_config){ .guest_cid = 3, .uds_path = text("/v") };
 }
 
+/* What format 1.1 added. */
+static void add_overlay(struct drive_config *d)
+{
+    d->overlay_path = text("/top");
+    d->layers = (struct layer_paths){ calloc(2, sizeof(char *)), 2 };
+    d->layers.items[0] = text("/low");
+    d->layers.items[1] = text("/high");
+}
+
 static struct saved *make(void)
 {
     struct saved *s = saved_new();
@@ -51,6 +60,7 @@ static struct saved *make(void)
     memcpy(s->name.bytes, "0123456789abcdef", sizeof(s->name.bytes));
     s->wall_ns = 77;
     configure(&s->config);
+    add_overlay(&s->config.drives.items[1]);
     s->blocks[1].limiter.ops = (struct bucket){ .burst = 3, .missing = (__int128)5 << 64 | 4 };
     s->blocks[1].transport.queues[0] =
         (struct virtq_state){ .size = 256, .ready = true, .desc = { 0x1000 }, .next_avail = 9 };
@@ -114,11 +124,28 @@ Test(saved, comes_back_as_it_was)
     drop(s);
 }
 
+Test(saved, has_layers_and_no_overlay_where_a_drive_is_frozen)
+{
+    struct saved *s = make(), *back = saved_new();
+    struct file f;
+
+    s->config.drives.items[1].is_frozen = true;
+    f = encode(s);
+    cr_assert_eq(decode(&f, back), 0, "%s", e.msg);
+    cr_expect_null(back->config.drives.items[1].overlay_path);
+    cr_expect(back->config.drives.items[1].is_frozen);
+    cr_expect_eq(back->config.drives.items[1].layers.count, 2);
+    cr_expect_not(back->config.drives.items[0].is_frozen);
+    free(f.bytes);
+    drop(back);
+    drop(s);
+}
+
 /* One file of each version of the format, of what make() has, is kept in kept/ for good. A change
  * of the format has another version (format.h) and another file:
  *     MAYFLY_KEEP=tests/unit/kept/state-1.1 build/sanitize/tests/saved_test
  * and reads the older ones, to which it gives what they lack. */
-static const char *const versions[] = { KEPT "/state-1.0" };
+static const char *const versions[] = { KEPT "/state-1.0", KEPT "/state-1.1" };
 #define VERSIONS (sizeof(versions) / sizeof(*versions))
 
 static struct file read_kept(const char *path)
@@ -168,6 +195,8 @@ Test(saved, is_read_from_each_version_that_there_was)
         struct saved *back = saved_new();
 
         cr_assert_eq(decode(&old, back), 0, "%s: %s", versions[i], e.msg);
+        if (!back->config.drives.items[1].overlay_path)
+            add_overlay(&back->config.drives.items[1]);
         again = encode(back);
         cr_expect(again.n == f.n && memcmp(again.bytes, f.bytes, f.n) == 0, "%s", versions[i]);
         free(again.bytes);
@@ -220,6 +249,14 @@ Test(saved, judges_the_configuration_as_a_clients)
     free(s->config.drives.items[1].path_on_host);
     s->config.drives.items[1].path_on_host = NULL;
     expect_refused(s, "a name or path is missing");
+    s = make();
+    s->config.drives.items[1].is_read_only = true;
+    expect_refused(s, "not supported with read-only drives");
+    s = make();
+    free(s->config.drives.items[1].layers.items[0]);
+    s->config.drives.items[1].layers.items[0] = text("");
+    s->config.drives.items[1].layers.items[1][0] = '\xff';
+    expect_refused(s, "a text is not UTF-8");
     s = make();
     s->vcpus[1].cpuid.nent = 0;
     expect_refused(s, "a vCPU has no CPUID");

@@ -49,6 +49,10 @@ void drive_config_fini(struct drive_config *d)
 {
     free(d->drive_id);
     free(d->path_on_host);
+    free(d->overlay_path);
+    for (size_t i = 0; i < d->layers.count; i++)
+        free(d->layers.items[i]);
+    free(d->layers.items);
     free(d->partuuid);
     free(d->socket);
     *d = (struct drive_config){ 0 };
@@ -125,8 +129,19 @@ void net_patch_fini(struct net_patch *p)
     *p = (struct net_patch){ 0 };
 }
 
+static void drive_overrides_fini(struct drive_overrides *o)
+{
+    for (size_t i = 0; i < o->count; i++) {
+        free(o->items[i].drive_id);
+        free(o->items[i].path_on_host);
+        free(o->items[i].overlay_path);
+    }
+    free(o->items);
+}
+
 void snapshot_create_config_fini(struct snapshot_create_config *c)
 {
+    drive_overrides_fini(&c->drive_overlays);
     free(c->snapshot_path);
     free(c->mem_file_path);
     *c = (struct snapshot_create_config){ 0 };
@@ -145,11 +160,7 @@ void snapshot_load_config_fini(struct snapshot_load_config *c)
         free(c->network_overrides.items[i].host_dev_name);
     }
     free(c->network_overrides.items);
-    for (size_t i = 0; i < c->drive_overrides.count; i++) {
-        free(c->drive_overrides.items[i].drive_id);
-        free(c->drive_overrides.items[i].path_on_host);
-    }
-    free(c->drive_overrides.items);
+    drive_overrides_fini(&c->drive_overrides);
     free(c->vsock_override.uds_path);
     *c = (struct snapshot_load_config){ 0 };
 }

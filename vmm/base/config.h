@@ -90,6 +90,13 @@ enum io_engine { IO_ENGINE_SYNC, IO_ENGINE_ASYNC };
 struct drive_config {
     char *drive_id;
     char *path_on_host;
+    char *overlay_path; /* what takes the writes to it; NULL: itself */
+    struct layer_paths {
+        char **items;
+        size_t count;
+    } layers;       /* frozen overlays between the two, the lowest first */
+    bool is_frozen; /* while a snapshot is made or loaded: the overlay is a new one, which has
+                       nothing, and is not the snapshot's */
     char *partuuid; /* or NULL */
     char *socket;   /* vhost-user: always refused */
     bool is_root_device;
@@ -178,11 +185,20 @@ struct net_patch {
     struct rate_limits rx_limits, tx_limits;
 };
 
+/* Other files for drives. */
+struct drive_overrides {
+    struct drive_override {
+        char *drive_id, *path_on_host, *overlay_path; /* NULL: as it was */
+    } * items;
+    size_t count;
+};
+
 /* What is asked of a snapshot that is made. */
 struct snapshot_create_config {
     char *snapshot_path, *mem_file_path;
     enum { SNAPSHOT_TYPE_FULL, SNAPSHOT_TYPE_DIFF } type;
-    bool sync; /* files are on the disk when it is answered */
+    bool sync;                             /* files are on the disk when it is answered */
+    struct drive_overrides drive_overlays; /* those frozen, and where they go on */
 };
 
 /* What is asked of one that is loaded. */
@@ -206,13 +222,8 @@ struct snapshot_load_config {
             char *iface_id, *host_dev_name;
         } * items;
         size_t count;
-    } network_overrides; /* of an id that is there twice the last counts */
-    struct drive_overrides {
-        struct drive_override {
-            char *drive_id, *path_on_host;
-        } * items;
-        size_t count;
-    } drive_overrides; /* likewise */
+    } network_overrides;                    /* of an id that is there twice the last counts */
+    struct drive_overrides drive_overrides; /* likewise */
     struct vsock_override {
         char *uds_path;
     } vsock_override; /* NULL: none */

@@ -12,8 +12,8 @@ struct drive {
     struct block_async *async; /* NULL: the Sync engine */
 };
 
-/* Opens the file at `path` for a drive, as its `is_read_only` and `discard` say; the caller closes
- * it. -1, with a text for the client. */
+/* Opens the file at `path` for a drive, as its `is_read_only` and `discard` say, with its overlay;
+ * the caller closes it. -1, with a text for the client. */
 must_check int drives_open_file(struct block_file *f, const struct drive_config *d,
                                 const char *path, struct error *e);
 
@@ -32,6 +32,24 @@ must_check int drives_put(struct drive_configs *list, struct drive **open, struc
 /* Opens the files of all drives of a list: the caller's, to be given to drives_close(). On failure
  * (-1) nothing is open. */
 must_check int drives_open(struct drive **open, const struct drive_configs *list, struct error *e);
+
+/*
+ * Freezes the overlays of the drives that are named, and lets these go on in new ones, at the paths
+ * that are named; the configuration has them then. What is saved of it meanwhile has the layers,
+ * and no overlay. The guest stands still, and nothing is under way. On failure (-1) nothing has
+ * changed.
+ *
+ * drives_sync_overlays() makes all overlays durable, and layers of those that were frozen: it waits
+ * for the disk. It comes before anybody can load the snapshot.
+ *
+ * drives_go_on() ends it, before the guest runs; or drives_thaw(): then nothing was frozen.
+ */
+must_check int drives_freeze(struct drive_configs *list, struct drive *open,
+                             const struct drive_overrides *tops, struct error *e);
+must_check int drives_sync_overlays(const struct drive_configs *list, struct drive *open,
+                                    struct error *e);
+void drives_go_on(struct drive_configs *list);
+void drives_thaw(struct drive_configs *list, struct drive *open);
 
 /* Closes the first `count`, and frees the list. */
 void drives_close(struct drive *open, size_t count);

@@ -31,6 +31,8 @@ static int change_drive(struct machine *m, struct drive_configs *drives, struct 
     config = &drives->items[at];
     if (!p->path_on_host && !limits)
         return fail(e, ERR_INVALID, "Block: Running method expected different backend.");
+    if (p->path_on_host && config->overlay_path)
+        return fail(e, ERR_INVALID, "Block: The file below an overlay can't be replaced.");
     if (p->path_on_host && !config->is_read_only)
         copy_ahead_let_write(&m->copy_ahead, p->path_on_host);
     if (p->path_on_host && drives_open_file(&file, config, p->path_on_host, e) < 0)

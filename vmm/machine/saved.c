@@ -153,6 +153,31 @@ static void code_drives(struct snapshot_coder *c, void *object)
     }
 }
 
+/* OVLY: what takes the writes to drives, and the layers below; there is no such section where no
+ * drive has either. What was frozen has layers alone. */
+static void code_overlays(struct snapshot_coder *c, void *object)
+{
+    struct drive_configs *list = &((struct saved *)object)->config.drives;
+    bool any = c->is_reading;
+
+    for (size_t i = 0; i < list->count; i++)
+        any |= list->items[i].overlay_path || list->items[i].layers.count > 0;
+    for (size_t i = 0; any && i < list->count; i++) {
+        struct drive_config *d = &list->items[i];
+        struct layer_paths *layers = &d->layers;
+
+        char *none = NULL;
+
+        snapshot_text(c, c->is_reading || !d->is_frozen ? &d->overlay_path : &none);
+        layers->items = snapshot_list(c, layers->items, &layers->count, BLOCK_LAYERS_MAX,
+                                      sizeof(*layers->items));
+        for (size_t at = 0; at < layers->count; at++)
+            code_name(c, &layers->items[at]);
+        if (c->is_reading)
+            d->is_frozen = layers->count > 0 && !d->overlay_path;
+    }
+}
+
 /* A MAC address, as six bytes behind whether there is one. */
 static void code_mac(struct snapshot_coder *c, char **text)
 {
@@ -340,11 +365,17 @@ static void code_i8042(struct snapshot_coder *c, void *object)
 #define NEEDED SNAPSHOT_MUST_UNDERSTAND
 
 static const struct snapshot_section sections[] = {
-    { "MACH", 1, NEEDED, 0, code_machine }, { "BOOT", 1, 0, 0, code_boot },
-    { "BLKS", 1, NEEDED, 0, code_drives },  { "NETS", 1, NEEDED, 0, code_interfaces },
-    { "VSCK", 1, NEEDED, 0, code_vsock },   { "VCPU", 1, NEEDED, 0, code_vcpus },
-    { "CHIP", 1, NEEDED, 0, code_chips },   { "UART", 1, NEEDED, 0, code_serial },
-    { "KBDC", 1, NEEDED, 0, code_i8042 },   { "MMDS", 1, NEEDED, 0, code_mmds },
+    { "MACH", 1, NEEDED, 0, code_machine },
+    { "BOOT", 1, 0, 0, code_boot },
+    { "BLKS", 1, NEEDED, 0, code_drives },
+    { "NETS", 1, NEEDED, 0, code_interfaces },
+    { "VSCK", 1, NEEDED, 0, code_vsock },
+    { "VCPU", 1, NEEDED, 0, code_vcpus },
+    { "CHIP", 1, NEEDED, 0, code_chips },
+    { "UART", 1, NEEDED, 0, code_serial },
+    { "KBDC", 1, NEEDED, 0, code_i8042 },
+    { "MMDS", 1, NEEDED, 0, code_mmds },
+    { "OVLY", 1, NEEDED, SNAPSHOT_OPTIONAL, code_overlays },
 };
 #define SECTIONS (sizeof(sections) / sizeof(*sections))
 

@@ -7,8 +7,8 @@
 #include "vmm/machine/restore.h"
 #include "vmm/snapshot/files.h"
 
-int snapshots_create(struct machine *m, const struct vm_config *config,
-                     const struct snapshot_create_config *c, struct error *e)
+static int save_files(struct machine *m, const struct vm_config *config,
+                      const struct snapshot_create_config *c, struct error *e)
 {
     const struct snapshot_files files = { c->snapshot_path, c->mem_file_path, c->sync };
     const enum snapshot_kind kind = c->type == SNAPSHOT_TYPE_DIFF ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
@@ -27,6 +27,21 @@ int snapshots_create(struct machine *m, const struct vm_config *config,
         ret = snapshot_files_write(&files, &m->pages, kind, &s->name, state, bytes, e);
     saved_free(s);
     return ret;
+}
+
+int snapshots_create(struct machine *m, struct vm_config *config,
+                     const struct snapshot_create_config *c, struct error *e)
+{
+    struct drive *open = m->opened->drives;
+
+    if (drives_freeze(&config->drives, open, &c->drive_overlays, e) < 0)
+        return -1;
+    if (drives_sync_overlays(&config->drives, open, e) < 0 || save_files(m, config, c, e) < 0) {
+        drives_thaw(&config->drives, open);
+        return -1;
+    }
+    drives_go_on(&config->drives);
+    return 0;
 }
 
 static int read_saved(struct saved *s, const char *path, struct error *e)
@@ -48,24 +63,42 @@ static void override_text(char **text, const char *other)
     BUG_ON(!*text);
 }
 
-static int override_drives(struct vm_config *config, const struct drive_overrides *list,
+/* An overlay over a drive that had none has to be a new one, as over one that was frozen: all that
+ * the guest knows of its disk is below. */
+static int override_drive(struct drive_config *d, const struct drive_override *o, struct error *e)
+{
+    if (o->path_on_host)
+        override_text(&d->path_on_host, o->path_on_host);
+    if (!o->overlay_path)
+        return 0;
+    d->is_frozen |= !d->overlay_path;
+    override_text(&d->overlay_path, o->overlay_path);
+    return drives_check(&(struct drive_configs){ .count = 0 }, d, e);
+}
+
+static int override_drives(struct drive_configs *drives, const struct drive_overrides *list,
                            struct error *e)
 {
     for (size_t i = 0; i < list->count; i++) {
-        const struct drive_override *o = &list->items[i];
-        unsigned at = drives_find(&config->drives, o->drive_id);
+        unsigned at = drives_find(drives, list->items[i].drive_id);
 
-        if (at == config->drives.count)
+        if (at == drives->count)
             return fail(e, ERR_INVALID, "Unknown Block Device.");
-        override_text(&config->drives.items[at].path_on_host, o->path_on_host);
+        if (override_drive(&drives->items[at], &list->items[i], e) < 0)
+            return -1;
     }
+    for (size_t i = 0; i < drives->count; i++)
+        if (drives->items[i].is_frozen && !drives->items[i].overlay_path)
+            return fail(e, ERR_INVALID,
+                        "Drive %.200s was frozen: it needs a new overlay_path by drive_overrides.",
+                        drives->items[i].drive_id);
     return 0;
 }
 
 /* The client's words for what is otherwise here. */
 static int override(struct vm_config *config, const struct snapshot_load_config *c, struct error *e)
 {
-    if (override_drives(config, &c->drive_overrides, e) < 0)
+    if (override_drives(&config->drives, &c->drive_overrides, e) < 0)
         return -1;
     for (size_t i = 0; i < c->network_overrides.count; i++) {
         const struct network_override *o = &c->network_overrides.items[i];
@@ -237,6 +270,7 @@ int snapshots_load(struct machine **out, struct vm_config *config, struct opened
         if (ret < 0)
             close_devices(opened, &s->config);
     }
+    drives_go_on(&s->config.drives);
     if (ret == 0)
         take_config(config, &s->config);
     else

@@ -6,8 +6,9 @@
 
 #include "vmm/machine/machine.h"
 
-/* Saves a machine that is held. It has not changed then, on failure either. */
-must_check int snapshots_create(struct machine *m, const struct vm_config *config,
+/* Saves a machine that is held. It has not changed then, on failure either, but that drives go on
+ * in new overlays where that was asked for. */
+must_check int snapshots_create(struct machine *m, struct vm_config *config,
                                 const struct snapshot_create_config *c, struct error *e);
 
 /* Makes a machine from a snapshot, as machine_restore() does, opens what it works on, and puts what

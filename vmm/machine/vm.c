@@ -504,8 +504,8 @@ void vm_stop(struct vm *vm)
     machine_hold(vm->machine);
     for (unsigned i = 0; i < vm->config.drives.count; i++) {
         const struct drive_config *d = &vm->config.drives.items[i];
-        int ret =
-            d->cache_type == CACHE_WRITEBACK ? block_file_sync(&vm->opened.drives[i].file) : 0;
+        const struct block_file *file = &vm->opened.drives[i].file;
+        int ret = d->cache_type == CACHE_WRITEBACK || file->overlay ? block_file_sync(file) : 0;
 
         if (ret)
             log_error("Drive %s: cannot sync: %s", d->drive_id, os_error_text(-ret));

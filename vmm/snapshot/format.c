@@ -348,7 +348,8 @@ static int read_sections(struct snapshot_coder *c, const struct snapshot_header 
             return -1;
     }
     for (unsigned i = 0; i < count; i++)
-        if (!(seen & UINT32_C(1) << i) && file->minor >= sections[i].since)
+        if (!(seen & UINT32_C(1) << i) && sections[i].since != SNAPSHOT_OPTIONAL &&
+            file->minor >= sections[i].since)
             return fail_section(sections[i].tag, "there is none", e);
     return 0;
 }
@@ -387,6 +388,8 @@ static void write_section(struct snapshot_coder *c, const struct snapshot_sectio
     end = c->at;
     h.bytes = (uint32_t)(end - h.bytes);
     c->at = start;
+    if (h.bytes == 0 && s->since == SNAPSHOT_OPTIONAL)
+        return;
     code_section_header(c, &h);
     c->at = end;
 }

@@ -45,7 +45,7 @@
 #include "vmm/base/uuid.h"
 
 #define SNAPSHOT_MAJOR        1u
-#define SNAPSHOT_MINOR        0u
+#define SNAPSHOT_MINOR        1u
 #define SNAPSHOT_MACHINE      62u
 #define SNAPSHOT_HEADER_BYTES 64u
 #define SNAPSHOT_TEXT_MAX     4096u
@@ -78,11 +78,14 @@ struct snapshot_coder {
 struct snapshot_section {
     char tag[4];
     uint16_t version, flags;
-    uint16_t since; /* the minor version from which on each file has it */
+    uint16_t
+        since; /* the minor version from which on each file has it; or SNAPSHOT_OPTIONAL: a file
+                  has it only where there are data, and the object has what it means if not */
     void (*code)(struct snapshot_coder *c, void *object);
 };
 #define SNAPSHOT_MUST_UNDERSTAND 1u
 #define SNAPSHOT_SECTIONS_MAX    32u
+#define SNAPSHOT_OPTIONAL        UINT16_MAX
 
 /* Writes a file of the sections for *object: a heap block of *bytes, the caller's to free. Fills in
  * what of the header follows from that; name and memory_bytes are given. -1: it can't be read
