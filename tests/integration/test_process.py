@@ -76,7 +76,7 @@ def test_the_version_of_snapshots_is_printed():
     code, text, error = run("--snapshot-version")
     assert (code, error) == (0, "")
     version, end = text.splitlines()
-    assert version == "v1.0.0" and end.endswith("Firecracker exiting successfully. exit_code=0")
+    assert version == "v1.1.0" and end.endswith("Firecracker exiting successfully. exit_code=0")
 
 
 def test_help_and_version_win_over_everything():

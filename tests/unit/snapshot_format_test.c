@@ -135,7 +135,7 @@ Test(snapshot_format, is_laid_out_as_it_is_specified)
     struct file f = write_thing(TABLE(SECOND), 1);
     static const uint8_t section[] = { 'S', 'C', 'N', 'D', 1, 0, 1, 0, 4, 0, 0, 0, 9, 0, 0, 0 };
     static const uint8_t start[] = {
-        'M', 'A', 'Y', 'F', 'L', 'Y', 'S', 0, 1, 0, 0, 0, 62, 0, 0, 0
+        'M', 'A', 'Y', 'F', 'L', 'Y', 'S', 0, 1, 0, 1, 0, 62, 0, 0, 0
     };
     struct file mended = { malloc(f.n), f.n };
     struct snapshot_header h;
@@ -165,8 +165,8 @@ Test(snapshot_format, names_both_versions_of_a_newer_format)
     mend_state(f.bytes, f.n);
     cr_expect_eq(snapshot_header_read(&h, f.bytes, f.n, &e), 0);
     cr_expect_eq(h.major, 2);
-    expect_refused(&f, "has version 2.0 (mayfly 9.8.7-rc wrote it)");
-    expect_refused(&f, "which reads 1.0 and older");
+    expect_refused(&f, "has version 2.1 (mayfly 9.8.7-rc wrote it)");
+    expect_refused(&f, "which reads 1.1 and older");
     free(f.bytes);
 }
 
@@ -177,7 +177,7 @@ Test(snapshot_format, takes_a_newer_minor)
     struct thing t;
     struct error e;
 
-    f.bytes[10] = 1;
+    f.bytes[10] = 2;
     mend_state(f.bytes, f.n);
     cr_assert_eq(read_thing(&f, TABLE(FIRST, SECOND), 2, &t, &e), 0, "%s", e.msg);
     cr_expect_eq(t.other, 9);
@@ -191,17 +191,47 @@ Test(snapshot_format, takes_an_older_minor)
     struct thing t;
     struct error e;
 
+    f.bytes[10] = 0;
+    mend_state(f.bytes, f.n);
     cr_expect_eq(read_thing(&f, TABLE(FIRST, { "SCND", 1, 1, 1, code_second }), 2, &t, &e), 0);
     free_thing(&t);
     expect_refused(&f, "Its section SCND is wrong: there is none");
     free(f.bytes);
 }
 
+static void code_nothing(struct snapshot_coder *c, void *object)
+{
+    (void)c;
+    (void)object;
+}
+
+Test(snapshot_format, has_an_optional_section_only_where_there_are_data)
+{
+    struct file with =
+        write_thing(TABLE(FIRST, { "SCND", 1, 1, SNAPSHOT_OPTIONAL, code_second }), 2);
+    struct file without =
+        write_thing(TABLE(FIRST, { "SCND", 1, 1, SNAPSHOT_OPTIONAL, code_nothing }), 2);
+    struct file first = write_thing(TABLE(FIRST), 1);
+    struct thing t;
+    struct error e;
+
+    cr_expect_eq(with.n - without.n, 16);
+    cr_expect_eq(without.n, first.n);
+    cr_expect_eq(read_thing(&without,
+                            TABLE(FIRST, { "SCND", 1, 1, SNAPSHOT_OPTIONAL, code_second }), 2, &t,
+                            &e),
+                 0, "%s", e.msg);
+    free_thing(&t);
+    free(with.bytes);
+    free(without.bytes);
+    free(first.bytes);
+}
+
 Test(snapshot_format, refuses_an_unknown_section_that_must_be_understood)
 {
     struct file f = write_thing(TABLE(FIRST, SECOND, { "NE\x1bS", 1, 1, 0, code_more }), 3);
 
-    expect_refused(&f, "Its section NE?S (format 1.0, mayfly ");
+    expect_refused(&f, "Its section NE?S (format 1.1, mayfly ");
     free(f.bytes);
 }
 
