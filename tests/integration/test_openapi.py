@@ -12,6 +12,7 @@ import pytest
 import mayfly
 from guests import needs_kvm, write_halting_kernel
 from mayfly import AFTER, BEFORE, Mayfly
+from overlays import make_layer
 from unix_http import Answers
 
 yaml = pytest.importorskip(
@@ -246,9 +247,10 @@ class Served(Mayfly):
         super().__init__(*args, before_exec=enter_own_network, **more)
 
     def start(self):
-        for name in ("vmlinux", "initrd", "root.ext4", "data.ext4", "rootfs.7"):
+        for name in ("vmlinux", "initrd", "root.ext4", "data.ext4"):
             with open(os.path.join(self.directory, name), "wb") as file:
                 file.truncate(1 << 20)
+        make_layer(os.path.join(self.directory, "data.layer"), 2048)
         write_halting_kernel(os.path.join(self.directory, "vmlinux"))
         return super().start()
 
@@ -288,6 +290,8 @@ class Served(Mayfly):
         if phase in ("after_start", "paused"):
             drive = {"drive_id": EXAMPLE_ID, "path_on_host": f"{self.directory}/root.ext4",
                      "is_root_device": True}
+            if phase == "paused":
+                drive["overlay_path"] = f"{self.directory}/rootfs.1"
             self.ok("PUT", f"/drives/{EXAMPLE_ID}", drive)
             self.ok("PUT", "/mmds/config", {"network_interfaces": ["eth0"]})
             self.ok("PUT", "/actions", {"action_type": "InstanceStart"})

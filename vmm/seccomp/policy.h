@@ -40,11 +40,11 @@ ALLOW(EVER | UNSEEN, restart_syscall,
 /* Devices. Interrupts are lines of KVM's interrupt controllers. */
 ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
 ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
-ALLOW(MAIN, preadv, "disks, to guest memory")
-ALLOW(MAIN, pwritev, "disks, from guest memory")
+ALLOW(EVER, preadv, "disks, to guest memory; which sectors an overlay has")
+ALLOW(EVER, pwritev, "disks, from guest memory; which sectors an overlay has")
 ALLOW(MAIN, readv, "frames from the tap, streams from vsock's sockets")
 ALLOW(EVER, writev, "answers of the API; frames to the tap, streams to vsock's sockets")
-ALLOW(MAIN, fdatasync, "a guest's flush")
+ALLOW(MAIN, fdatasync, "a guest's flush; what is frozen")
 ALLOW(MAIN, fallocate, "a guest's discard or write-zeroes")
 ALLOW_IF(EVER | UNSEEN, ioctl, IS(1, BLKROGET), "whether a block device may be written")
 ALLOW(MAIN, io_uring_enter, "the Async engine; each ring is restricted to its disk")
@@ -121,24 +121,27 @@ ALLOW_IF(MAIN, fcntl, ALL(IS(1, F_SETLEASE), IS(2, F_UNLCK)), "to give it back")
 ALLOW(MAIN, signalfd4, "to hear that somebody waits for it")
 
 /* The files of a snapshot, and which pages there are. */
-ALLOW_IF(MAIN, openat,
+ALLOW_IF(EVER, openat,
          ALL(IS(2, O_RDWR | O_CREAT | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), IS(3, 0666)),
-         "what is renamed to a snapshot's files")
+         "what is renamed to a snapshot's files; overlays")
 ALLOW_IF(MAIN, openat,
          ALL(IS(2, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), IS(3, 0666)),
          "a snapshot's files, behind a symbolic link")
-ALLOW_IF(MAIN, openat, IS(2, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "that a snapshot's names last")
+ALLOW_IF(MAIN, openat, IS(2, O_RDONLY | O_DIRECTORY | O_CLOEXEC),
+         "that a snapshot's names last, and an overlay's")
 ALLOW_IF(MAIN, statx, IS(2, AT_SYMLINK_NOFOLLOW), "whether a snapshot's file can be replaced")
 ALLOW(MAIN, geteuid, "the same, in a sticky directory")
 ALLOW(EVER, readlink, "where a link leads that a snapshot is to be behind; the C library's start")
-ALLOW_IF(MAIN, flock, IS(1, LOCK_EX | LOCK_NB), "a snapshot's files, while they are written")
-ALLOW_IF(EVER, flock, IS(1, LOCK_SH | LOCK_NB), "a file that memory is mapped from")
+ALLOW_IF(EVER, flock, IS(1, LOCK_EX | LOCK_NB),
+         "a snapshot's files, while they are written; an overlay")
+ALLOW_IF(EVER, flock, IS(1, LOCK_SH | LOCK_NB), "a file that memory is mapped from; layers")
+ALLOW_IF(START, flock, IS(1, LOCK_UN), "a drive is configured anew with its overlay")
 ALLOW(EVER, fgetxattr, "which snapshot a memory file is of")
 ALLOW_IF(MAIN, fsetxattr, IS(4, 0), "the same, when it is written")
 ALLOW_IF(MAIN, fchmod, HAS_ONLY(1, 0777), "a new file has the permissions of the old one")
-ALLOW(MAIN, ftruncate, "how long a memory file is")
+ALLOW(EVER, ftruncate, "how long a memory file is, and a new overlay")
 ALLOW_IF(MAIN, copy_file_range, IS(5, 0), "pages that a restored guest did not write")
-ALLOW(MAIN, fsync, "a snapshot's files, and their names")
+ALLOW(MAIN, fsync, "a snapshot's files, and their names; an overlay's name")
 ALLOW(MAIN, rename, "a snapshot's files, when they are whole")
 ALLOW(MAIN, mincore, "which pages of guest memory there are")
 ALLOW(MAIN, sysinfo, "whether some may be swapped out")
