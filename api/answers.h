@@ -8,7 +8,7 @@
 #include "vmm/machine/vm.h"
 
 struct api_answer {
-    unsigned status;
+    unsigned status;         /* 0: the answer comes later (struct api_later) */
     bool deprecated;         /* the request used what will go away */
     const char *type;        /* of the body; NULL: JSON */
     struct json_writer body; /* empty for a 204; the caller frees it */

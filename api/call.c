@@ -4,6 +4,7 @@
 
 #include "api/canonical.h"
 #include "api/routes.h"
+#include "api/snapshot_schema.h"
 #include "api/wire/quote.h"
 #include "api/wire/schema.h"
 #include "vmm/base/utf8.h"
@@ -20,6 +21,7 @@ struct api_call {
     const struct api_request *request;
     char id[HTTP_LINE_MAX]; /* of routes that take one */
     struct api_answer *answer;
+    struct api_later *later;
 };
 
 /* Puts the text of a filled *e into that of a body that can't be decoded. */
@@ -62,6 +64,9 @@ static void note_deprecated(struct api_call *c, const struct route *r, const voi
                  old->outdated, old->instead);
 }
 
+static void on_later_end(struct vm_waiter *w, const struct snapshot_created *result,
+                         struct error *e);
+
 static int take_metadata(struct api_call *c, struct action *a, struct error *e)
 {
     a->metadata = canonical_json(c->request->body, c->request->body_length, e);
@@ -93,13 +98,13 @@ static int take_body(struct api_call *c, const struct route *r, struct action *a
     return r->id == ID_NONE ? 0 : check_id(c, r, *(char **)object, e);
 }
 
-static void record_latency(const struct action *a, uint64_t start_us)
+static void record_latency(enum action_kind kind, bool is_diff, uint64_t start_us)
 {
     uint64_t us = monotonic_us() - start_us;
     const char *name;
     metric *latency;
 
-    switch (a->kind) {
+    switch (kind) {
     case ACT_PAUSE:
         name = "pause vm";
         latency = &metrics.latencies_us.pause_vm;
@@ -109,9 +114,9 @@ static void record_latency(const struct action *a, uint64_t start_us)
         latency = &metrics.latencies_us.resume_vm;
         break;
     case ACT_SNAPSHOT_CREATE:
-        name = a->snapshot_create.type ? "create diff snapshot" : "create full snapshot";
-        latency = a->snapshot_create.type ? &metrics.latencies_us.diff_create_snapshot
-                                          : &metrics.latencies_us.full_create_snapshot;
+        name = is_diff ? "create diff snapshot" : "create full snapshot";
+        latency = is_diff ? &metrics.latencies_us.diff_create_snapshot
+                          : &metrics.latencies_us.full_create_snapshot;
         break;
     case ACT_SNAPSHOT_LOAD:
         name = "load snapshot";
@@ -141,16 +146,24 @@ static int act(struct api_call *c, const struct route *r, struct error *e)
 {
     uint64_t start_us = monotonic_us();
     struct action a;
+    bool is_diff;
     int ret;
 
     action_init(&a, r->kind, c->vm);
+    a.waiter = &c->later->waiter;
+    a.waiter->on_end = on_later_end;
     ret = take_body(c, r, &a, e);
+    is_diff = a.snapshot_create.type == SNAPSHOT_TYPE_DIFF;
     if (ret == 0) {
         ret = vm_apply(c->vm, &a, e);
         if (ret == 0)
-            record_latency(&a, start_us);
-        else
+            record_latency(a.kind, is_diff, start_us);
+        else if (ret < 0)
             name_subsystem(c, r, a.kind, e);
+    }
+    if (ret > 0) {
+        c->later->is_diff = is_diff;
+        c->later->start_us = start_us;
     }
     action_fini(&a);
     return ret;
@@ -168,6 +181,8 @@ static int fail_unknown(struct token second, struct error *e)
 static int serve_route(struct api_call *c, const struct route *r, struct token second,
                        struct error *e)
 {
+    int ret;
+
     if (r->count)
         metric_inc(r->count);
     if (r->answer)
@@ -176,11 +191,10 @@ static int serve_route(struct api_call *c, const struct route *r, struct token s
         schema_encode(r->body, (const char *)vm_config(c->vm) + r->at, &c->answer->body);
         return 0;
     }
-    if ((r->is_unknown ? fail_unknown(second, e) : act(c, r, e)) == 0)
-        return 0;
-    if (r->fails)
+    ret = r->is_unknown ? fail_unknown(second, e) : act(c, r, e);
+    if (ret < 0 && r->fails)
         metric_inc(r->fails);
-    return -1;
+    return ret;
 }
 
 /*
@@ -311,21 +325,47 @@ static void fail_answer(struct api_answer *a, const struct error *e)
     json_put(&a->body, "}");
 }
 
-void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer)
+static void conclude(struct api_answer *answer, int ret, const struct error *e)
 {
-    struct api_call call = { .vm = vm, .request = request, .answer = answer };
+    if (ret < 0) {
+        fail_answer(answer, e);
+        return;
+    }
+    answer->status = answer->body.length > 0 ? 200 : 204;
+    log_info("The request was executed successfully. Status code: %s.",
+             answer->status == 200 ? "200 OK" : "204 No Content");
+}
+
+static void on_later_end(struct vm_waiter *w, const struct snapshot_created *result,
+                         struct error *e)
+{
+    struct api_later *l = owner_of(w, struct api_later, waiter);
+    struct api_answer answer = { 0 };
+    struct api_call call = { .answer = &answer };
+
+    if (result) {
+        schema_encode(&snapshot_created_schema, (const char *)result, &answer.body);
+        record_latency(ACT_SNAPSHOT_CREATE, l->is_diff, l->start_us);
+    } else {
+        name_subsystem(&call, route_of(ACT_SNAPSHOT_CREATE), ACT_SNAPSHOT_CREATE, e);
+    }
+    conclude(&answer, result ? 0 : -1, e);
+    l->on_answer(l, &answer);
+}
+
+void api_serve(struct vm *vm, const struct api_request *request, struct api_later *later,
+               struct api_answer *answer)
+{
+    struct api_call call = { .vm = vm, .request = request, .answer = answer, .later = later };
     uint64_t start_us = monotonic_us();
     struct error e;
+    int ret;
 
     PROBE2(api_begin, request->verb, request->path);
     *answer = (struct api_answer){ 0 };
-    if (dispatch(&call, &e) < 0) {
-        fail_answer(answer, &e);
-    } else {
-        answer->status = answer->body.length > 0 ? 200 : 204;
-        log_info("The request was executed successfully. Status code: %s.",
-                 answer->status == 200 ? "200 OK" : "204 No Content");
-    }
+    ret = dispatch(&call, &e);
+    if (ret <= 0)
+        conclude(answer, ret, &e);
     PROBE2(api_end, request->path, answer->status);
     if (answer->deprecated)
         metric_inc(&metrics.deprecated_api.deprecated_http_api_calls);

@@ -18,5 +18,15 @@ struct api_request {
     size_t body_length;
 };
 
-/* Carries a request out, logs it and its result, and fills *answer. */
-void api_serve(struct vm *vm, const struct api_request *request, struct api_answer *answer);
+/* Who waits for the answer to a request that goes on meanwhile. One at a time does. */
+struct api_later {
+    void (*on_answer)(struct api_later *l, struct api_answer *answer);
+    struct vm_waiter waiter;
+    bool is_diff;
+    uint64_t start_us;
+};
+
+/* Carries a request out, logs it and its result, and fills *answer. Where that has no status, it
+ * will be given to later->on_answer(), from the loop or vm_stop(). */
+void api_serve(struct vm *vm, const struct api_request *request, struct api_later *later,
+               struct api_answer *answer);

@@ -24,6 +24,7 @@ struct connection {
     char head[HTTP_HEAD_MAX];
     struct json_writer body;
     size_t head_length, sent;
+    bool waits;   /* for an answer that comes later; nothing is read meanwhile */
     bool is_last; /* the connection is over when it is sent */
     bool is_over; /* it waits for the client's end, unless another client needs the place */
 };
@@ -34,6 +35,8 @@ struct api {
     size_t max_payload;
     struct loop_source listener;
     struct connection *connections[API_CONNECTIONS_MAX];
+    struct api_later later;
+    struct connection *waiting; /* for that; NULL: none does, or it is gone */
 };
 
 static void connection_close(struct connection *c)
@@ -43,6 +46,8 @@ static void connection_close(struct connection *c)
     for (unsigned i = 0; i < API_CONNECTIONS_MAX; i++)
         if (api->connections[i] == c)
             api->connections[i] = NULL;
+    if (api->waiting == c)
+        api->waiting = NULL;
     loop_remove(api->loop, &c->source);
     close(c->source.fd);
     http_reader_fini(&c->reader);
@@ -116,7 +121,12 @@ static void serve_request(struct connection *c)
     struct api_request request = { r->verb, r->path, r->body, r->body_length };
     struct api_answer result;
 
-    api_serve(c->api->vm, &request, &result);
+    api_serve(c->api->vm, &request, &c->api->later, &result);
+    c->waits = result.status == 0;
+    if (c->waits) {
+        c->api->waiting = c;
+        return;
+    }
     c->body = result.body;
     begin_answer(c, result.status, result.deprecated, result.type);
 }
@@ -159,6 +169,8 @@ static int receive_bytes(struct connection *c)
  * request before has left, and no bytes while some are at hand that are not looked at. */
 static int take_turn(struct connection *c)
 {
+    if (c->waits) /* nothing was waited for but the client's end */
+        return -1;
     if (c->is_over)
         return forget_bytes(c);
     if (unsent(c) > 0)
@@ -170,20 +182,44 @@ static int take_turn(struct connection *c)
     return send_rest(c);
 }
 
+/* EPOLLOUT also brings the next turn when bytes are at hand and none may ever come. */
+static void want_next(struct connection *c)
+{
+    const bool is_writer = !c->is_over && (unsent(c) > 0 || http_reader_has_more(&c->reader));
+    const uint32_t want = c->waits ? 0 : is_writer ? EPOLLOUT : EPOLLIN;
+
+    if (want != c->source.want)
+        loop_want(c->api->loop, &c->source, want);
+}
+
 static void on_connection(struct loop_source *src, uint32_t ready)
 {
     struct connection *c = owner_of(src, struct connection, source);
-    uint32_t want;
 
     (void)ready;
-    if (take_turn(c) < 0) {
+    if (take_turn(c) < 0)
         connection_close(c);
+    else
+        want_next(c);
+}
+
+static void on_later_answer(struct api_later *l, struct api_answer *answer)
+{
+    struct api *api = owner_of(l, struct api, later);
+    struct connection *c = api->waiting;
+
+    api->waiting = NULL;
+    if (!c) {
+        json_writer_fini(&answer->body);
         return;
     }
-    /* EPOLLOUT also brings the next turn when bytes are at hand and none may ever come. */
-    want = !c->is_over && (unsent(c) > 0 || http_reader_has_more(&c->reader)) ? EPOLLOUT : EPOLLIN;
-    if (want != src->want)
-        loop_want(c->api->loop, src, want);
+    c->waits = false;
+    c->body = answer->body;
+    begin_answer(c, answer->status, answer->deprecated, answer->type);
+    if (send_rest(c) < 0)
+        connection_close(c);
+    else
+        want_next(c);
 }
 
 static void refuse_connection(int fd)
@@ -300,6 +336,7 @@ struct api *api_open(struct loop *loop, struct vm *vm, const char *path, size_t 
     api->loop = loop;
     api->vm = vm;
     api->max_payload = max_payload;
+    api->later.on_answer = on_later_answer;
     api->listener = (struct loop_source){ fd, EPOLLIN, on_listener };
     ret = loop_add(loop, &api->listener);
     if (ret < 0) {

@@ -30,12 +30,27 @@ static const struct schema_field snapshot_create_fields[] = {
     SCHEMA_FIELD("sync_snapshot_files", BOOL, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(sync)),
     SCHEMA_FIELD("drive_overlays", LIST, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(drive_overlays),
                  .object = &drive_overlay_schema),
+    SCHEMA_FIELD("live", BOOL, SCHEMA_DEFAULT | SCHEMA_NEW, CREATE(live)),
 };
 
 const struct schema snapshot_create_schema = {
     .name = "CreateSnapshotParams",
     .size = sizeof(struct snapshot_create_config),
     SCHEMA_FIELDS(snapshot_create_fields),
+};
+
+#define CREATED(m) offsetof(struct snapshot_created, m)
+
+static const struct schema_field snapshot_created_fields[] = {
+    SCHEMA_FIELD("paused_us", U64, SCHEMA_REQUIRED, CREATED(paused_us)),
+    SCHEMA_FIELD("passes", U64, SCHEMA_REQUIRED, CREATED(passes)),
+    SCHEMA_FIELD("pages_while_paused", U64, SCHEMA_REQUIRED, CREATED(pages_while_paused)),
+};
+
+const struct schema snapshot_created_schema = {
+    .name = "SnapshotCreated",
+    .size = sizeof(struct snapshot_created),
+    SCHEMA_FIELDS(snapshot_created_fields),
 };
 
 static const struct schema_variant backend_types[] = {

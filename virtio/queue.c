@@ -27,8 +27,8 @@ static void store(const struct guest_mem *m, void *to, const void *from, size_t 
 /* Writes guest memory. Pairs with the driver's read barrier after it reads the index (2.7.14). */
 static void put_used_word(struct virtq *q, size_t word, uint16_t value)
 {
-    gmem_wrote_(q->mem, &q->used[word], sizeof(value));
     __atomic_store_n(&q->used[word], value, __ATOMIC_RELEASE);
+    gmem_wrote_(q->mem, &q->used[word], sizeof(value));
 }
 
 int virtq_start(struct virtq *q, const struct guest_mem *m, uint64_t features)

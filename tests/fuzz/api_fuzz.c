@@ -18,11 +18,12 @@ static enum http_verb verb_of(char letter)
 
 static void serve(struct vm *vm, const struct api_request *r)
 {
+    struct api_later later = { 0 };
     struct api_answer answer;
 
     if (strlen(r->path) >= HTTP_LINE_MAX)
         return; /* the framing does not let it through */
-    api_serve(vm, r, &answer);
+    api_serve(vm, r, &later, &answer);
     MUST(answer.status == 200 || answer.status == 204 || answer.status == 400 ||
          answer.status == 413);
     MUST((answer.status == 204) == (answer.body.length == 0));

@@ -44,8 +44,8 @@ def test_buffers_of_the_guest_leave_the_virtqueues_for_the_kernel_only():
 def test_only_two_functions_write_a_used_ring():
     text = sources("virtio")["virtio/queue.c"]
     assert re.findall(r"^.*q->used\[.*$", text, re.M) == [
-        "    gmem_wrote_(q->mem, &q->used[word], sizeof(value));",
         "    __atomic_store_n(&q->used[word], value, __ATOMIC_RELEASE);",
+        "    gmem_wrote_(q->mem, &q->used[word], sizeof(value));",
         "    store(q->mem, &q->used[RING_FIRST + USED_ELEM_WORDS * (st->next_used % st->size)], "
         "&elem,",
     ]

@@ -15,6 +15,7 @@
 static struct loop loop;
 static struct vm *vm;
 static struct api_answer answer;
+static struct api_later later;
 static char disk[] = "/tmp/mayfly-routes-XXXXXX";
 
 static void set_up(void)
@@ -44,7 +45,7 @@ static const char *serve(enum http_verb verb, const char *path, const char *body
     struct api_request request = { verb, path, body, body ? strlen(body) : 0 };
 
     json_writer_fini(&answer.body);
-    api_serve(vm, &request, &answer);
+    api_serve(vm, &request, &later, &answer);
     return answer.body.text ? answer.body.text : "";
 }
 

@@ -116,13 +116,13 @@ Test(snapshot_memory, has_what_may_be_swapped_out)
         cr_skip_test("the file stays in memory");
     set.pages = MEM_PAGES;
     set.words = calloc(MEM_PAGES / 64, sizeof(*set.words));
-    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, false), 0);
+    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, 0, set.pages, false), 0);
     cr_expect_eq(pages_in(), 0);
-    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, true), 0);
+    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, 0, set.pages, true), 0);
     cr_expect_eq(pages_in(), 3, "that, and what it goes on in");
     cr_expect(page_set_has(&set, 5) && page_set_has(&set, 6) && page_set_has(&set, 300));
     memset(set.words, 0, MEM_PAGES / 8);
-    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, true), 0);
+    cr_assert_eq(snapshot_memory_present_(&vm.mem, &set, 0, set.pages, true), 0);
     cr_expect_eq(pages_in(), 3, "that the others were looked at puts nothing into them");
 }
 

@@ -198,7 +198,15 @@ struct snapshot_create_config {
     char *snapshot_path, *mem_file_path;
     enum { SNAPSHOT_TYPE_FULL, SNAPSHOT_TYPE_DIFF } type;
     bool sync;                             /* files are on the disk when it is answered */
+    bool live;                             /* the guest runs meanwhile, but for a moment */
     struct drive_overrides drive_overlays; /* those frozen, and where they go on */
+};
+
+/* What has become of one that was live. */
+struct snapshot_created {
+    uint64_t paused_us; /* the guest stood still, in all */
+    uint64_t passes;    /* over memory, with the one while it stood */
+    uint64_t pages_while_paused;
 };
 
 /* What is asked of one that is loaded. */

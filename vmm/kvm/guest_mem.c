@@ -234,11 +234,45 @@ uint64_t gmem_page_of(const struct guest_mem *m, gpa_t at)
     return page + (at.v - m->regions[i].start) / GMEM_PAGE_BYTES;
 }
 
+uint8_t *gmem_page_host_(const struct guest_mem *m, uint64_t page, uint64_t *count)
+{
+    const struct gmem_region *r = m->regions;
+
+    while (page >= r->bytes / GMEM_PAGE_BYTES)
+        page -= r++->bytes / GMEM_PAGE_BYTES;
+    *count = r->bytes / GMEM_PAGE_BYTES - page;
+    return r->host + page * GMEM_PAGE_BYTES;
+}
+
+gpa_t gmem_page_at(const struct guest_mem *m, uint64_t page)
+{
+    const struct gmem_region *r = m->regions;
+
+    while (page >= r->bytes / GMEM_PAGE_BYTES)
+        page -= r++->bytes / GMEM_PAGE_BYTES;
+    return gpa(r->start + page * GMEM_PAGE_BYTES);
+}
+
 int gmem_track_writes(struct guest_mem *m)
 {
     // NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): there are 256 pages at least
     m->written = calloc(gmem_pages(m) / 64, sizeof(*m->written));
     return m->written ? 0 : -ENOMEM;
+}
+
+void gmem_forget_writes(struct guest_mem *m)
+{
+    free(m->written);
+    m->written = NULL;
+}
+
+void gmem_take_written(struct guest_mem *m, uint64_t *words)
+{
+    const uint64_t count = gmem_pages(m) / 64;
+
+    for (uint64_t i = 0; i < count; i++)
+        if (__atomic_load_n(&m->written[i], __ATOMIC_RELAXED))
+            words[i] |= __atomic_exchange_n(&m->written[i], 0, __ATOMIC_SEQ_CST);
 }
 
 void gmem_mark_(const struct guest_mem *m, const void *host, size_t n)
@@ -250,6 +284,8 @@ void gmem_mark_(const struct guest_mem *m, const void *host, size_t n)
          i++)
         first += m->regions[i].bytes / GMEM_PAGE_BYTES;
     page = first + offset / GMEM_PAGE_BYTES;
+    /* The bytes are there before a mark that is set already is seen: who takes that, takes them. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     for (const uint64_t end = first + (offset + n + GMEM_PAGE_BYTES - 1) / GMEM_PAGE_BYTES;
          page < end; page++) {
         uint64_t *word = &m->written[page / 64];
@@ -393,20 +429,18 @@ int gmem_load_file(struct guest_mem *m, gpa_t at, int fd, uint64_t offset, uint6
 int gmem_lay_pages(struct guest_mem *m, uint64_t page, uint64_t count, int fd, bool maps,
                    struct error *e)
 {
-    uint64_t skip = page * GMEM_PAGE_BYTES, offset = skip, bytes = count * GMEM_PAGE_BYTES;
-
-    for (const struct gmem_region *r = m->regions; bytes; skip -= r++->bytes) {
+    while (count) {
+        const uint64_t offset = page * GMEM_PAGE_BYTES;
         uint64_t n;
+        uint8_t *host = gmem_page_host_(m, page, &n);
 
-        if (skip >= r->bytes)
-            continue;
-        n = bytes < r->bytes - skip ? bytes : r->bytes - skip;
-        if (!(maps && map_over(r->host + skip, n, fd, offset) == 0) &&
-            read_all(r->host + skip, fd, offset, n, e) < 0)
+        if (n > count)
+            n = count;
+        if (!(maps && map_over(host, n * GMEM_PAGE_BYTES, fd, offset) == 0) &&
+            read_all(host, fd, offset, n * GMEM_PAGE_BYTES, e) < 0)
             return -1;
-        skip += n;
-        offset += n;
-        bytes -= n;
+        page += n;
+        count -= n;
     }
     return 0;
 }

@@ -86,13 +86,24 @@ must_check int gmem_write_(struct guest_mem *m, gpa_t at, const void *src, size_
 uint64_t gmem_pages(const struct guest_mem *m);
 uint64_t gmem_page_of(const struct guest_mem *m, gpa_t at);
 
+/* The other way. With the host's address, and how many pages follow in the same region, this one
+ * included: for vmm/snapshot, which hands them to the kernel. */
+gpa_t gmem_page_at(const struct guest_mem *m, uint64_t page);
+uint8_t *gmem_page_host_(const struct guest_mem *m, uint64_t page, uint64_t *count);
+
 /* From now on each page that the VMM itself writes, or lets the kernel write for a device, is
  * marked in m->written: one bit a page, in their order. The guest's own writes are KVM's to know.
- * Before there is another thread; until gmem_fini(). 0 or -ENOMEM. */
+ * While no other thread runs that writes guest memory; until gmem_forget_writes(), likewise, or
+ * gmem_fini(). 0 or -ENOMEM. */
 must_check int gmem_track_writes(struct guest_mem *m);
+void gmem_forget_writes(struct guest_mem *m);
 
-/* Marks the pages of n bytes at a host address (of gmem_host_()), which was or will be written.
- * Who writes by such an address says so, and does before the guest hears of it. Any thread. */
+/* Adds the marks to words, one bit a page, and takes them away. */
+void gmem_take_written(struct guest_mem *m, uint64_t *words);
+
+/* Marks the pages of n bytes at a host address (of gmem_host_()), which was written: who copies
+ * memory while its guest runs may have taken a page before. Who writes by such an address says so.
+ * Any thread. */
 void gmem_mark_(const struct guest_mem *m, const void *host, size_t n);
 static inline void gmem_wrote_(const struct guest_mem *m, const void *host, size_t n)
 {

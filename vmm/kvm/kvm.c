@@ -115,16 +115,13 @@ static int keep_log(const struct kvm *k, struct error *e)
     return 0;
 }
 
-int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
-                   struct error *e)
+int kvm_track_dirty(const struct kvm *k, const struct guest_mem *m, bool on, struct error *e)
 {
-    if (track_dirty && keep_log(k, e) < 0)
-        return -1;
     for (unsigned i = 0; i < m->region_count; i++) {
         const struct gmem_region *r = &m->regions[i];
         struct kvm_userspace_memory_region slot = {
             .slot = i,
-            .flags = track_dirty ? KVM_MEM_LOG_DIRTY_PAGES : 0,
+            .flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0,
             .guest_phys_addr = r->start,
             .memory_size = r->bytes,
             .userspace_addr = (uintptr_t)gmem_host_(m, gpa(r->start), r->bytes),
@@ -135,6 +132,14 @@ int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_di
                            (unsigned long long)r->bytes, (unsigned long long)r->start);
     }
     return 0;
+}
+
+/* How the log is read is said at once: a guest that runs may have one for a while, and is not to
+ * need more of KVM for that. */
+int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
+                   struct error *e)
+{
+    return keep_log(k, e) < 0 ? -1 : kvm_track_dirty(k, m, track_dirty, e);
 }
 
 // NOLINTNEXTLINE(readability-non-const-parameter): the kernel writes it

@@ -33,12 +33,16 @@ void kvm_close(struct kvm *k);
 must_check int kvm_add_memory(const struct kvm *k, const struct guest_mem *m, bool track_dirty,
                               struct error *e);
 
+/* Turns the log on, which is empty then, or off; the guest may run. */
+must_check int kvm_track_dirty(const struct kvm *k, const struct guest_mem *m, bool on,
+                               struct error *e);
+
 /* Reads the log: one bit a page, in gmem_page_of()'s order, each region's a whole number of words.
- * Nothing is forgotten by that. No vCPU runs. */
+ * Nothing is forgotten by that. */
 must_check int kvm_get_dirty(const struct kvm *k, const struct guest_mem *m, uint64_t *words,
                              struct error *e);
 
-/* Forgets those pages. */
+/* Forgets those pages, until they are written again. The guest may run. */
 must_check int kvm_clear_dirty(const struct kvm *k, const struct guest_mem *m,
                                const uint64_t *words, struct error *e);
 

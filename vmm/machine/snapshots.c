@@ -4,14 +4,27 @@
 
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
+#include "vmm/base/metrics.h"
 #include "vmm/machine/restore.h"
 #include "vmm/snapshot/files.h"
+
+void snapshots_log_created(bool is_diff, uint64_t start_us)
+{
+    const uint64_t us = monotonic_us() - start_us;
+
+    metric_set(is_diff ? &metrics.latencies_us.vmm_diff_create_snapshot
+                       : &metrics.latencies_us.vmm_full_create_snapshot,
+               us);
+    log_info("'create %s snapshot' VMM action took %llu us.", is_diff ? "diff" : "full",
+             (unsigned long long)us);
+}
 
 static int save_files(struct machine *m, const struct vm_config *config,
                       const struct snapshot_create_config *c, struct error *e)
 {
     const struct snapshot_files files = { c->snapshot_path, c->mem_file_path, c->sync };
     const enum snapshot_kind kind = c->type == SNAPSHOT_TYPE_DIFF ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
+    const uint64_t start_us = monotonic_us();
     struct saved *s = saved_new();
     autofree uint8_t *state = NULL;
     size_t bytes;
@@ -25,6 +38,8 @@ static int save_files(struct machine *m, const struct vm_config *config,
         ret = saved_encode(s, &state, &bytes, e);
     if (ret == 0)
         ret = snapshot_files_write(&files, &m->pages, kind, &s->name, state, bytes, e);
+    if (ret == 0)
+        snapshots_log_created(kind == SNAPSHOT_DIFF, start_us);
     saved_free(s);
     return ret;
 }

@@ -11,6 +11,9 @@
 must_check int snapshots_create(struct machine *m, struct vm_config *config,
                                 const struct snapshot_create_config *c, struct error *e);
 
+/* Says how long it took, in the log and the metrics. */
+void snapshots_log_created(bool is_diff, uint64_t start_us);
+
 /* Makes a machine from a snapshot, as machine_restore() does, opens what it works on, and puts what
  * it is into *config, of which log, metrics and console stay. filter is for a thread of the
  * memory's (uffd.h). On failure (-1) nothing is open and the configuration is as it was. */

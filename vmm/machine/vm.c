@@ -12,6 +12,7 @@
 #include "vmm/base/timeline.h"
 #include "vmm/boot/cmdline.h"
 #include "vmm/machine/live.h"
+#include "vmm/machine/live_snapshot.h"
 #include "vmm/machine/machine.h"
 #include "vmm/machine/metadata.h"
 #include "vmm/machine/snapshots.h"
@@ -26,6 +27,8 @@ struct vm {
     struct mmds_store metadata;
     struct machine *machine;      /* NULL until started */
     struct loop_source guest_end; /* machine->end.event_fd */
+    struct live_snapshot *live;   /* that is being made; NULL: none is */
+    struct vm_waiter *waiter;     /* for that */
 };
 
 struct vm *vm_new(struct loop *loop, const struct vm_options *options)
@@ -325,27 +328,36 @@ static int resume_vm(struct vm *vm, struct action *a, struct error *e)
     return 0;
 }
 
+static void on_live_end(void *whose, const struct snapshot_created *result, struct error *e)
+{
+    struct vm *vm = whose;
+
+    vm->live = NULL;
+    vm->waiter->on_end(vm->waiter, result, e);
+}
+
+static int create_live(struct vm *vm, struct action *a, struct error *e)
+{
+    vm->live =
+        live_snapshot_begin(vm->machine, &vm->config, &a->snapshot_create, on_live_end, vm, e);
+    vm->waiter = a->waiter;
+    return vm->live ? 1 : -1;
+}
+
 static int create_snapshot(struct vm *vm, struct action *a, struct error *e)
 {
     const struct snapshot_create_config *c = &a->snapshot_create;
-    const bool is_diff = c->type == SNAPSHOT_TYPE_DIFF;
-    uint64_t start_us = monotonic_us();
 
-    if (vm->state == VM_RUNNING)
+    if (vm->live)
+        return fail(e, ERR_INVALID,
+                    "Cannot save the microVM state: a live snapshot of it is being made");
+    if (vm->state == VM_RUNNING && !c->live)
         return fail(e, ERR_INVALID,
                     "Cannot save the microVM state: Operation not allowed: save/restore "
                     "unavailable while running");
-    if (is_diff)
+    if (c->type == SNAPSHOT_TYPE_DIFF)
         log_warn("Diff snapshots are in developer preview.");
-    if (snapshots_create(vm->machine, &vm->config, c, e) < 0)
-        return -1;
-    if (is_diff)
-        log_duration("create diff snapshot", &metrics.latencies_us.vmm_diff_create_snapshot,
-                     start_us);
-    else
-        log_duration("create full snapshot", &metrics.latencies_us.vmm_full_create_snapshot,
-                     start_us);
-    return 0;
+    return c->live ? create_live(vm, a, e) : snapshots_create(vm->machine, &vm->config, c, e);
 }
 
 static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct error *e)
@@ -501,6 +513,8 @@ void vm_stop(struct vm *vm)
     console_cooked();
     if (!vm->machine)
         return;
+    if (vm->live)
+        live_snapshot_abort(vm->live, "The microVM has ended before its live snapshot");
     machine_hold(vm->machine);
     for (unsigned i = 0; i < vm->config.drives.count; i++) {
         const struct drive_config *d = &vm->config.drives.items[i];

@@ -50,6 +50,12 @@ enum action_kind {
     ACTIONS
 };
 
+/* Who waits for what goes on after vm_apply(). */
+struct vm_waiter {
+    /* It is done; or result NULL: it is not, and e says why. From the loop, or from vm_stop(). */
+    void (*on_end)(struct vm_waiter *w, const struct snapshot_created *result, struct error *e);
+};
+
 /* One request to change the VM. vm_apply() takes over the strings it keeps and clears them here;
  * the caller frees what is left with action_fini(). */
 struct action {
@@ -59,6 +65,7 @@ struct action {
     struct net_patch net_patch;     /* ACT_PATCH_NET */
     char *metadata; /* ACT_PUT_MMDS, ACT_PATCH_MMDS: the canonical text of a value, or of a patch */
     struct snapshot_create_config snapshot_create;
+    struct vm_waiter *waiter; /* for one that is live; borrowed until on_end() */
     struct snapshot_load_config snapshot_load;
 };
 
@@ -82,7 +89,8 @@ void action_init(struct action *a, enum action_kind kind, const struct vm *vm);
 void action_fini(struct action *a);
 
 /* Carries out an action. 0, or -1 with nothing changed and a text for the client, which may put the
- * name of the subsystem before it. ERR_STATE: the action is not allowed in this state. */
+ * name of the subsystem before it. ERR_STATE: the action is not allowed in this state. 1: it goes
+ * on, and the waiter will hear of its end. */
 must_check int vm_apply(struct vm *vm, struct action *a, struct error *e);
 
 /* Frees a VM that was never started, with all it opened. (One that ran goes with its process.) */

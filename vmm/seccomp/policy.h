@@ -67,8 +67,8 @@ ALLOW(EVER, epoll_wait, "the event loop")
 ALLOW(EVER, epoll_ctl, "the event loop")
 ALLOW(START, epoll_create1, "the event loop")
 ALLOW(START, eventfd2, "queues, interrupts, the guest's end")
-ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics, copying ahead")
-ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics, copying ahead")
+ALLOW(EVER, timerfd_create, "rate limiters, periodic metrics, copying ahead, live snapshots")
+ALLOW(EVER, timerfd_settime, "rate limiters, periodic metrics, copying ahead, live snapshots")
 ALLOW(VCPU, timerfd_settime, "vsock is reset: the event loop takes it from there")
 ALLOW(EVER, read, "eventfds, timers, the console's input; configuration files")
 
@@ -142,12 +142,18 @@ ALLOW_IF(MAIN, fchmod, HAS_ONLY(1, 0777), "a new file has the permissions of the
 ALLOW(EVER, ftruncate, "how long a memory file is, and a new overlay")
 ALLOW_IF(MAIN, copy_file_range, IS(5, 0), "pages that a restored guest did not write")
 ALLOW(MAIN, fsync, "a snapshot's files, and their names; an overlay's name")
+ALLOW_IF(MAIN, sync_file_range, IS(3, SYNC_FILE_RANGE_WRITE), "a live snapshot: memory's pages")
+ALLOW_IF(MAIN, sync_file_range,
+         IS(3, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER),
+         "a live snapshot: those before")
 ALLOW(MAIN, rename, "a snapshot's files, when they are whole")
 ALLOW(MAIN, mincore, "which pages of guest memory there are")
 ALLOW(MAIN, sysinfo, "whether some may be swapped out")
 ALLOW_IF(START, ioctl, IS(1, KVM_ENABLE_CAP), "how KVM's log of written pages is read")
 ALLOW_IF(MAIN, ioctl, IS(1, KVM_GET_DIRTY_LOG), "which pages the guest wrote")
 ALLOW_IF(MAIN, ioctl, IS(1, KVM_CLEAR_DIRTY_LOG), "which are in a snapshot")
+ALLOW_IF(MAIN, ioctl, IS(1, KVM_SET_USER_MEMORY_REGION),
+         "a live snapshot: the log is kept for a while")
 
 /* Memory: never executable. */
 ALLOW(EVER, brk, "the heap")

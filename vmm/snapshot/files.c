@@ -21,10 +21,11 @@ struct snapshot_pair {
     struct snapshot_mark mark; /* of the memory file to be */
     struct snapshot_chain old; /* memory's old file, as one that has the rest of the pages */
     const struct snapshot_chain *rest; /* what has those that are not written; NULL: nothing */
-    int mapped_fd;        /* by which guest memory is mapped from the old file; -1: it isn't */
-    bool is_full, merges; /* merges: into pages that are there */
-    bool has_marks;       /* the file system of memory does */
-    bool is_locked;       /* the old file, by whatever descriptor */
+    int mapped_fd;            /* by which guest memory is mapped from the old file; -1: it isn't */
+    bool is_full, merges;     /* merges: into pages that are there */
+    bool has_marks;           /* the file system of memory does */
+    off_t pushed, pushed_end; /* what is on its way to the disk */
+    bool is_locked;           /* the old file, by whatever descriptor */
 };
 
 static int write_state(const struct snapshot_pair *p, struct error *e)
@@ -341,6 +342,37 @@ int snapshot_pair_write(struct snapshot_pair *p, const struct page_set *set, boo
 {
     const int ret =
         snapshot_pages_write(p->memory.fd, p->m->mem, set, is_first ? p->rest : NULL, from, to);
+
+    return ret < 0 ? fail_os(e, -ret, "Cannot write memory file") : 0;
+}
+
+int snapshot_pair_push(struct snapshot_pair *p, uint64_t from, uint64_t to, struct error *e)
+{
+    const off_t bytes = p->pushed_end - p->pushed;
+
+    if (!p->f.sync)
+        return 0;
+    if (bytes && sync_file_range(p->memory.fd, p->pushed, bytes,
+                                 SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                     SYNC_FILE_RANGE_WAIT_AFTER) < 0)
+        return half_fail(e, errno, "sync_all", &p->memory);
+    p->pushed = (off_t)(from * GMEM_PAGE_BYTES);
+    p->pushed_end = (off_t)(to * GMEM_PAGE_BYTES);
+    return sync_file_range(p->memory.fd, p->pushed, p->pushed_end - p->pushed,
+                           SYNC_FILE_RANGE_WRITE) < 0
+               ? half_fail(e, errno, "sync_all", &p->memory)
+               : 0;
+}
+
+int snapshot_pair_sync(struct snapshot_pair *p, struct error *e)
+{
+    return half_sync(&p->memory, p->f.sync, e);
+}
+
+int snapshot_pair_put(struct snapshot_pair *p, const struct page_set *set, uint8_t *bytes,
+                      struct error *e)
+{
+    const int ret = snapshot_pages_put(p->memory.fd, set, bytes);
 
     return ret < 0 ? fail_os(e, -ret, "Cannot write memory file") : 0;
 }

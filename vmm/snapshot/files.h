@@ -60,6 +60,18 @@ must_check struct snapshot_pair *snapshot_pair_begin(const struct snapshot_files
 must_check int snapshot_pair_write(struct snapshot_pair *p, const struct page_set *set,
                                    bool is_first, uint64_t from, uint64_t to, struct error *e);
 
+/* Of what was written of those pages, and before: has them on their way to the disk, and waits for
+ * those that were on it before. */
+must_check int snapshot_pair_push(struct snapshot_pair *p, uint64_t from, uint64_t to,
+                                  struct error *e);
+
+/* What was written of memory is on the disk. */
+must_check int snapshot_pair_sync(struct snapshot_pair *p, struct error *e);
+
+/* Writes pages that were copied (snapshot_pages_take()). */
+must_check int snapshot_pair_put(struct snapshot_pair *p, const struct page_set *set,
+                                 uint8_t *bytes, struct error *e);
+
 /* All is written but the state. */
 must_check int snapshot_pair_end(struct snapshot_pair *p, const void *state, size_t bytes,
                                  struct error *e);

@@ -44,6 +44,11 @@ int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem *mem, const
     return 0;
 }
 
+int snapshot_memory_watch(const struct snapshot_memory *s, bool on, struct error *e)
+{
+    return s->logs ? 0 : kvm_track_dirty(s->kvm, s->mem, on, e);
+}
+
 void snapshot_memory_close(struct snapshot_memory *s)
 {
     snapshot_chain_close(&s->files);
@@ -82,48 +87,42 @@ static bool is_zero(const uint8_t *page)
     return any == 0;
 }
 
-/* Adds the pages of a region that the host has memory for. What is swapped out has none: where that
- * may be, all are looked at instead. (Of one that was never touched that makes the host's one page
- * of zeros, which is nobody's memory, but would count as the guest's if the host were asked again.)
- * 0 or -errno. */
-static int add_present(struct page_set *set, uint64_t first, const struct gmem_region *r,
-                       bool may_be_swapped)
+/* Of what a start mapped from files, the host says what the file has in memory. */
+static void add_file_parts(const struct guest_mem *mem, struct page_set *set, uint64_t from,
+                           uint64_t to)
+{
+    for (unsigned i = 0; i < mem->file_part_count; i++) {
+        const struct gmem_file_part *part = &mem->file_parts[i];
+        const uint64_t first = gmem_page_of(mem, part->at);
+        const uint64_t end = first + part->bytes / GMEM_PAGE_BYTES;
+
+        for (uint64_t page = first < from ? from : first; page < end && page < to; page++)
+            page_set_add(set, page);
+    }
+}
+
+/* What is swapped out has no memory: where that may be, all are looked at instead. (Of one that was
+ * never touched that makes the host's one page of zeros, which is nobody's memory, but would count
+ * as the guest's if the host were asked again.) */
+int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set, uint64_t from,
+                             uint64_t to, bool may_be_swapped)
 {
     unsigned char is_present[PAGES_ASKED];
-    const uint64_t pages = r->bytes / GMEM_PAGE_BYTES;
 
-    for (uint64_t from = 0; from < pages; from += PAGES_ASKED) {
-        const uint64_t n = pages - from < PAGES_ASKED ? pages - from : PAGES_ASKED;
-        const uint8_t *host = r->host + from * GMEM_PAGE_BYTES;
+    for (uint64_t page = from, n; page < to; page += n) {
+        const uint8_t *host = gmem_page_host_(mem, page, &n);
 
+        if (n > to - page)
+            n = to - page;
+        if (n > PAGES_ASKED)
+            n = PAGES_ASKED;
         if (!may_be_swapped && mincore((void *)host, n * GMEM_PAGE_BYTES, is_present) < 0)
             return -errno;
         for (uint64_t i = 0; i < n; i++)
             if (may_be_swapped ? !is_zero(host + i * GMEM_PAGE_BYTES) : is_present[i] & 1)
-                page_set_add(set, first + from + i);
+                page_set_add(set, page + i);
     }
-    return 0;
-}
-
-int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set, bool may_be_swapped)
-{
-    uint64_t first = 0;
-
-    for (unsigned i = 0; i < mem->region_count; i++) {
-        int ret = add_present(set, first, &mem->regions[i], may_be_swapped);
-
-        if (ret < 0)
-            return ret;
-        first += mem->regions[i].bytes / GMEM_PAGE_BYTES;
-    }
-    /* Of what a start mapped from files, the host says what the file has in memory. */
-    for (unsigned i = 0; i < mem->file_part_count; i++) {
-        const struct gmem_file_part *part = &mem->file_parts[i];
-        const uint64_t page = gmem_page_of(mem, part->at);
-
-        for (uint64_t n = 0; n < part->bytes / GMEM_PAGE_BYTES; n++)
-            page_set_add(set, page + n);
-    }
+    add_file_parts(mem, set, from, to);
     return 0;
 }
 
@@ -135,22 +134,23 @@ static bool host_swaps(void)
     return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
 }
 
-static int ask_present(const struct snapshot_memory *s, bool may_be_swapped, struct page_set *set,
-                       struct error *e)
+static int ask_present(const struct snapshot_memory *s, struct page_set *set, uint64_t from,
+                       uint64_t to, bool may_be_swapped, struct error *e)
 {
-    const int ret = snapshot_memory_present_(s->mem, set, may_be_swapped);
+    const int ret = snapshot_memory_present_(s->mem, set, from, to, may_be_swapped);
 
     return ret < 0 ? fail_os(e, -ret, "cannot tell which pages of guest memory there are") : 0;
 }
 
-static int present_pages(const struct snapshot_memory *s, struct page_set *set, struct error *e)
+int snapshot_memory_find_(const struct snapshot_memory *s, struct page_set *set, uint64_t from,
+                          uint64_t to, struct error *e)
 {
-    const int ret = ask_present(s, false, set, e);
+    const int ret = ask_present(s, set, from, to, false, e);
 
     if (ret < 0 || s->mem->hugetlb || !host_swaps())
         return ret;
-    memset(set->words, 0, set->pages / 8);
-    return ask_present(s, true, set, e);
+    memset(&set->words[from / 64], 0, (to - from) / 8);
+    return ask_present(s, set, from, to, true, e);
 }
 
 /* Those that changed since what a Diff is relative to. */
@@ -162,15 +162,24 @@ static int changed_pages(const struct snapshot_memory *s, struct page_set *set, 
     return 0;
 }
 
+enum snapshot_content snapshot_memory_content_(const struct snapshot_memory *s,
+                                               enum snapshot_kind kind)
+{
+    if (s->source == SNAPSHOT_SOURCE_UFFD && kind == SNAPSHOT_FULL)
+        return SNAPSHOT_ALL;
+    if (!s->logs || (s->source == SNAPSHOT_SOURCE_BOOT && (s->is_whole || kind == SNAPSHOT_FULL)))
+        return SNAPSHOT_PRESENT;
+    return SNAPSHOT_CHANGED;
+}
+
 static int fill_set(const struct snapshot_memory *s, enum snapshot_kind kind, struct page_set *set,
                     struct error *e)
 {
-    if (s->source == SNAPSHOT_SOURCE_UFFD && kind == SNAPSHOT_FULL) {
-        memset(set->words, 0xff, set->pages / 8);
-        return 0;
+    switch (snapshot_memory_content_(s, kind)) {
+    case SNAPSHOT_ALL: memset(set->words, 0xff, set->pages / 8); return 0;
+    case SNAPSHOT_PRESENT: return snapshot_memory_find_(s, set, 0, set->pages, e);
+    case SNAPSHOT_CHANGED: break;
     }
-    if (!s->logs || (s->source == SNAPSHOT_SOURCE_BOOT && (s->is_whole || kind == SNAPSHOT_FULL)))
-        return present_pages(s, set, e);
     if (changed_pages(s, set, e) < 0)
         return -1;
     if (kind == SNAPSHOT_FULL && s->past)
@@ -221,7 +230,7 @@ int snapshot_memory_fetch(const struct snapshot_memory *s, enum snapshot_kind ki
     int ret = -1;
 
     if (snapshot_memory_pages(s, kind, &missing, e) == 0 && new_set(s, &there, e) == 0 &&
-        ask_present(s, false, &there, e) == 0) {
+        ask_present(s, &there, 0, there.pages, false, e) == 0) {
         for (uint64_t i = 0; i < missing.pages / 64; i++)
             missing.words[i] &= ~there.words[i];
         ret = fetch_set(s->mem, &missing, u, e);

@@ -1,10 +1,11 @@
 /*
  * Which pages of guest memory a snapshot holds.
  *
- * For the main thread, while no guest and no device writes (the VM is paused and drained). A page
- * is known to have changed from KVM's dirty log together with the VMM's own marks
- * (gmem_track_writes()); without them, a page that the host has no memory for has never been
- * touched. Nothing here brings a page into memory but snapshot_memory_fetch().
+ * For the main thread, while no guest and no device writes (the VM is paused and drained; passes.h
+ * is for others). A page is known to have changed from KVM's dirty log together with the VMM's own
+ * marks (gmem_track_writes()); without them, a page that the host has no memory for has never been
+ * touched. Nothing here brings a page into memory but
+ * snapshot_memory_fetch().
  */
 #pragma once
 
@@ -62,6 +63,11 @@ must_check int snapshot_memory_open(struct snapshot_memory *s, struct guest_mem 
                                     struct snapshot_chain *files, const struct uuid *base,
                                     struct error *e);
 
+/* Has KVM's log kept, or no longer, for as long as somebody copies memory while its guest runs
+ * (passes.h); the VMM's marks are the caller's (gmem_track_writes()). Does nothing where s->logs
+ * says that both are kept anyway. */
+must_check int snapshot_memory_watch(const struct snapshot_memory *s, bool on, struct error *e);
+
 /* Gives all back, the files too. Works on a zeroed object. */
 void snapshot_memory_close(struct snapshot_memory *s);
 
@@ -84,8 +90,20 @@ must_check int snapshot_memory_fetch(const struct snapshot_memory *s, enum snaps
 void snapshot_memory_written(struct snapshot_memory *s, const struct page_set *set,
                              const struct uuid *name);
 
-/* For snapshot_memory_pages() and its test: adds the pages that hold something. may_be_swapped:
- * what the host has no memory for may still have been written to, and so each is looked at. 0 or
- * -errno. */
+/* For passes.c: what a file of this kind holds. */
+enum snapshot_content {
+    SNAPSHOT_ALL,
+    SNAPSHOT_PRESENT, /* what has ever been touched */
+    SNAPSHOT_CHANGED, /* what has changed, and for a Full what had before */
+};
+enum snapshot_content snapshot_memory_content_(const struct snapshot_memory *s,
+                                               enum snapshot_kind kind);
+
+/* Adds those of the pages [from, to) that hold something. */
+must_check int snapshot_memory_find_(const struct snapshot_memory *s, struct page_set *set,
+                                     uint64_t from, uint64_t to, struct error *e);
+
+/* For that and its test. may_be_swapped: what the host has no memory for may still have been
+ * written to, and so each is looked at. 0 or -errno. */
 must_check int snapshot_memory_present_(const struct guest_mem *mem, struct page_set *set,
-                                        bool may_be_swapped);
+                                        uint64_t from, uint64_t to, bool may_be_swapped);

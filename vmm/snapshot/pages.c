@@ -1,17 +1,8 @@
 #include "vmm/snapshot/pages.h"
 
+#include <string.h>
+
 #include "vmm/snapshot/sparse.h"
-
-/* Where a page lies, and how many follow it in the same region. */
-static uint8_t *host_of_page(const struct guest_mem *mem, uint64_t page, uint64_t *behind)
-{
-    const struct gmem_region *r = mem->regions;
-
-    while (page >= r->bytes / GMEM_PAGE_BYTES)
-        page -= r++->bytes / GMEM_PAGE_BYTES;
-    *behind = r->bytes / GMEM_PAGE_BYTES - page;
-    return r->host + page * GMEM_PAGE_BYTES;
-}
 
 static int write_pages(int fd, const struct guest_mem *mem, uint64_t page, uint64_t count)
 {
@@ -19,7 +10,7 @@ static int write_pages(int fd, const struct guest_mem *mem, uint64_t page, uint6
 
     while (count && !ret) {
         uint64_t n;
-        uint8_t *host = host_of_page(mem, page, &n);
+        uint8_t *host = gmem_page_host_(mem, page, &n);
 
         if (n > count)
             n = count;
@@ -69,6 +60,32 @@ int snapshot_pages_write(int fd, const struct guest_mem *mem, const struct page_
         if (!ret)
             ret = write_pages(fd, mem, first, end - first);
         from = end;
+    }
+    return ret;
+}
+
+void snapshot_pages_take(const struct guest_mem *mem, const struct page_set *set, uint8_t *bytes)
+{
+    for (uint64_t page = 0; (page = next_page(set, page, set->pages, true)) < set->pages; page++) {
+        uint64_t behind;
+
+        memcpy(bytes, gmem_page_host_(mem, page, &behind), GMEM_PAGE_BYTES);
+        bytes += GMEM_PAGE_BYTES;
+    }
+}
+
+int snapshot_pages_put(int fd, const struct page_set *set, uint8_t *bytes)
+{
+    uint64_t page = 0;
+    int ret = 0;
+
+    while ((page = next_page(set, page, set->pages, true)) < set->pages && !ret) {
+        const uint64_t end = next_page(set, page, set->pages, false);
+        const uint64_t n = (end - page) * GMEM_PAGE_BYTES;
+
+        ret = sparse_write(fd, bytes, n, page * GMEM_PAGE_BYTES);
+        bytes += n;
+        page = end;
     }
     return ret;
 }
