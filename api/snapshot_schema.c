@@ -157,8 +157,6 @@ static int check_load(const void *object, struct error *e)
     if (!c->mem_file_path && !c->backend.path)
         return fail(e, ERR_INVALID,
                     "missing field: either `mem_backend` or `mem_file_path` is required");
-    if (c->backend.type != MEM_BACKEND_FILE && c->backend.layers.count > 0)
-        return fail(e, ERR_INVALID, "`layers` are for a backend of type `File`");
     return 0;
 }
 

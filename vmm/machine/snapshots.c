@@ -175,15 +175,17 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
 
 /* Said now, for whoever asks later why a guest stands still. */
 static int open_memory_uffd(struct guest_mem *mem, struct snapshot_origin *origin,
-                            const struct machine_config *machine, const char *path,
+                            const struct machine_config *machine, const struct mem_backend *backend,
                             const struct sock_fprog *filter, struct error *e)
 {
     char who[192];
 
+    if (backend->layers.count > 0)
+        return fail(e, ERR_INVALID, "`layers` are for a backend of type `File`");
     if (gmem_init(mem, machine->mem_size_mib, machine->huge_pages, e) < 0)
         return -1;
     origin->source = SNAPSHOT_SOURCE_UFFD;
-    origin->uffd = uffd_open(mem, path, filter, e);
+    origin->uffd = uffd_open(mem, backend->path, filter, e);
     if (!origin->uffd) {
         gmem_fini(mem);
         return -1;
@@ -199,7 +201,7 @@ static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin, co
     int ret;
 
     if (c->backend.path && c->backend.type == MEM_BACKEND_UFFD)
-        return open_memory_uffd(mem, origin, &s->config.machine, c->backend.path, filter, e) < 0
+        return open_memory_uffd(mem, origin, &s->config.machine, &c->backend, filter, e) < 0
                    ? fail_within(e, "Failed to load guest memory")
                    : 0;
     ret = open_memory_files(mem, origin, s, c, e);
