@@ -30,7 +30,7 @@ TestSuite(snapshot_killed, .init = make_quick_directory, .fini = remove_pairs, .
  * A create that is ended before each of its system calls.
  */
 
-enum how { FULL_NEW, FULL_OVER_OLD, DIFF_IN_PLACE, DIFF_OF_LOADED };
+enum how { FULL_NEW, FULL_OVER_OLD, DIFF_IN_PLACE, DIFF_OF_LOADED, LIVE_FULL, LIVE_DIFF };
 enum found { REFUSED, OLD, NEW, MIXED };
 
 /* What memory has before and at the second snapshot: runs of pages. */
@@ -46,15 +46,25 @@ static void fill_memory(struct saved_vm *filled, bool is_new)
             write_page(filled, page, content(page, is_new));
 }
 
+static void end_filling(struct saved_vm *filled)
+{
+    write_page(filled, 40, '\0');
+    fill_memory(filled, true);
+}
+
 /* In a process of its own: up to the stop, all that a create finds. */
 static void create_traced(enum how how)
 {
     const struct snapshot_files f = pair_at("state", "mem", true);
     const enum snapshot_kind kind =
-        how == DIFF_IN_PLACE || how == DIFF_OF_LOADED ? SNAPSHOT_DIFF : SNAPSHOT_FULL;
+        how == DIFF_IN_PLACE || how == DIFF_OF_LOADED || how == LIVE_DIFF ? SNAPSHOT_DIFF
+                                                                          : SNAPSHOT_FULL;
+    const bool is_live = how == LIVE_FULL || how == LIVE_DIFF;
+    int ret;
+
     struct saved_vm saved = { 0 };
 
-    boot_vm(&saved, how == DIFF_IN_PLACE);
+    boot_vm(&saved, how == DIFF_IN_PLACE || is_live);
     fill_memory(&saved, false);
     if (how != FULL_NEW)
         cr_assert_eq(save(&saved, SNAPSHOT_FULL, "old"), 0, "%s", e.msg);
@@ -62,10 +72,15 @@ static void create_traced(enum how how)
         drop_vm(&saved);
         load_vm(&saved, true);
     }
-    fill_memory(&saved, true);
+    if (is_live)
+        write_page(&saved, 40, 'z'); /* and not for long */
+    else
+        fill_memory(&saved, true);
     ptrace(PTRACE_TRACEME, 0, 0, 0);
     raise(SIGSTOP);
-    _exit(save_to(&saved, kind, "new", &f) == 0 ? 0 : 1);
+    ret = is_live ? save_live(&saved, kind, "new", &f, end_filling)
+                  : save_to(&saved, kind, "new", &f);
+    _exit(ret == 0 ? 0 : 1);
 }
 
 /* Ends it before so many calls, the last of them, are made. Whether it came to its own end. */
@@ -153,11 +168,23 @@ Test(snapshot_killed, leaves_an_unfinished_merge_into_the_mapped_file_refused)
     expect_no_mixture(DIFF_OF_LOADED, OLD, 20);
 }
 
+Test(snapshot_killed, leaves_the_old_pair_or_the_new_one_of_a_guest_that_runs)
+{
+    expect_no_mixture(LIVE_FULL, OLD, 1);
+}
+
+Test(snapshot_killed, leaves_an_unfinished_merge_of_a_guest_that_runs_refused)
+{
+    expect_no_mixture(LIVE_DIFF, OLD, 20);
+}
+
 Test(snapshot_killed, leaves_no_mixture_without_marks)
 {
     mount_here("ramfs", NULL);
     expect_no_mixture(FULL_OVER_OLD, OLD, 1);
     expect_no_mixture(DIFF_IN_PLACE, OLD, 1);
+    expect_no_mixture(LIVE_FULL, OLD, 1);
+    expect_no_mixture(LIVE_DIFF, OLD, 1);
 }
 
 Test(snapshot_killed, leaves_no_mixture_in_what_is_mounted)
@@ -230,6 +257,9 @@ Test(snapshot_killed, has_on_the_disk_what_the_next_step_relies_on)
     cr_expect_str_eq(steps_of(FULL_OVER_OLD), "twsttmpsrsrs");
     /* The state; that memory is unfinished; its pages; that it is whole; the name. */
     cr_expect_str_eq(steps_of(DIFF_IN_PLACE), "twsmspsmsrs");
+    /* Memory with its mark; its pages, and what the guest wrote meanwhile; the state; the names. */
+    cr_expect_str_eq(steps_of(LIVE_FULL), "tttmpspwssrsrs");
+    cr_expect_str_eq(steps_of(LIVE_DIFF), "tmspspwssmsrs");
 }
 
 Test(snapshot_killed, has_no_old_state_on_the_disk_where_there_are_no_marks)

@@ -12,6 +12,8 @@
 #include "vmm/kvm/kvm.h"
 #include "vmm/snapshot/files.h"
 #include "vmm/snapshot/mark.h"
+#include "vmm/snapshot/pages.h"
+#include "vmm/snapshot/passes.h"
 
 #define MEM_MIB   2u
 #define MEM_BYTES ((size_t)MEM_MIB << 20)
@@ -86,6 +88,53 @@ static inline int save_to(struct saved_vm *vm, enum snapshot_kind kind, const ch
     cr_assert_eq(uuid_make(&state.name, &e), 0);
     strcpy(state.label, label);
     return snapshot_files_write(f, &vm->snapshot, kind, &state.name, &state, sizeof(state), &e);
+}
+
+/* All of a pass into a file. */
+static inline int write_pass(struct passes *p, struct snapshot_pair *pair)
+{
+    uint64_t from, to;
+    int ret;
+
+    while ((ret = passes_next(p, &from, &to, &e)) > 0)
+        if (snapshot_pair_write(pair, &p->set, p->number == 1, from, to, &e) < 0 ||
+            snapshot_pair_push(pair, from, to, &e) < 0)
+            return -1;
+    return ret;
+}
+
+/* As for a guest that runs: meanwhile() is what it does after the first pass, and once more after
+ * that the whole of it is done. The machine keeps a log. */
+static inline int save_live(struct saved_vm *vm, enum snapshot_kind kind, const char *label,
+                            const struct snapshot_files *f, void (*meanwhile)(struct saved_vm *vm))
+{
+    struct saved_state state = { 0 };
+    struct snapshot_pair *pair;
+    struct passes p;
+    uint8_t *kept;
+    int ret;
+
+    cr_assert_eq(uuid_make(&state.name, &e), 0);
+    strcpy(state.label, label);
+    pair = snapshot_pair_begin(f, &vm->snapshot, kind, &state.name, &e);
+    if (!pair)
+        return -1;
+    cr_assert_eq(passes_begin(&p, &vm->snapshot, kind, &e), 0, "%s", e.msg);
+    ret = write_pass(&p, pair) < 0 || snapshot_pair_sync(pair, &e) < 0 ? -1 : 0;
+    meanwhile(vm);
+    if (!ret)
+        ret = passes_again(&p, &e);
+    if (!ret) {
+        kept = malloc((size_t)p.count * GMEM_PAGE_BYTES + 1);
+        snapshot_pages_take(&vm->mem, &p.set, kept);
+        if (snapshot_pair_put(pair, &p.set, kept, &e) < 0 ||
+            snapshot_pair_end(pair, &state, sizeof(state), &e) < 0)
+            ret = -1;
+        free(kept);
+    }
+    passes_end(&p, ret ? NULL : &state.name);
+    snapshot_pair_close(pair);
+    return ret;
 }
 
 /* The names of a pair; the last two stand. */
