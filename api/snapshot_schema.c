@@ -116,6 +116,19 @@ static const struct schema vsock_override_schema = {
     .takes_unknown = true,
 };
 
+#define WORKING_SET(m) offsetof(struct working_set_config, m)
+
+static const struct schema_field working_set_fields[] = {
+    SCHEMA_FIELD("path", PATH, SCHEMA_REQUIRED, WORKING_SET(path)),
+    SCHEMA_FIELD("record", BOOL, SCHEMA_DEFAULT, WORKING_SET(record)),
+};
+
+static const struct schema working_set_schema = {
+    .name = "WorkingSet",
+    .size = sizeof(struct working_set_config),
+    SCHEMA_FIELDS(working_set_fields),
+};
+
 static const struct schema_variant load_huge_pages[] = {
     { "Snapshot", LOAD_HUGE_PAGES_AS_SAVED },
     { "None", LOAD_HUGE_PAGES + HUGE_PAGES_NONE },
@@ -144,6 +157,8 @@ static const struct schema_field snapshot_load_fields[] = {
                  .object = &vsock_override_schema),
     SCHEMA_FIELD("clock_realtime", BOOL, SCHEMA_DEFAULT, LOAD(clock_realtime)),
     SCHEMA_FIELD("huge_pages", ENUM, SCHEMA_DEFAULT, LOAD(huge_pages), .variants = load_huge_pages),
+    SCHEMA_FIELD("working_set", OBJECT, SCHEMA_NULLABLE | SCHEMA_DEFAULT | SCHEMA_NEW,
+                 LOAD(working_set), .object = &working_set_schema),
 };
 
 static int check_load(const void *object, struct error *e)

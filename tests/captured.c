@@ -6,7 +6,7 @@
  *     NAME: No such file...  the kernel refused it for another reason
  *     NAME: SUCCEEDED
  *
- * usage (behind the jailer's own arguments): process|main|vcpu OTHER-TENANT'S-FILE
+ * usage (behind the jailer's own arguments): process|main|vcpu|pager OTHER-TENANT'S-FILE
  * standard input is a directory of the host's, with a file "secret"; two abstract sockets have the
  * name of the other tenant's file, one of them with zeros behind it
  * or: process memory, which takes as much as it can get; process x32, which uses another ABI.
@@ -262,6 +262,7 @@ int main(int argc, char **argv)
     const struct sigaction stopped = { .sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO };
     const char *how = argv[argc - 2], *other = argv[argc - 1];
     bool is_main = strcmp(how, "main") == 0, is_vcpu = strcmp(how, "vcpu") == 0;
+    bool is_pager = strcmp(how, "pager") == 0;
     struct sigaction ignored = { .sa_handler = SIG_IGN };
 
     sigaction(SIGSYS, &stopped, NULL);
@@ -270,11 +271,13 @@ int main(int argc, char **argv)
         take_memory();
     if (strcmp(other, "x32") == 0)
         syscall(SYS_getpid | 0x40000000);
-    if ((is_main || is_vcpu) && capabilities_give_up() < 0)
+    if ((is_main || is_vcpu || is_pager) && capabilities_give_up() < 0)
         return 2;
     if (landlock_scope() < 0)
         return 2;
     if (is_main && seccomp_install(&seccomp_main) < 0)
+        return 2;
+    if (is_pager && seccomp_install(&seccomp_pager) < 0)
         return 2;
     if (is_vcpu && seccomp_install(&seccomp_vcpu) < 0)
         return 2;
@@ -284,7 +287,7 @@ int main(int argc, char **argv)
     reach_processes();
     reach_the_kernel();
     raise_itself();
-    use_kvm(is_main || is_vcpu);
+    use_kvm(is_main || is_vcpu || is_pager);
     exhaust();
     say("done\n");
     _exit(0);

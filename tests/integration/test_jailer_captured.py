@@ -42,10 +42,10 @@ def a_captured_vmm(tmp_path):
     return shutil.copy(CAPTURED, tmp_path / "mayfly")
 
 
-# User 0 has a capability while it starts; it is the other two that a guest can capture.
+# User 0 has a capability while it starts; it is the others that a guest can capture.
 @no_sanitizer
-@pytest.mark.parametrize("how, uid", [("process", UID), ("main", UID), ("vcpu", UID), ("main", 0),
-                                      ("vcpu", 0)])
+@pytest.mark.parametrize("how, uid", [("process", UID), ("main", UID), ("vcpu", UID),
+                                      ("pager", UID), ("main", 0), ("vcpu", 0)])
 def test_whatever_a_captured_vmm_tries_fails(captured, tmp_path, how, uid):
     tenant = tmp_path / "other" / "root"
     tenant.mkdir(parents=True)

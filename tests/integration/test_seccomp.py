@@ -81,7 +81,8 @@ LISTER = os.path.join(os.path.dirname(BINARY), "seccomp-compile")
 def test_the_list_has_each_row_in_the_filters_of_whom_it_names():
     """What the calls of the tests are held against (./devtool seccomp)."""
     who = {"START": {"process"}, "MAIN": {"process", "main"}, "VCPU": {"process", "vcpu"},
-           "EVER": {"process", "main"}, "BOTH": {"process", "main", "vcpu"}, "UNSEEN": set()}
+           "EVER": {"process", "main"}, "BOTH": {"process", "main", "vcpu"}, "PAGER": {"process", "pager"},
+           "EACH": {"process", "main", "vcpu", "pager"}, "UNSEEN": set()}
     with open(os.path.join(ROOT, "vmm/seccomp/policy.h"), encoding="ascii") as policy:
         rows = re.findall(r"^(?:ALLOW|ALLOW_IF|REFUSE)\(([A-Z |]+), (\w+),", policy.read(), re.M)
     expected = {(name, str(number), call, "unseen" if "UNSEEN" in names else "seen")

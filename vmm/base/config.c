@@ -162,5 +162,6 @@ void snapshot_load_config_fini(struct snapshot_load_config *c)
     free(c->network_overrides.items);
     drive_overrides_fini(&c->drive_overrides);
     free(c->vsock_override.uds_path);
+    free(c->working_set.path);
     *c = (struct snapshot_load_config){ 0 };
 }

@@ -235,6 +235,10 @@ struct snapshot_load_config {
     struct vsock_override {
         char *uds_path;
     } vsock_override; /* NULL: none */
+    struct working_set_config {
+        char *path;  /* NULL: none */
+        bool record; /* else prefetch it */
+    } working_set;
 };
 
 /* False for a bucket that is none. */

@@ -433,6 +433,8 @@ void machine_free(struct machine *m)
     machine_close_kvm(m);
     if (m->registers)
         munmap(m->registers, REGISTER_BYTES);
+    if (m->recorder)
+        recorder_close(m->recorder);
     if (!m->uffd || uffd_close(m->uffd))
         gmem_fini(&m->mem);
     free(m);

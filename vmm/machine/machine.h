@@ -17,6 +17,7 @@
 #include "vmm/machine/drives.h"
 #include "vmm/machine/interfaces.h"
 #include "vmm/snapshot/memory.h"
+#include "vmm/snapshot/recorder.h"
 #include "vmm/snapshot/uffd.h"
 
 /* What is open for a configuration since it was given. (The console's file is opened at the start,
@@ -34,6 +35,7 @@ struct machine {
     struct opened *opened;
     struct guest_mem mem;
     struct uffd *uffd;            /* who serves it; NULL: nobody */
+    struct recorder *recorder;    /* the same, in this process */
     struct snapshot_memory pages; /* what is known of them */
     struct copy_ahead copy_ahead;
     struct kvm kvm;
@@ -77,6 +79,7 @@ struct snapshot_origin { /* of guest memory */
     struct snapshot_chain *files; /* SNAPSHOT_SOURCE_FILE: are taken, and none are left in it */
     const struct uuid *name;      /* NULL: none */
     struct uffd *uffd;            /* SNAPSHOT_SOURCE_UFFD; is taken */
+    struct recorder *recorder;    /* NULL: none; is taken */
 };
 
 struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop *loop);

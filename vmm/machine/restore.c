@@ -184,6 +184,7 @@ int machine_restore(struct machine **out, const struct saved *s, struct guest_me
 
     m->mem = *mem;
     m->uffd = origin->uffd;
+    m->recorder = origin->recorder;
     *mem = (struct guest_mem){ 0 };
     if (restore(m, s, origin, e) < 0) {
         machine_free(m);

@@ -7,6 +7,7 @@
 #include "vmm/base/metrics.h"
 #include "vmm/machine/restore.h"
 #include "vmm/snapshot/files.h"
+#include "vmm/snapshot/prefetch.h"
 
 void snapshots_log_created(bool is_diff, uint64_t start_us)
 {
@@ -173,6 +174,36 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
     return snapshot_chain_map(origin->files, mem, machine->mem_size_mib, e);
 }
 
+/* Puts memory in the place of what was mapped, which serves it from now on. */
+static int record_working_set(struct guest_mem *mem, struct snapshot_origin *origin,
+                              const struct saved *s, const char *path,
+                              const struct seccomp_threads *seccomp, struct error *e)
+{
+    struct guest_mem source = *mem;
+
+    if (gmem_init(mem, s->config.machine.mem_size_mib, HUGE_PAGES_NONE, e) == 0) {
+        origin->recorder =
+            recorder_open(mem, &source, &s->name, path, seccomp ? seccomp->pager : NULL, e);
+        if (origin->recorder)
+            return 0;
+        gmem_fini(mem);
+    }
+    gmem_fini(&source);
+    return -1;
+}
+
+static int open_working_set(struct guest_mem *mem, struct snapshot_origin *origin,
+                            struct prefetch **prefetch, const struct saved *s,
+                            const struct working_set_config *c,
+                            const struct seccomp_threads *seccomp, struct error *e)
+{
+    if (c->path && c->record)
+        return record_working_set(mem, origin, s, c->path, seccomp, e);
+    if (c->path)
+        *prefetch = prefetch_open(mem, origin->files->fds[0], c->path, &s->name);
+    return 0;
+}
+
 /* Said now, for whoever asks later why a guest stands still. */
 static int open_memory_uffd(struct guest_mem *mem, struct snapshot_origin *origin,
                             const struct machine_config *machine, const struct mem_backend *backend,
@@ -194,17 +225,21 @@ static int open_memory_uffd(struct guest_mem *mem, struct snapshot_origin *origi
     return 0;
 }
 
-static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin, const struct saved *s,
-                       const struct snapshot_load_config *c, const struct sock_fprog *filter,
+static int open_memory(struct guest_mem *mem, struct snapshot_origin *origin,
+                       struct prefetch **prefetch, const struct saved *s,
+                       const struct snapshot_load_config *c, const struct seccomp_threads *seccomp,
                        struct error *e)
 {
     int ret;
 
     if (c->backend.path && c->backend.type == MEM_BACKEND_UFFD)
-        return open_memory_uffd(mem, origin, &s->config.machine, &c->backend, filter, e) < 0
+        return open_memory_uffd(mem, origin, &s->config.machine, &c->backend,
+                                seccomp ? seccomp->vcpu : NULL, e) < 0
                    ? fail_within(e, "Failed to load guest memory")
                    : 0;
     ret = open_memory_files(mem, origin, s, c, e);
+    if (ret == 0)
+        ret = open_working_set(mem, origin, prefetch, s, &c->working_set, seccomp, e);
     if (ret == 0)
         return 0;
     fail_within(e, "Error creating guest memory from file");
@@ -236,18 +271,22 @@ static void close_devices(struct opened *opened, const struct vm_config *config)
 
 static int load_machine(struct machine **out, const struct saved *s, struct opened *opened,
                         const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
-                        const struct sock_fprog *filter, struct error *e)
+                        const struct seccomp_threads *seccomp, struct error *e)
 {
     struct snapshot_chain files = { 0 };
     struct snapshot_origin origin = { .files = &files, .name = &s->name };
     struct guest_mem mem = { .region_count = 0 };
+    struct prefetch *prefetch = NULL;
 
-    if (open_memory(&mem, &origin, s, c, filter, e) < 0) {
+    if (open_memory(&mem, &origin, &prefetch, s, c, seccomp, e) < 0) {
         snapshot_chain_close(&files);
         return -1;
     }
     if (open_devices(opened, &s->config, e) < 0) {
         snapshot_chain_close(&files);
+        prefetch_close(prefetch);
+        if (origin.recorder)
+            recorder_close(origin.recorder);
         if (!origin.uffd || uffd_close(origin.uffd))
             gmem_fini(&mem);
         fail_within(e, "Error restoring MMIO devices");
@@ -256,8 +295,10 @@ static int load_machine(struct machine **out, const struct saved *s, struct open
     }
     if (machine_restore(out, s, &mem, &origin, opened, boot_timer, loop, e) < 0) {
         snapshot_chain_close(&files);
+        prefetch_close(prefetch);
         return fail_within(e, "Failed to build microVM from snapshot");
     }
+    prefetch_finish(prefetch);
     return 0;
 }
 
@@ -275,14 +316,14 @@ static void take_config(struct vm_config *config, const struct vm_config *loaded
 
 int snapshots_load(struct machine **out, struct vm_config *config, struct opened *opened,
                    const struct snapshot_load_config *c, bool boot_timer, struct loop *loop,
-                   const struct sock_fprog *filter, struct error *e)
+                   const struct seccomp_threads *seccomp, struct error *e)
 {
     struct saved *s = saved_new();
     int ret = read_state(s, c, e);
 
     if (ret == 0) {
         s->config.serial = config->serial;
-        ret = load_machine(out, s, opened, c, boot_timer, loop, filter, e);
+        ret = load_machine(out, s, opened, c, boot_timer, loop, seccomp, e);
         s->config.serial = (struct serial_config){ 0 };
         if (ret < 0)
             close_devices(opened, &s->config);
@@ -294,4 +335,10 @@ int snapshots_load(struct machine **out, struct vm_config *config, struct opened
         vm_config_fini(&s->config);
     saved_free(s);
     return ret;
+}
+
+void snapshots_write_working_set(const struct machine *m)
+{
+    if (m->recorder)
+        recorder_write(m->recorder, &m->pages);
 }

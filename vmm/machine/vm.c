@@ -309,6 +309,7 @@ static int pause_vm(struct vm *vm, struct action *a, struct error *e)
         if (!machine_hold(vm->machine))
             return machine_fail_standing(vm->machine, e);
         vm->state = VM_PAUSED;
+        snapshots_write_working_set(vm->machine);
     }
     log_duration("pause vm", &metrics.latencies_us.vmm_pause_vm, start_us);
     return 0;
@@ -362,10 +363,8 @@ static int create_snapshot(struct vm *vm, struct action *a, struct error *e)
 
 static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct error *e)
 {
-    const struct seccomp_threads *seccomp = vm->options.seccomp;
-
     if (snapshots_load(&vm->machine, &vm->config, &vm->opened, c, vm->options.boot_timer, vm->loop,
-                       seccomp ? seccomp->vcpu : NULL, e) < 0)
+                       vm->options.seccomp, e) < 0)
         return fail_within(e, "Failed to restore from snapshot");
     if (set_off(vm, e) < 0) {
         if (vm->config.vsock.uds_path) /* its file would be in the next try's way */
@@ -382,17 +381,22 @@ static int load_held(struct vm *vm, const struct snapshot_load_config *c, struct
  * made. */
 static int load_snapshot(struct vm *vm, struct action *a, struct error *e)
 {
+    const struct snapshot_load_config *c = &a->snapshot_load;
     uint64_t start_us = monotonic_us(), us;
 
     if (vm->is_for_boot)
         return fail(e, ERR_INVALID,
                     "Loading a microVM snapshot not allowed after configuring boot-specific "
                     "resources.");
-    if (load_held(vm, &a->snapshot_load, e) < 0) {
+    if (c->working_set.path && c->backend.path && c->backend.type == MEM_BACKEND_UFFD)
+        return fail(e, ERR_INVALID,
+                    "A working set is for the backend File: which pages come first is the page "
+                    "fault handler's to choose.");
+    if (load_held(vm, c, e) < 0) {
         loop_stop(vm->loop, 1);
         return -1;
     }
-    if (a->snapshot_load.resume_vm) {
+    if (c->resume_vm) {
         machine_release(vm->machine);
         vm->state = VM_RUNNING;
     }
@@ -515,7 +519,8 @@ void vm_stop(struct vm *vm)
         return;
     if (vm->live)
         live_snapshot_abort(vm->live, "The microVM has ended before its live snapshot");
-    machine_hold(vm->machine);
+    if (machine_hold(vm->machine))
+        snapshots_write_working_set(vm->machine);
     for (unsigned i = 0; i < vm->config.drives.count; i++) {
         const struct drive_config *d = &vm->config.drives.items[i];
         const struct block_file *file = &vm->opened.drives[i].file;

@@ -87,6 +87,8 @@ int seccomp_file_read(struct seccomp_threads *out, const char *path, struct erro
             "Filter deserialization failed: %s does not have the three filters vmm, api and "
             "vcpu as seccompiler-bin writes them",
             path);
-    *out = (struct seccomp_threads){ &programs[THREAD_VMM], &programs[THREAD_VCPU] };
+    /* Firecracker has no thread that serves memory: it keeps the filter that is built in. */
+    *out =
+        (struct seccomp_threads){ &programs[THREAD_VMM], &programs[THREAD_VCPU], &seccomp_pager };
     return 0;
 }

@@ -12,6 +12,8 @@
  *
  *   START   the process until the guest runs     VCPU   a vCPU's thread
  *   MAIN    the main thread from then on         EVER   START and MAIN        BOTH   MAIN and VCPU
+ *   PAGER   the thread that serves guest memory, where a working set is recorded
+ *   EACH    MAIN, VCPU and PAGER
  *
  * and UNSEEN is added where no test can bring the call about on every host. The filter of the whole
  * process allows each row. Frequent calls come first: a filter that is a list compares in this
@@ -26,7 +28,7 @@ ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood s
 ALLOW_IF(MAIN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGURG)),
          "to get a vCPU out of the guest, to be held")
 ALLOW_IF(VCPU | UNSEEN, ioctl, IS(1, KVM_GET_REGS), "to log where a guest is that can't go on")
-ALLOW(BOTH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
+ALLOW(EACH, rt_sigreturn, "after a signal to a vCPU, or a SIGPIPE")
 
 /* Locks and conditions between threads; no other kind of futex. */
 ALLOW_IF(BOTH, futex, IS(1, FUTEX_WAIT_PRIVATE), "to wait for a lock")
@@ -38,7 +40,7 @@ ALLOW(EVER | UNSEEN, restart_syscall,
       "a wait with a deadline goes on after work for io_uring in the kernel")
 
 /* Devices. Interrupts are lines of KVM's interrupt controllers. */
-ALLOW(BOTH, write, "eventfds, the guest's console, log, metrics")
+ALLOW(EACH, write, "eventfds, the guest's console, log, metrics")
 ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
 ALLOW(EVER, preadv, "disks, to guest memory; which sectors an overlay has")
 ALLOW(EVER, pwritev, "disks, from guest memory; which sectors an overlay has")
@@ -101,6 +103,14 @@ ALLOW_IF(START, setsockopt, ALL(IS(1, SOL_SOCKET), IS(2, SO_SNDTIMEO)), "a handl
 ALLOW_IF(START, getsockopt, IS(2, SO_PEERCRED), "who the handler is")
 ALLOW_IF(START, sendmsg, IS(2, MSG_NOSIGNAL), "to hand it over")
 
+/* Guest memory that the process itself serves, to record which pages are touched; and the pages
+ * that were, at a later load. */
+ALLOW(PAGER, read, "who waits for which page")
+ALLOW_IF(PAGER, ioctl, IS(1, UFFDIO_COPY), "to give it")
+ALLOW_IF(START, preadv2, IS(5, RWF_NOWAIT), "whether a memory file is in the page cache")
+ALLOW_IF(START, fadvise64, IS(3, POSIX_FADV_WILLNEED), "a record of a working set")
+ALLOW_IF(START, madvise, IS(2, MADV_POPULATE_READ), "a working set's pages")
+
 /* Files. Where the VMM is jailed, there are few. */
 ALLOW_IF(START, openat,
          HAS_ONLY(2, O_WRONLY | O_RDWR | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC),
@@ -139,7 +149,8 @@ ALLOW_IF(START, flock, IS(1, LOCK_UN), "a drive is configured anew with its over
 ALLOW(EVER, fgetxattr, "which snapshot a memory file is of")
 ALLOW_IF(MAIN, fsetxattr, IS(4, 0), "the same, when it is written")
 ALLOW_IF(MAIN, fchmod, HAS_ONLY(1, 0777), "a new file has the permissions of the old one")
-ALLOW(EVER, ftruncate, "how long a memory file is, and a new overlay")
+ALLOW(EVER, ftruncate,
+      "how long a memory file is, and a new overlay; an old record of a working set")
 ALLOW_IF(MAIN, copy_file_range, IS(5, 0), "pages that a restored guest did not write")
 ALLOW(MAIN, fsync, "a snapshot's files, and their names; an overlay's name")
 ALLOW_IF(MAIN, sync_file_range, IS(3, SYNC_FILE_RANGE_WRITE), "a live snapshot: memory's pages")
@@ -172,28 +183,28 @@ ALLOW(EVER, munmap, "the heap; what a failed start leaves")
 ALLOW(EVER, mremap, "the heap: large requests to the API; memory parts from a file")
 ALLOW_IF(START, madvise, IS(2, MADV_HUGEPAGE), "huge pages")
 ALLOW_IF(EVER, madvise, IS(2, MADV_DONTDUMP), "guest memory is in no core dump")
-ALLOW_IF(MAIN, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
+ALLOW_IF(EVER, madvise, IS(2, MADV_POPULATE_WRITE), "copies ahead of the guest")
 ALLOW_IF(START, mprotect, HAS_ONLY(2, PROT_READ | PROT_WRITE), "stacks, relocations")
 
 /* Log lines, and ways to end. */
-ALLOW(BOTH, gettid, "the thread's name in the log")
-ALLOW(BOTH, getpid, "the thread's name in the log")
-ALLOW_IF(VCPU, prctl, IS(0, PR_GET_NAME), "the thread's name in the log")
+ALLOW(EACH, gettid, "the thread's name in the log")
+ALLOW(EACH, getpid, "the thread's name in the log")
+ALLOW_IF(VCPU | PAGER, prctl, IS(0, PR_GET_NAME), "the thread's name in the log")
 ALLOW(EVER, rt_sigprocmask, "around signals sent to oneself")
 ALLOW(EVER, clock_gettime, "the CPU time of the process, for its metrics; time, as below")
-ALLOW(VCPU | UNSEEN, clock_gettime, "time, on hosts where reading it needs the kernel")
-ALLOW(BOTH, exit_group, "the end")
-ALLOW_IF(BOTH, ioctl, IS(1, TCGETS), "the terminal's mode")
-ALLOW_IF(BOTH, ioctl, IS(1, TCSETS), "the terminal's old mode, at the end")
-ALLOW_IF(BOTH, fcntl, ALL(IS(0, STDOUT_FILENO), IS(1, F_SETFL)), "its output's flags, likewise")
-ALLOW_IF(BOTH, ioctl, IS(1, TIOCGPGRP), "whether the terminal is somebody else's by then")
-ALLOW(BOTH | UNSEEN, getpgrp, "whether the terminal is somebody else's by then")
-ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGTERM)), "raised anew by its handler")
-ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGINT)), "raised anew by its handler")
-ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGQUIT)), "raised anew by its handler")
-ALLOW_IF(BOTH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGABRT)), "a broken invariant")
-ALLOW(VCPU | UNSEEN, rt_sigprocmask, "a broken invariant")
-ALLOW(BOTH | UNSEEN, sched_yield, "a fatal signal while another thread writes the metrics")
+ALLOW(VCPU | PAGER | UNSEEN, clock_gettime, "time, on hosts where reading it needs the kernel")
+ALLOW(EACH, exit_group, "the end")
+ALLOW_IF(EACH, ioctl, IS(1, TCGETS), "the terminal's mode")
+ALLOW_IF(EACH, ioctl, IS(1, TCSETS), "the terminal's old mode, at the end")
+ALLOW_IF(EACH, fcntl, ALL(IS(0, STDOUT_FILENO), IS(1, F_SETFL)), "its output's flags, likewise")
+ALLOW_IF(EACH, ioctl, IS(1, TIOCGPGRP), "whether the terminal is somebody else's by then")
+ALLOW(EACH | UNSEEN, getpgrp, "whether the terminal is somebody else's by then")
+ALLOW_IF(EACH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGTERM)), "raised anew by its handler")
+ALLOW_IF(EACH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGINT)), "raised anew by its handler")
+ALLOW_IF(EACH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGQUIT)), "raised anew by its handler")
+ALLOW_IF(EACH | UNSEEN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGABRT)), "a broken invariant")
+ALLOW(VCPU | PAGER | UNSEEN, rt_sigprocmask, "a broken invariant")
+ALLOW(EACH | UNSEEN, sched_yield, "a fatal signal while another thread writes the metrics")
 
 /* A start: what KVM is asked for. */
 ALLOW_IF(START, ioctl, IS(1, KVM_GET_API_VERSION), "to check the host")

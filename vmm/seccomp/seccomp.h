@@ -15,9 +15,11 @@ extern const struct sock_fprog seccomp_process;
 /* What is left to each thread from the guest's first instruction on. */
 struct seccomp_threads {
     const struct sock_fprog *main, *vcpu;
+    const struct sock_fprog
+        *pager; /* a thread that serves guest memory (vmm/snapshot/recorder.h) */
 };
 extern const struct seccomp_threads seccomp_threads;
-extern const struct sock_fprog seccomp_main, seccomp_vcpu; /* its two */
+extern const struct sock_fprog seccomp_main, seccomp_vcpu, seccomp_pager; /* its three */
 
 /* Stands in a program for the process's PID: greater than any, so that no call passes by itself. */
 #define SECCOMP_OWN_PID 0x7fff6f77u

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vmm/base/crc32c.h"
 #include "vmm/base/utf8.h"
 #include "vmm/base/version.h"
 #include "vmm/snapshot/files.h"
@@ -14,24 +15,6 @@
 static const uint8_t firecrackers[] = { 0x00, 0x00, 0x64, 0x86, 0x84, 0x19, 0x10, 0x07 };
 
 #define NO_TEXT UINT32_MAX
-
-/* A nibble at a time: the polynomial 0x1edc6f41, reflected. */
-static uint32_t crc32c(const uint8_t *bytes, size_t n)
-{
-    static const uint32_t table[16] = {
-        0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3,
-        0x61c69362, 0x7198540d, 0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
-        0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
-    };
-    uint32_t crc = UINT32_MAX;
-
-    for (size_t i = 0; i < n; i++) {
-        crc ^= bytes[i];
-        crc = crc >> 4 ^ table[crc & 15];
-        crc = crc >> 4 ^ table[crc & 15];
-    }
-    return ~crc;
-}
 
 void snapshot_refuse(struct snapshot_coder *c, const char *why)
 {

@@ -8,12 +8,6 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#define OPEN_FLAGS (O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-
-/* Behind a path: what is written before it is renamed to that. One that a create was ended over is
- * the next one's. */
-#define TEMPORARY ".mayfly-new"
-
 /* As many symbolic links as the kernel follows. */
 #define LINKS_MAX 40
 
@@ -81,7 +75,7 @@ static bool is_replaceable(const char *path)
 int half_open(struct half *h, const char *what, const char *path, struct error *e)
 {
     *h = (struct half){ .what = what, .fd = -1 };
-    h->old_fd = open(path, OPEN_FLAGS);
+    h->old_fd = open(path, SNAPSHOT_OPEN_FLAGS);
     if (h->old_fd < 0 && (errno != ENOENT || !*path)) /* no name can be given to a new one */
         return half_fail(e, errno, "open", h);
     if (h->old_fd >= 0 && fstat(h->old_fd, &h->old) < 0)
@@ -150,11 +144,11 @@ static int make_temporary(struct half *h, const struct half *other)
     struct stat st;
     int ret;
 
-    if (asprintf(&path, "%s" TEMPORARY, h->path) < 0)
+    if (asprintf(&path, "%s" SNAPSHOT_TEMPORARY, h->path) < 0)
         return -ENOMEM;
     if (strcmp(path, other->path) == 0)
         return -EEXIST;
-    fd = open(path, OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
+    fd = open(path, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
     if (fd < 0)
         return -errno;
     ret = check_other(fd, other);
@@ -197,7 +191,7 @@ int half_begin(struct half *h, const struct half *other, struct error *e)
     if (ret == -EBUSY || ret == -ENAMETOOLONG ||
         ((ret == -EACCES || ret == -EPERM || ret == -EROFS) && h->exists)) {
         h->can_be_replaced = false;
-        h->fd = h->exists ? h->old_fd : open(h->path, OPEN_FLAGS | O_CREAT, 0666);
+        h->fd = h->exists ? h->old_fd : open(h->path, SNAPSHOT_OPEN_FLAGS | O_CREAT, 0666);
         h->is_made = !h->exists && h->fd >= 0;
         ret = h->fd < 0 || fstat(h->fd, &h->old) < 0 ? -errno : check_other(h->fd, other);
     }

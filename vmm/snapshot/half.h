@@ -9,6 +9,13 @@
 
 #include "vmm/base/error.h"
 
+/* How a file is opened that is written. */
+#define SNAPSHOT_OPEN_FLAGS (O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+
+/* Behind a path: what is written before it is renamed to that. One that a write was ended over is
+ * the next one's. */
+#define SNAPSHOT_TEMPORARY ".mayfly-new"
+
 struct half {
     char *path;           /* of a link that leads to nothing: where it leads */
     const char *what;     /* in errors */

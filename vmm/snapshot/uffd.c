@@ -42,26 +42,35 @@ static int new_userfaultfd(int *fd)
     return device < 0 && device_errno != ENOENT ? -device_errno : -errno;
 }
 
-static int register_memory(struct uffd *u, struct error *e)
+int uffd_register(int *fd, const struct guest_mem *mem, uint64_t features, struct error *e)
 {
-    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
-    int ret = new_userfaultfd(&u->fd);
+    struct uffdio_api api = { .api = UFFD_API, .features = features };
+    int ret = new_userfaultfd(fd);
 
     if (ret < 0)
         return fail_os(e, -ret, "Failed to UFFD object");
-    if (ioctl(u->fd, UFFDIO_API, &api) < 0)
+    if (ioctl(*fd, UFFDIO_API, &api) < 0)
         return fail_os(e, errno, "Failed to UFFD object: UFFDIO_API");
-    for (unsigned i = 0; i < u->mem.region_count; i++) {
+    for (unsigned i = 0; i < mem->region_count; i++) {
         struct uffdio_register range = {
-            .range = { (uintptr_t)u->mem.regions[i].host, u->mem.regions[i].bytes },
+            .range = { (uintptr_t)mem->regions[i].host, mem->regions[i].bytes },
             .mode = UFFDIO_REGISTER_MODE_MISSING,
         };
 
-        if (ioctl(u->fd, UFFDIO_REGISTER, &range) < 0)
+        if (ioctl(*fd, UFFDIO_REGISTER, &range) < 0)
             return fail_os(e, errno,
                            "Failed to register memory address range with the userfaultfd object");
     }
     return 0;
+}
+
+void uffd_unregister(int fd, const struct guest_mem *mem)
+{
+    for (unsigned i = 0; i < mem->region_count; i++) {
+        struct uffdio_range range = { (uintptr_t)mem->regions[i].host, mem->regions[i].bytes };
+
+        (void)!ioctl(fd, UFFDIO_UNREGISTER, &range);
+    }
 }
 
 /* Waits for a place in the queue of a handler that is not there yet, but not for ever. */
@@ -199,8 +208,8 @@ struct uffd *uffd_open(const struct guest_mem *mem, const char *path,
         .changed = PTHREAD_COND_INITIALIZER,
     };
     BUG_ON(!u->path);
-    if (register_memory(u, e) == 0 && connect_handler(u, e) == 0 && send_message(u, e) == 0 &&
-        start_uffd_thread(u, e) == 0)
+    if (uffd_register(&u->fd, &u->mem, UFFD_FEATURE_EVENT_REMOVE, e) == 0 &&
+        connect_handler(u, e) == 0 && send_message(u, e) == 0 && start_uffd_thread(u, e) == 0)
         return u;
     close_fdp(&u->fd);
     close_fdp(&u->socket_fd);
@@ -263,11 +272,7 @@ bool uffd_close(struct uffd *u)
 {
     bool is_idle;
 
-    for (unsigned i = 0; i < u->mem.region_count; i++) {
-        struct uffdio_range range = { (uintptr_t)u->mem.regions[i].host, u->mem.regions[i].bytes };
-
-        (void)!ioctl(u->fd, UFFDIO_UNREGISTER, &range);
-    }
+    uffd_unregister(u->fd, &u->mem);
     pthread_mutex_lock(&u->lock);
     u->next = u->end;
     u->served_ns = monotonic_ns();

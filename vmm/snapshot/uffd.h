@@ -64,3 +64,12 @@ const char *uffd_describe(const struct uffd *u, char *text, size_t bytes);
  * the handler has registered memory again, and UFFD_PATIENCE_S have passed; then guest memory has
  * to stay mapped until the process ends. */
 must_check bool uffd_close(struct uffd *u);
+
+/* Of all of guest memory, in which nobody has touched a page yet, the missing pages are from now on
+ * served by whoever reads *fd: a new userfaultfd with these features, which does not block. It may
+ * be open on failure, too. */
+must_check int uffd_register(int *fd, const struct guest_mem *mem, uint64_t features,
+                             struct error *e);
+
+/* No more: what is missing is zero, and who waits goes on. */
+void uffd_unregister(int fd, const struct guest_mem *mem);

@@ -41,9 +41,11 @@
 #define START  1u
 #define MAIN   2u
 #define VCPU   4u
-#define UNSEEN 8u
+#define PAGER  8u
+#define UNSEEN 16u
 #define EVER   (START | MAIN)
 #define BOTH   (MAIN | VCPU)
+#define EACH   (BOTH | PAGER)
 
 #define OWN_PID SECCOMP_OWN_PID
 
@@ -89,9 +91,10 @@ static const struct {
     unsigned who;
     bool is_tree;
 } filters[] = {
-    { "process", START | BOTH, true },
+    { "process", START | EACH, true },
     { "main", MAIN, true },
     { "vcpu", VCPU, false },
+    { "pager", PAGER, false },
 };
 #define FILTERS (sizeof(filters) / sizeof(*filters))
 
@@ -181,6 +184,7 @@ int main(int argc, char **argv)
     printf("#include \"vmm/seccomp/seccomp.h\"\n\n");
     for (size_t i = 0; i < FILTERS; i++)
         compile(filters[i].name, filters[i].who, filters[i].is_tree);
-    printf("const struct seccomp_threads seccomp_threads = { &seccomp_main, &seccomp_vcpu };\n");
+    printf("const struct seccomp_threads seccomp_threads = { &seccomp_main, &seccomp_vcpu, "
+           "&seccomp_pager };\n");
     return fflush(stdout) == 0 ? 0 : 1;
 }

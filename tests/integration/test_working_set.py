@@ -1,0 +1,281 @@
+"""What a guest touches after a load, recorded once and prefetched later: `working_set` of
+PUT /snapshot/load."""
+
+import contextlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+
+import pytest
+
+import mayfly
+from guests import Machine, needs_kvm, thread_names
+from jail import Jail, needs_root
+from snapshots import FAILED, Clone, crc32c, load_body, loaded, pair, pause, resume, save, until_output
+from uffd import needs_uffd
+
+pytestmark = [needs_kvm, needs_uffd]
+PAGE = 4096
+TOUCHED_MIB, RUNS = 24, 100
+FIRST = (18 << 20) // PAGE # as benchmarks/snapshot_guest.c has it
+HEADER = struct.Struct("<8sHxxxxxx16sQI12xII")
+RUN = struct.Struct("<QII")
+
+
+def visited():
+    """{page: whether it is written} of what the guest's pass touches."""
+    apart, share, pages = (TOUCHED_MIB << 20) // PAGE // RUNS, 0, {}
+    for run in range(RUNS):
+        share = (share + 9) % 20
+        pages |= {FIRST + run * apart + n: share < 9 for n in range(8)}
+    return pages
+
+
+def visit(machine):
+    """One pass."""
+    before = len(machine.output())
+    machine.send(b"x")
+    until_output(machine, lambda text: text[before:] == "<>")
+
+
+def record(files, path, **members):
+    """Loads, lets the guest make its pass, and pauses it."""
+    with loaded(files, working_set={"path": str(path), "record": True}, **members) as clone:
+        visit(clone)
+        pause(clone)
+        pages, = re.findall(rf"The working set is in {path}: (\d+) pages\n", clone.log())
+    return int(pages)
+
+
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory):
+    with Machine("snapshot", f"touched={TOUCHED_MIB} runs={RUNS}", mem_mib=64,
+                 stdin=subprocess.PIPE) as first:
+        first.boot()
+        until_output(first, lambda text: text == "ready\n")
+        return save(first, pair(tmp_path_factory.mktemp("saved")))
+
+
+@pytest.fixture(name="recorded", scope="module")
+def _recorded(files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recorded") / "set"
+    record(files, path)
+    return path
+
+
+def runs_of(data):
+    count = HEADER.unpack_from(data)[4]
+    return [RUN.unpack_from(data, HEADER.size + i * RUN.size) for i in range(count)]
+
+
+def test_the_record_has_what_the_guest_touched(tmp_path, files):
+    count = record(files, tmp_path / "set")
+    data, memory = (tmp_path / "set").read_bytes(), open(files[1], "rb").read()
+    magic, version, name, pages, runs, runs_crc, crc = HEADER.unpack_from(data)
+    assert (magic, version, pages) == (b"MAYFLYW\0", 1, len(memory) // PAGE)
+    with open(files[0], "rb") as state:
+        assert name == state.read()[32:48]
+    assert runs_crc == crc32c(data[64:64 + runs * RUN.size]) and crc == crc32c(data[:60])
+    found = {page + n: written == 1 for page, length, written in runs_of(data)
+             for n in range(length)}
+    assert len(found) == count
+    wanted = visited()
+    assert {page: found.get(page) for page in wanted} == wanted
+    assert len(found) - len(wanted) < 64 # its code, stack and tables; generation devices
+    at = -(-(64 + runs * RUN.size) // PAGE) * PAGE
+    assert data[at:] == b"".join(memory[page * PAGE:(page + 1) * PAGE] for page in sorted(found))
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def faults_of_vcpu(clone):
+    """(minor, major) page faults that the host has taken for the guest."""
+    for task in os.listdir(f"/proc/{clone.process.pid}/task"):
+        with open(f"/proc/{clone.process.pid}/task/{task}/stat", encoding="ascii") as f:
+            fields = f.read().rpartition(") ")
+            if "(fc_vcpu 0" in fields[0]:
+                numbers = fields[2].split()
+                return int(numbers[7]), int(numbers[9])
+    return None
+
+
+def drop_from_cache(path):
+    """False: the file has no disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return not is_cached(fd)
+    finally:
+        os.close(fd)
+
+
+def is_cached(fd):
+    """Any of the pages that the guest's pass touches."""
+    for page in list(visited())[::64]:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                os.preadv(fd, [bytearray(1)], page * PAGE, os.RWF_NOWAIT)
+                return True
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_its_pages_are_there_before_the_guest_runs(tmp_path, files, recorded, cache):
+    """Without a set each page that is written faults, and each that has to be read waits."""
+    if cache == "warm":
+        shutil.copyfile(files[1], "/dev/null")
+    elif not drop_from_cache(files[1]):
+        pytest.skip("nothing is ever out of the page cache here")
+    with loaded(files, resume_vm=False, working_set={"path": str(recorded)}) as clone:
+        source = "the page cache" if cache == "warm" else "its file"
+        assert f"pages of the working set from {source}\n" in clone.log()
+        before = faults_of_vcpu(clone)
+        resume(clone)
+        visit(clone)
+        minor, major = (now - then for now, then in zip(faults_of_vcpu(clone), before))
+        assert minor < 100 and major == 0
+        with open(f"/proc/{clone.process.pid}/maps", encoding="ascii") as maps:
+            assert (str(recorded) in maps.read()) == (cache == "cold")
+        again = save(clone, pair(tmp_path))
+    differ = pages_that_differ(files[1], again[1])
+    wrote = {page for page, written in visited().items() if written}
+    assert wrote <= differ and len(differ - wrote) < 16
+    with loaded(files) as clone:
+        before = faults_of_vcpu(clone)
+        visit(clone)
+        assert sum(faults_of_vcpu(clone)) - sum(before) > len(wrote)
+
+
+def pages_that_differ(one, other):
+    with open(one, "rb") as a, open(other, "rb") as b:
+        return {at // PAGE for at in range(0, os.path.getsize(one), PAGE)
+                if a.read(PAGE) != b.read(PAGE)}
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+
+
+def test_one_that_can_not_be_used_costs_a_line_in_the_log(tmp_path, files, recorded):
+    good, bad = recorded.read_bytes(), tmp_path / "set"
+    other = bytearray(flipped(good, 16)) # of another snapshot
+    struct.pack_into("<I", other, 60, crc32c(bytes(other[:60])))
+    os.mkfifo(tmp_path / "fifo")
+    for path, content, why in (
+            (tmp_path / "none", None, "cannot be opened: No such file or directory (os error 2)"),
+            (tmp_path, None, "cannot be read: Is a directory (os error 21)"),
+            (tmp_path / "fifo", None, "cannot be read: Invalid seek (os error 29)"),
+            (bad, b"", "it ends too early"),
+            (bad, b"x" * 100, "it is none"),
+            (bad, bytes(other), "it is of snapshot "),
+            (bad, flipped(good, 70), "its runs have another checksum"),
+            (bad, good[:-1], f"it has {len(good) - 1} bytes, not {len(good)}")):
+        if content is not None:
+            bad.write_bytes(content)
+        with loaded(files, working_set={"path": str(path)}) as clone:
+            line, = [line for line in clone.log().splitlines() if " working set" in line
+                     and "body" not in line]
+            assert f"The working set {path} is not used: {why}" in line
+            visit(clone)
+
+
+def test_a_microvm_that_records_can_be_saved(tmp_path, files):
+    """What it has not touched is in the file that it was loaded from."""
+    path = tmp_path / "set"
+    with loaded(files, working_set={"path": str(path), "record": True}) as clone:
+        visit(clone)
+        full = save(clone, pair(tmp_path))
+        old = path.read_bytes()
+        resume(clone)
+        visit(clone)
+        diff = save(clone, pair(tmp_path, "diff"), snapshot_type="Diff")
+        assert path.read_bytes() == old # the first pause counts
+        assert "fc_pager" in "".join(thread_names(f"/proc/{clone.process.pid}"))
+    for name in (full, diff):
+        assert os.path.getsize(name[1]) == os.path.getsize(files[1])
+    assert len(pages_that_differ(files[1], full[1])) < len(visited())
+    with loaded(full, working_set={"path": str(path)}) as clone: # it is of the first
+        assert " is not used: it is of snapshot " in clone.log()
+        visit(clone)
+
+
+def test_a_guest_that_ends_leaves_its_record(tmp_path):
+    with Machine("clone", stdin=subprocess.PIPE) as first:
+        first.boot()
+        until_output(first, lambda text: "waiting save\n" in text)
+        files = save(first, pair(tmp_path))
+    with loaded(files, working_set={"path": str(tmp_path / "set"), "record": True}) as clone:
+        clone.send(b"x")
+        clone.finish()
+    assert (tmp_path / "set").read_bytes().startswith(b"MAYFLYW\0")
+
+
+def test_what_can_not_be_recorded_is_refused(tmp_path, files):
+    with Clone(files) as clone:
+        body = load_body(files, working_set={"path": "set"})
+        body["mem_backend"]["backend_type"] = "Uffd"
+        status, _, answer = clone.request("PUT", "/snapshot/load", body)
+        assert (status, answer["fault_message"]) == (
+            400, "Load snapshot error: A working set is for the backend File: which pages come "
+            "first is the page fault handler's to choose.")
+        path = tmp_path / "none" / "set"
+        body = load_body(files, working_set={"path": str(path), "record": True})
+        status, _, answer = clone.request("PUT", "/snapshot/load", body)
+        assert (status, answer["fault_message"]) == (
+            400, f"{FAILED}Failed to load guest memory: Error creating guest memory from file: the "
+            f"working set can't be recorded: {path}.mayfly-new can't be written: No such file or "
+            "directory (os error 2)")
+        assert clone.wait() == 1
+    two = {"path": str(tmp_path / "set"), "record": True}
+    with loaded(files, working_set=two), Clone(files) as clone:
+        status, _, answer = clone.request("PUT", "/snapshot/load",
+                                          load_body(files, working_set=two))
+        assert status == 400 and "set.mayfly-new can't be locked" in answer["fault_message"]
+        assert clone.wait() == 1
+
+
+def test_a_memory_file_that_is_cut_off_ends_who_records(tmp_path, files):
+    """As it ends a guest that is mapped from it: by SIGBUS."""
+    copy = pair(tmp_path)
+    for old, new in zip(files, copy):
+        shutil.copyfile(old, new)
+    with loaded(copy, working_set={"path": str(tmp_path / "set"), "record": True}) as clone:
+        until_output(clone, lambda text: True)
+        os.truncate(copy[1], PAGE)
+        with contextlib.suppress(BrokenPipeError): # it may have noticed already
+            clone.send(b"x")
+        assert clone.wait() == 149
+    assert not (tmp_path / "set").exists()
+
+
+@needs_root
+def test_it_works_in_a_jail(tmp_path):
+    """Memory and set are somebody else's there, who can't be asked what is cached of them."""
+    with Machine("counter") as first:
+        first.boot()
+        until_output(first, lambda text: text.count("\n") > 40)
+        files = save(first, pair(tmp_path))
+    os.chmod(files[1], 0o444)
+    with Jail() as clone:
+        clone.give(files[0], "saved")
+        os.link(files[1], clone.inside("memory"))
+        os.mkdir(clone.inside("sets"))
+        os.chown(clone.inside("sets"), clone.uid, clone.gid)
+        clone.ok("PUT", "/snapshot/load", load_body(
+            ("/saved", "/memory"), resume_vm=True,
+            working_set={"path": "/sets/set", "record": True}))
+        mayfly.wait_until(lambda: clone.output().count("\n") > 40, clone.output)
+        pause(clone)
+        shutil.copyfile(clone.inside("sets/set"), tmp_path / "set")
+    with Jail() as clone:
+        for path, name in ((files[0], "saved"), (tmp_path / "set", "set")):
+            clone.give(path, name)
+        os.link(files[1], clone.inside("memory"))
+        clone.ok("PUT", "/snapshot/load", load_body(("/saved", "/memory"), resume_vm=True,
+                                                    working_set={"path": "/set"}))
+        mayfly.wait_until(lambda: clone.output().count("\n") > 40, clone.output)
+        assert "pages of the working set from the page cache\n" in clone.output()
