@@ -2,6 +2,7 @@
 PUT /snapshot/load."""
 
 import contextlib
+import mmap
 import os
 import re
 import shutil
@@ -250,6 +251,59 @@ def test_a_memory_file_that_is_cut_off_ends_who_records(tmp_path, files):
             clone.send(b"x")
         assert clone.wait() == 149
     assert not (tmp_path / "set").exists()
+
+
+@contextlib.contextmanager
+def hugetlbfs(directory):
+    os.mkdir(directory)
+    if subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", directory],
+                      check=False).returncode:
+        pytest.skip("this kernel has no hugetlbfs")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def copy_by_mapping(old, new):
+    """What has no write(2). False: there are too few pages."""
+    with open(old, "rb") as source, open(new, "wb+") as target:
+        size = os.fstat(source.fileno()).st_size
+        target.truncate(size)
+        try:
+            with mmap.mmap(target.fileno(), size) as memory:
+                memory[:] = source.read()
+        except OSError:
+            return False
+    return True
+
+
+def refusal(files, **members):
+    with Clone(files) as clone:
+        status, _, answer = clone.request("PUT", "/snapshot/load", load_body(files, **members))
+        assert status == 400
+        return answer["fault_message"]
+
+
+@needs_root
+def test_memory_can_be_huge_pages_of_a_file(tmp_path, files):
+    """Where there are some; else what lacks is said. They have no working set."""
+    with hugetlbfs(tmp_path / "huge") as directory:
+        huge = files[0], str(directory / "memory")
+        if not copy_by_mapping(files[1], huge[1]):
+            assert "(os error 12): 32 huge pages of 2 MiB are needed, " in refusal(
+                huge, huge_pages="2M")
+            return
+        with loaded(huge, huge_pages="2M") as clone:
+            visit(clone)
+            again = save(clone, pair(tmp_path))
+        assert "the memory file has huge pages" in refusal(huge)
+        assert "the working set of huge pages of 2 MiB can't be recorded" in refusal(
+            huge, huge_pages="2M", working_set={"path": f"{tmp_path}/set", "record": True})
+    wrote = {page for page, written in visited().items() if written}
+    assert wrote <= pages_that_differ(files[1], again[1])
+    with loaded(again, huge_pages="None") as clone:
+        visit(clone)
 
 
 @needs_root

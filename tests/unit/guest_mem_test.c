@@ -3,9 +3,12 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/memfd.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -196,6 +199,68 @@ Test(gmem_init_file, has_no_bytes_for_the_gap_and_outlives_the_descriptor)
     cr_expect_eq(value, 0);
     for (unsigned i = 0; i < 2; i++)
         cr_expect_eq((uintptr_t)m.regions[i].host % (2 * MIB), 0);
+}
+
+/* Either these pages are there, or it is said how many are. */
+Test(gmem_init_file, of_huge_pages_has_such_pages_and_reserves_its_own)
+{
+    const uint64_t bytes = 4 * MIB, value = 0x4711;
+    int fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
+    uint64_t *shared, got;
+
+    if (fd < 0)
+        cr_skip_test("no huge pages on this host");
+    cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
+    shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (shared == MAP_FAILED || gmem_init_file(&m, 4, fd, 0, &e) < 0) {
+        if (shared == MAP_FAILED)
+            cr_assert_eq(gmem_init_file(&m, 4, fd, 0, &e), -1);
+        cr_assert(strstr(e.msg, "(os error 12): 2 huge pages of 2 MiB are needed, "), "%s", e.msg);
+        cr_assert_eq(m.region_count, 0);
+        return;
+    }
+    shared[bytes / 8 - 1] = value;
+    cr_assert(m.hugetlb);
+    cr_assert_eq(gmem_get(&m, gpa(bytes - 8), &got), 0);
+    cr_assert_eq(got, value);
+    got = 0;
+    cr_assert_eq(gmem_put(&m, gpa(bytes - 8), &got), 0);
+    cr_assert_eq(shared[bytes / 8 - 1], value, "the guest wrote to the file");
+}
+
+static uint64_t kib_of_own_smaps(const char *name)
+{
+    FILE *f = fopen("/proc/self/smaps", "r");
+    unsigned long long kib, sum = 0;
+    char line[256];
+
+    cr_assert(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, name, strlen(name)) == 0 &&
+            sscanf(line + strlen(name), " %llu", &kib) == 1)
+            sum += kib;
+    fclose(f);
+    return sum;
+}
+
+/* The addresses agree modulo 2 MiB: a page of the page cache of that size is mapped as one. */
+Test(gmem_init_file, of_transparent_huge_pages_has_such_pages)
+{
+    static uint8_t block[2 * MIB];
+    int fd;
+
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", "/mnt", "tmpfs", 0, "huge=always") < 0)
+        cr_skip_test("no such tmpfs here");
+    fd = open("/mnt/memory", O_RDWR | O_CREAT, 0600);
+    cr_assert(fd >= 0);
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(write(fd, block, sizeof(block)), sizeof(block));
+    cr_assert_eq(gmem_init_file(&m, 4, fd, 0, &e), 0, "%s", e.msg);
+    gmem_want_huge_pages(&m);
+    for (uint64_t at = 0; at < 4 * MIB; at += GMEM_PAGE_BYTES)
+        gmem_touch(&m, gpa(at));
+    cr_assert_eq(kib_of_own_smaps("ShmemPmdMapped:"), 4096);
 }
 
 Test(gmem_init_file, names_what_is_wrong_with_the_file)

@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <linux/mman.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "vmm/kvm/layout.h"
 
@@ -29,10 +31,12 @@ static int claim_pages(void *host, uint64_t bytes)
     return madvise(host, bytes, MADV_DONTDUMP) < 0 ? -errno : 0;
 }
 
-/* Lays a copy-on-write mapping of a file over guest memory. 0 or -errno. */
-static int map_over(void *host, uint64_t bytes, int fd, uint64_t offset)
+/* Lays a copy-on-write mapping of a file over guest memory. reserve: what its pages' copies will
+ * need, now (a huge page that lacks later is a SIGBUS). 0 or -errno. */
+static int map_over(void *host, uint64_t bytes, int fd, uint64_t offset, bool reserve)
 {
-    if (mmap(host, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+    if (mmap(host, bytes, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_FIXED | (reserve ? 0 : MAP_NORESERVE), fd,
              (off_t)offset) == MAP_FAILED)
         return -errno;
     return claim_pages(host, bytes);
@@ -161,8 +165,10 @@ static int map_source(const struct guest_mem *m, int fd, uint64_t offset, struct
         return -1;
     for (unsigned i = 0; i < m->region_count; i++) {
         const struct gmem_region *r = &m->regions[i];
-        int ret = map_over(r->host, r->bytes, fd, offset);
+        int ret = map_over(r->host, r->bytes, fd, offset, m->hugetlb);
 
+        if (ret && m->hugetlb)
+            return fail_huge_pages(e, -ret, gmem_pages(m) / (HUGE_2M_BYTES / GMEM_PAGE_BYTES));
         if (ret)
             return fail_os(e, -ret, "cannot map the file of guest memory");
         offset += r->bytes;
@@ -170,16 +176,30 @@ static int map_source(const struct guest_mem *m, int fd, uint64_t offset, struct
     return 0;
 }
 
+static bool has_huge_pages(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC && fs.f_bsize == HUGE_2M_BYTES;
+}
+
 int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd, uint64_t offset,
                    struct error *e)
 {
     if (gmem_init(m, mem_size_mib, HUGE_PAGES_NONE, e) < 0)
         return -1;
+    m->hugetlb = has_huge_pages(fd);
     if (map_source(m, fd, offset, e) < 0) {
         gmem_fini(m);
         return -1;
     }
     return 0;
+}
+
+void gmem_want_huge_pages(const struct guest_mem *m)
+{
+    for (unsigned i = 0; i < m->region_count; i++)
+        madvise(m->regions[i].host, m->regions[i].bytes, MADV_HUGEPAGE);
 }
 
 void gmem_fini(struct guest_mem *m)
@@ -392,7 +412,7 @@ static uint64_t map_pages(struct guest_mem *m, gpa_t at, int fd, uint64_t offset
     void *host = gmem_host_(m, at, bytes);
 
     if (m->hugetlb || bytes < MAP_MIN_BYTES || m->file_part_count == GMEM_FILE_PARTS_MAX ||
-        map_over(host, bytes, fd, offset) < 0)
+        map_over(host, bytes, fd, offset, false) < 0)
         return 0;
     m->file_parts[m->file_part_count++] = (struct gmem_file_part){ at, bytes, fd };
     return bytes;
@@ -436,7 +456,7 @@ int gmem_lay_pages(struct guest_mem *m, uint64_t page, uint64_t count, int fd, b
 
         if (n > count)
             n = count;
-        if (!(maps && map_over(host, n * GMEM_PAGE_BYTES, fd, offset) == 0) &&
+        if (!(maps && !m->hugetlb && map_over(host, n * GMEM_PAGE_BYTES, fd, offset, false) == 0) &&
             read_all(host, fd, offset, n * GMEM_PAGE_BYTES, e) < 0)
             return -1;
         page += n;

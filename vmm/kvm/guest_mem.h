@@ -57,8 +57,8 @@ must_check int gmem_init(struct guest_mem *m, uint64_t mem_size_mib, enum huge_p
 /* The same, but memory holds what the file does from offset on, its regions one behind the other; a
  * longer file will do. It is mapped copy-on-write: the file is never written to, and what no guest
  * writes is shared with the page cache, so the file must neither change nor shrink (a page that is
- * gone is a SIGBUS). Such memory has no huge pages; a caller that wants them reads the file into
- * memory of gmem_init(). fd stays the caller's and may be closed. */
+ * gone is a SIGBUS). Of a file of 2 MiB pages (hugetlbfs) memory has such pages, too, and what its
+ * copies of them will need is reserved. fd stays the caller's and may be closed. */
 must_check int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd, uint64_t offset,
                               struct error *e);
 
@@ -67,6 +67,10 @@ must_check int gmem_init_file(struct guest_mem *m, uint64_t mem_size_mib, int fd
  * host has no more mappings. Before anybody else knows the memory. */
 must_check int gmem_lay_pages(struct guest_mem *m, uint64_t page, uint64_t count, int fd, bool maps,
                               struct error *e);
+
+/* Asks for transparent huge pages, where the host's policy leaves that to who asks: of a file, they
+ * are those that its file system has (tmpfs). */
+void gmem_want_huge_pages(const struct guest_mem *m);
 
 /* Unmaps all. Every thread that may touch guest memory has ended. Works on a zeroed object. */
 void gmem_fini(struct guest_mem *m);

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-#define CHUNK 64u /* KVM takes 256 at most */
+#define CHUNK 255u /* KVM takes 256 at most, and not these */
 
 struct msr_chunk { /* struct kvm_msrs with its entries */
     uint32_t nmsrs, padding;

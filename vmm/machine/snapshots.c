@@ -149,6 +149,19 @@ static int read_state(struct saved *s, const struct snapshot_load_config *c, str
     return 0;
 }
 
+static int check_huge_pages(const struct guest_mem *mem, const struct machine_config *machine,
+                            struct error *e)
+{
+    if (mem->hugetlb == (machine->huge_pages == HUGE_PAGES_2M))
+        return 0;
+    if (mem->hugetlb)
+        return fail(e, ERR_INVALID,
+                    "the memory file has huge pages: it is loaded with `huge_pages` 2M");
+    return fail(e, ERR_INVALID,
+                "Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use "
+                "uffd.");
+}
+
 static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *origin,
                              const struct saved *s, const struct snapshot_load_config *c,
                              struct error *e)
@@ -158,10 +171,6 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
     const char *paths[1 + SNAPSHOT_LAYERS_MAX] = { c->backend.path ? c->backend.path
                                                                    : c->mem_file_path };
 
-    if (machine->huge_pages == HUGE_PAGES_2M)
-        return fail(e, ERR_INVALID,
-                    "Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please "
-                    "use uffd.");
     origin->source = SNAPSHOT_SOURCE_FILE;
     if (layers->count > SNAPSHOT_LAYERS_MAX)
         return fail(e, ERR_INVALID, "there are %zu `layers`, and %u are the most", layers->count,
@@ -171,7 +180,14 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
     if (snapshot_chain_open(origin->files, paths, 1 + (unsigned)layers->count, &s->name,
                             machine->mem_size_mib << 20, e) < 0)
         return -1;
-    return snapshot_chain_map(origin->files, mem, machine->mem_size_mib, e);
+    if (snapshot_chain_map(origin->files, mem, machine->mem_size_mib, e) < 0)
+        return -1;
+    if (machine->huge_pages == HUGE_PAGES_TRANSPARENT)
+        gmem_want_huge_pages(mem);
+    if (check_huge_pages(mem, machine, e) == 0)
+        return 0;
+    gmem_fini(mem);
+    return -1;
 }
 
 /* Puts memory in the place of what was mapped, which serves it from now on. */
@@ -181,7 +197,9 @@ static int record_working_set(struct guest_mem *mem, struct snapshot_origin *ori
 {
     struct guest_mem source = *mem;
 
-    if (gmem_init(mem, s->config.machine.mem_size_mib, HUGE_PAGES_NONE, e) == 0) {
+    if (mem->hugetlb)
+        fail(e, ERR_INVALID, "the working set of huge pages of 2 MiB can't be recorded");
+    else if (gmem_init(mem, s->config.machine.mem_size_mib, HUGE_PAGES_NONE, e) == 0) {
         origin->recorder =
             recorder_open(mem, &source, &s->name, path, seccomp ? seccomp->pager : NULL, e);
         if (origin->recorder)
