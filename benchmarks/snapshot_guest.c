@@ -3,8 +3,8 @@
  * many MiB as it is told. Then it writes again and again to those of the first few MiB: a byte on
  * the console for each sixteen pages. Or it waits for a byte on the console, says "<", visits a
  * working set, says ">", and waits again: runs of 8 pages, scattered over all it has written to; it
- * writes to 45 % of them.
- * Command line: touched=MIB, and dirty=MIB or runs=RUNS.
+ * writes to 45 % of them. Or it halts.
+ * Command line: touched=MIB, and dirty=MIB, or runs=RUNS, or neither.
  */
 #include "runtime/boot.h"
 #include "runtime/io.h"
@@ -63,11 +63,14 @@ static _Noreturn void visit(uint64_t runs, uint64_t apart)
 void guest_main(void)
 {
     const uint64_t touched = boot_number("touched", 0), runs = boot_number("runs", 0);
+    const uint64_t dirty = boot_number("dirty", 0);
 
     write_pages(touched, 1, NULL);
     print("ready\n");
     if (runs)
         visit(runs, (touched << 20) / PAGE / runs * PAGE);
-    for (uint64_t pass = 2;; pass++)
-        write_pages(boot_number("dirty", 0), pass, ".");
+    for (uint64_t pass = 2; dirty; pass++)
+        write_pages(dirty, pass, ".");
+    for (;;)
+        __asm__ volatile("hlt");
 }
