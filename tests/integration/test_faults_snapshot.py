@@ -217,3 +217,74 @@ def test_a_load_that_the_host_refuses_says_why_and_ends_the_process(tmp_path, qu
             if result:
                 wrong[fault] = result
     assert not wrong, "\n".join(f"{fault}: {what}" for fault, what in wrong.items())
+
+
+# What a working set is recorded and prefetched with.
+RECORD_FAULTS = {"openat": ["EMFILE"], "ioctl": ["EPERM"], "ftruncate": ["EIO"], "flock": ["EAGAIN"],
+                 "fcntl": ["EIO"]}
+PREFETCH_FAULTS = {"openat": ["EMFILE"], "pread64": ["EIO"], "preadv2": ["EOPNOTSUPP", "EAGAIN"],
+                   "madvise": ["ENOMEM"], "fadvise64": ["EINVAL"]}
+
+
+def loads_with_a_set(files, tmp_path, faults, is_ours, **members):
+    """For each fault in a call that `is_ours`: the load's answer, and the clone."""
+    body = load_body(files, resume_vm=True, working_set=members)
+    with Clone(files, flags=UNFILTERED) as clone, traced(clone, tmp_path) as log:
+        clone.ok("PUT", "/snapshot/load", body)
+        mayfly.wait_until(lambda: "\nwritev(" in log.read_text(), log.read_text)
+    with contextlib.suppress(FileNotFoundError): # it was killed
+        os.unlink(members["path"] + ".mayfly-new")
+    found = faults_of(log, faults)
+    lines = log.read_text().splitlines()
+    for call, error, which in found:
+        line = [line for line in lines if line.startswith(call + "(")][which - 1]
+        if not is_ours.search(line):
+            continue
+        with Clone(files, flags=UNFILTERED) as clone:
+            with traced(clone, tmp_path, f"{call}:error={error}:when={which}") as log:
+                status, _, answer = clone.request("PUT", "/snapshot/load", body)
+            yield clone, status, (answer or {}).get("fault_message", ""), line
+
+
+@pytest.fixture(name="template")
+def _template(quick):
+    files = pair(quick)
+    with Machine("counter", mem_mib=20) as first:
+        save(first.boot(), files)
+    return files
+
+
+@pytest.mark.parametrize("call, error", [("pwritev", "ENOSPC"), ("fsync", "EIO"),
+                                         ("rename", "EACCES")])
+def test_a_record_that_can_not_be_written_is_told_and_no_more(tmp_path, template, call, error):
+    path = str(tmp_path / "set")
+    with Clone(template, flags=UNFILTERED) as clone:
+        clone.load(resume_vm=True, working_set={"path": path, "record": True})
+        with traced(clone, tmp_path, f"{call}:error={error}:when=1"):
+            pause(clone)
+        assert f"The working set {path} is not written: " in clone.log()
+        assert not os.path.exists(path) and not os.path.exists(path + ".mayfly-new")
+
+
+def test_who_asks_for_a_record_hears_that_the_host_refuses_it(tmp_path, template):
+    path = str(tmp_path / "set")
+    ours = re.compile(r"set|USERFAULTFD|UFFDIO|F_SETFL, O_RDONLY|ftruncate|LOCK_EX")
+    for clone, status, text, line in loads_with_a_set(template, tmp_path, RECORD_FAULTS, ours,
+                                                      path=path, record=True):
+        assert status == 400 and "the working set can't be recorded: " in text, (line, text)
+        assert clone.wait() == 1
+        assert os.path.exists(path + ".mayfly-new") == ("LOCK_EX" in line), line
+
+
+def test_a_load_goes_on_without_what_the_host_refuses_to_prefetch(tmp_path, template):
+    path = str(tmp_path / "set")
+    with loaded(template, working_set={"path": path, "record": True}) as clone:
+        mayfly.wait_until(clone.output, clone.log)
+        pause(clone)
+    ours, count = re.compile(r"set|pread|POPULATE|WILLNEED"), 0
+    for clone, status, text, line in loads_with_a_set(template, tmp_path, PREFETCH_FAULTS, ours,
+                                                      path=path):
+        assert status == 204, (line, text)
+        mayfly.wait_until(clone.output, clone.log)
+        count += 1
+    assert count > 4

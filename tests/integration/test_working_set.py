@@ -237,6 +237,7 @@ def test_what_can_not_be_recorded_is_refused(tmp_path, files):
                                           load_body(files, working_set=two))
         assert status == 400 and "set.mayfly-new can't be locked" in answer["fault_message"]
         assert clone.wait() == 1
+        assert os.path.exists(two["path"] + ".mayfly-new") # the first one's
 
 
 def test_a_memory_file_that_is_cut_off_ends_who_records(tmp_path, files):

@@ -92,14 +92,18 @@ static int start_pager(struct recorder *r, struct error *e)
 
 static int open_record(struct recorder *r, const char *path, struct error *e)
 {
+    autofd int fd = -1;
+
     r->path = strdup(path);
     BUG_ON(!r->path || asprintf(&r->temporary, "%s" SNAPSHOT_TEMPORARY, path) < 0);
-    r->file_fd = open(r->temporary, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
-    if (r->file_fd < 0 || ftruncate(r->file_fd, 0) < 0)
+    fd = open(r->temporary, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
+    if (fd < 0)
         return fail_os(e, errno, "%s can't be written", r->temporary);
-    if (flock(r->file_fd, LOCK_EX | LOCK_NB) < 0)
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return fail_os(e, errno, "%s can't be locked", r->temporary);
-    return 0;
+    r->file_fd = take_fd(&fd); /* ours, to be removed, too */
+    return ftruncate(r->file_fd, 0) < 0 ? fail_os(e, errno, "%s can't be written", r->temporary)
+                                        : 0;
 }
 
 static void close_record(struct recorder *r)
