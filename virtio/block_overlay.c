@@ -34,6 +34,9 @@ _Static_assert(sizeof(struct header) == 64, "the format's");
 
 struct layer {
     int fd;
+    char *path;
+    bool was_made;   /* here */
+    bool name_lasts; /* is on the disk, too */
     struct uuid name;
     uint64_t *present; /* a bit a sector */
     /* Of what is not sealed: a bit a granule of those bits that is not committed, and the granules
@@ -45,8 +48,6 @@ struct block_overlay {
     uint64_t sectors, bitmap_bytes;
     unsigned count; /* of layers, the top included, which is the last */
     struct layer layers[BLOCK_LAYERS_MAX + 1];
-    char *made;      /* the top's path, if it was made here; else NULL */
-    bool name_lasts; /* is on the disk, too */
     bool has_frozen; /* the layer below the top is not sealed yet */
 };
 
@@ -97,6 +98,32 @@ static uint64_t run_of(const uint64_t *bits, uint64_t at, uint64_t n)
 static bool has_bit_at(const uint64_t *bits, uint64_t at)
 {
     return bits[at / WORD_BITS] >> at % WORD_BITS & 1;
+}
+
+/* Sets bits; whether one of them was not. */
+static bool set_bits(uint64_t *bits, uint64_t first, uint64_t end)
+{
+    bool is_new = false;
+
+    for (uint64_t at = first; at < end;) {
+        const uint64_t room = WORD_BITS - at % WORD_BITS;
+        const uint64_t n = end - at < room ? end - at : room;
+        const uint64_t mask = (UINT64_MAX >> (WORD_BITS - n)) << at % WORD_BITS;
+
+        is_new |= (bits[at / WORD_BITS] & mask) != mask;
+        bits[at / WORD_BITS] |= mask;
+        at += n;
+    }
+    return is_new;
+}
+
+static void mark_dirty(struct layer *l, uint64_t granule, uint64_t n)
+{
+    (void)set_bits(l->dirty, granule, granule + n);
+    if (l->dirty_end == 0 || granule < l->dirty_from)
+        l->dirty_from = granule;
+    if (granule + n > l->dirty_end)
+        l->dirty_end = granule + n;
 }
 
 /* The closest of some readings counts. */
@@ -200,9 +227,12 @@ static int next_block(const struct layer *l, uint64_t *at, uint64_t end)
     return 1;
 }
 
-/* What a bitmap of a file has is added to a layer's. */
+/* What a bitmap of a file has is added to a layer's; of the recent one, it is still to be
+ * committed.
+ */
 static int add_bits(const struct block_overlay *o, struct layer *l, uint64_t bitmap_at)
 {
+    const bool is_recent = bitmap_at == recent_at(o);
     uint64_t words[HEADER_BYTES / sizeof(uint64_t)], at = bitmap_at;
     int ret;
 
@@ -212,8 +242,11 @@ static int add_bits(const struct block_overlay *o, struct layer *l, uint64_t bit
         ret = read_at(l->fd, words, sizeof(words), at);
         if (ret < 0)
             return ret;
-        for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+        for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++) {
+            if (is_recent && words[i] & ~to[i])
+                mark_dirty(l, (at - bitmap_at + i * sizeof(*words)) / GRANULE_BYTES, 1);
             to[i] |= words[i];
+        }
     }
     return ret;
 }
@@ -355,8 +388,9 @@ static int open_layer(struct block_overlay *o, const char *path, bool is_layer, 
         return fail_overlay(e, path, ENOMEM, "its bitmap has no room");
     if (hold_file(l->fd, path, is_layer, base_fd, &st, e) < 0)
         return -1;
-    o->made = was_there ? NULL : strdup(path);
-    o->name_lasts = was_there;
+    l->path = strdup(path);
+    l->was_made = !was_there;
+    l->name_lasts = is_layer;
     if (!is_layer && st.st_size == 0)
         return make_top(o, l, path, e);
     if (read_layer(o, l, path, is_layer, (uint64_t)st.st_size, e) < 0)
@@ -395,6 +429,7 @@ static void close_top(struct block_overlay *o)
     struct layer *l = top_of(o);
 
     close_fdp(&l->fd);
+    free(l->path);
     free(l->present);
     free(l->dirty);
     *l = (struct layer){ .fd = -1 };
@@ -407,14 +442,13 @@ void block_overlay_close(struct block_overlay *o)
         return;
     while (o->count > 0)
         close_top(o);
-    free(o->made);
     free(o);
 }
 
 void block_overlay_remove(const struct block_overlay *o)
 {
-    if (o->made)
-        (void)!unlink(o->made);
+    if (o->count > 0 && o->layers[o->count - 1].was_made)
+        (void)!unlink(o->layers[o->count - 1].path);
 }
 
 void block_overlay_lend(const struct block_overlay *o)
@@ -465,23 +499,6 @@ struct block_extent block_overlay_find(const struct block_overlay *o, int base_f
     };
 }
 
-/* Sets bits; whether one of them was not. */
-static bool set_bits(uint64_t *bits, uint64_t first, uint64_t end)
-{
-    bool is_new = false;
-
-    for (uint64_t at = first; at < end;) {
-        const uint64_t room = WORD_BITS - at % WORD_BITS;
-        const uint64_t n = end - at < room ? end - at : room;
-        const uint64_t mask = (UINT64_MAX >> (WORD_BITS - n)) << at % WORD_BITS;
-
-        is_new |= (bits[at / WORD_BITS] & mask) != mask;
-        bits[at / WORD_BITS] |= mask;
-        at += n;
-    }
-    return is_new;
-}
-
 int block_overlay_wrote(struct block_overlay *o, uint64_t offset, uint32_t n)
 {
     const uint64_t first = offset / SECTOR, end = (offset + n) / SECTOR;
@@ -490,18 +507,16 @@ int block_overlay_wrote(struct block_overlay *o, uint64_t offset, uint32_t n)
 
     if (first == end || !set_bits(top->present, first, end))
         return 0;
-    (void)set_bits(top->dirty, from, to);
-    if (top->dirty_end == 0 || from < top->dirty_from)
-        top->dirty_from = from;
-    if (to > top->dirty_end)
-        top->dirty_end = to;
+    mark_dirty(top, from, to - from);
     return write_at(top->fd, (const uint8_t *)top->present + first / 8, (end + 7) / 8 - first / 8,
                     recent_at(o) + first / 8);
 }
 
 bool block_overlay_is_dirty(const struct block_overlay *o)
 {
-    return o->layers[o->count - 1].dirty_end > 0 || o->has_frozen || !o->name_lasts;
+    const struct layer *top = &o->layers[o->count - 1];
+
+    return top->dirty_end > 0 || !top->name_lasts || o->has_frozen;
 }
 
 /* 1: bits were written; 0: there was none; or -errno. */
@@ -540,16 +555,38 @@ static int sync_file(int fd)
     return ret < 0 ? -errno : 0;
 }
 
+/* Makes the file's name durable, if its directory may be read: what file systems do for a new file
+ * that is synced has to do else. */
+static int keep_name(struct layer *l)
+{
+    const char *slash = strrchr(l->path, '/');
+    autofree char *directory = NULL;
+    autofd int fd = -1;
+
+    if (l->name_lasts)
+        return 0;
+    directory = slash ? strndup(l->path, (size_t)(slash - l->path) + 1) : strdup(".");
+    BUG_ON(!directory);
+    fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && fsync(fd) < 0)
+        return -errno;
+    l->name_lasts = true;
+    return 0;
+}
+
 /* The header and the last bits may get to the disk in any order: what a flush has promised is
  * there before, and nobody knows of a layer before this returns. */
 static int seal(struct block_overlay *o)
 {
-    struct layer *l = &o->layers[o->count - 2];
+    struct layer *l;
     int ret;
 
     if (!o->has_frozen)
         return 0;
+    l = &o->layers[o->count - 2];
     ret = sync_file(l->fd);
+    if (ret == 0)
+        ret = keep_name(l);
     if (ret == 0)
         ret = commit(o, l);
     if (ret >= 0)
@@ -562,31 +599,12 @@ static int seal(struct block_overlay *o)
     return ret;
 }
 
-/* Makes the name of a file that was made durable, if its directory may be read: what file systems
- * do for a new file that is synced has to do else. */
-static int keep_name(struct block_overlay *o)
-{
-    const char *slash = o->name_lasts ? NULL : strrchr(o->made, '/');
-    autofree char *directory = NULL;
-    autofd int fd = -1;
-
-    if (o->name_lasts)
-        return 0;
-    directory = slash ? strndup(o->made, (size_t)(slash - o->made) + 1) : strdup(".");
-    BUG_ON(!directory);
-    fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && fsync(fd) < 0)
-        return -errno;
-    o->name_lasts = true;
-    return 0;
-}
-
 int block_overlay_commit(struct block_overlay *o)
 {
     int ret = seal(o);
 
     if (ret == 0)
-        ret = keep_name(o);
+        ret = keep_name(top_of(o));
     return ret < 0 ? ret : commit(o, top_of(o));
 }
 
@@ -599,10 +617,15 @@ int block_overlay_sync(struct block_overlay *o)
     return ret > 0 ? sync_file(block_overlay_fd(o)) : ret;
 }
 
+static void drop_top(struct block_overlay *o)
+{
+    block_overlay_remove(o);
+    close_top(o);
+}
+
 int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd, struct error *e)
 {
     const unsigned count = o->count;
-    char *made = o->made;
     int ret = seal(o); /* the one before */
 
     if (ret < 0)
@@ -611,17 +634,11 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
         return fail(e, ERR_INVALID,
                     "Virtio backend error: It has %u layers, and no more are possible.",
                     BLOCK_LAYERS_MAX);
-    o->made = NULL;
     if (open_layer(o, path, false, true, base_fd, e) < 0) {
-        block_overlay_remove(o);
         if (o->count > count)
-            close_top(o);
-        free(o->made);
-        o->made = made;
-        o->name_lasts = !made;
+            drop_top(o);
         return -1;
     }
-    free(made);
     o->has_frozen = true;
     return 0;
 }
@@ -630,11 +647,7 @@ void block_overlay_thaw(struct block_overlay *o)
 {
     struct layer *l;
 
-    block_overlay_remove(o);
-    free(o->made);
-    o->made = NULL;
-    o->name_lasts = true;
-    close_top(o);
+    drop_top(o);
     l = top_of(o);
     if (!o->has_frozen) {
         (void)!write_header(o, l, false);
