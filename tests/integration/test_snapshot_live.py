@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import threading
 
@@ -101,37 +102,6 @@ def test_memory_is_of_one_moment(tmp_path, dirty):
         write_more(vm)
         live(vm, layer, snapshot_type="Diff")
         assert " layer on " in mark(layer[1])
-
-
-def test_what_devices_write_is_in_it(tmp_path):
-    """A vsock echoes all the while: what its clone has of it is what the guest's memory was."""
-    files = pair(tmp_path)
-    with vsock.Guest("") as first:
-        stream = first.serve().stream(vsock.ECHO)
-        ended = threading.Event()
-
-        def echo():
-            while not ended.is_set():
-                stream.sendall(b"more" * 256)
-                assert vsock.read_bytes(stream, 1024) == b"more" * 256
-        worker = threading.Thread(target=echo)
-        worker.start()
-        try:
-            for i in range(4):
-                live(first, files, sync_snapshot_files=False)
-                path = os.path.join(tmp_path, f"v{i}.sock")
-                with loaded(files, vsock_override={"uds_path": path}) as second:
-                    with vsock.dial(path, b"CONNECT %d\n" % vsock.ECHO) as client:
-                        vsock.read_line(client)
-                        client.sendall(b"after" * 100)
-                        assert vsock.read_bytes(client, 500) == b"after" * 100
-                    with vsock.dial(path, b"CONNECT %d\n" % vsock.OFF):
-                        second.finish()
-        finally:
-            ended.set()
-            worker.join()
-        stream.close()
-        first.end()
 
 
 def test_a_guest_that_writes_all_the_time_is_paused_in_the_end(tmp_path):
@@ -243,6 +213,46 @@ def test_requests_are_served_meanwhile(tmp_path):
         live(vm, others)
     with loaded(files) as clone:
         write_more(clone)
+
+
+@needs_strace
+def test_what_devices_write_meanwhile_is_in_it(tmp_path):
+    """The buffers and rings of a vsock that echoes: the guest has nothing to do afterwards, so that
+    all but its own variables stays what it was."""
+    files, full = pair(tmp_path), pair(tmp_path, "full")
+    with vsock.Guest("") as first:
+        stream = first.serve().stream(vsock.ECHO)
+        with traced(first, tmp_path, SLOWLY), Slowly(first, files) as creating:
+            for _ in range(3):
+                stream.sendall(b"meanwhile" * 1000)
+                assert vsock.read_bytes(stream, 9000) == b"meanwhile" * 1000
+            assert creating.answer is None
+        assert creating.answer[0] == 200
+        save(first, full)
+        one, two = memory(files[1]), memory(full[1])
+        differ = {at for at in range(0, len(one), 4096) if one[at:at + 4096] != two[at:at + 4096]}
+        assert len(differ) < 8 and all(16 * MIB <= at < 17 * MIB for at in differ), differ
+        path = os.path.join(tmp_path, "v.sock")
+        with loaded(files, vsock_override={"uds_path": path}) as second:
+            with vsock.dial(path, b"CONNECT %d\n" % vsock.ECHO) as client:
+                vsock.read_line(client)
+                client.sendall(b"after" * 100)
+                assert vsock.read_bytes(client, 500) == b"after" * 100
+        stream.close()
+
+
+@needs_strace
+def test_a_log_is_kept_for_it_alone(tmp_path):
+    """Else the guest would be slow for ever."""
+    files = pair(tmp_path)
+    for tracks, flags in ((False, ["KVM_MEM_LOG_DIRTY_PAGES", "0"]), (True, [])):
+        with Machine("counter", mem_mib=32) as vm:
+            boot(vm, tracks)
+            until_output(vm, lambda text: text.count("\n") > 40)
+            with traced(vm, tmp_path, "fsync:delay_enter=1") as log:
+                live(vm, files)
+            said = re.findall(r"KVM_SET_USER_MEMORY_REGION, \{slot=0, flags=(\w+)", log.read_text())
+            assert said == flags
 
 
 @needs_strace

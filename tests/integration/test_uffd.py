@@ -12,7 +12,8 @@ import pytest
 import mayfly
 from guests import Machine, needs_kvm
 from jail import Jail, needs_root
-from snapshots import FAILED, Clone, numbers, pair, pause, resume, save, until_output
+from snapshots import (FAILED, Clone, create_body, numbers, pair, pause, resume, save,
+                       until_output)
 from uffd import Handler, load_body, needs_uffd
 
 pytestmark = [needs_kvm, needs_uffd]
@@ -62,6 +63,31 @@ def test_a_load_asks_for_two_pages_and_a_full_snapshot_for_all(tmp_path, files):
         differ = {at // 4096 for at in range(0, os.path.getsize(files[1]), 4096)
                   if old.read(4096) != new.read(4096)}
     assert differ == {0xde, 0xdf}
+
+
+def test_a_live_snapshot_asks_for_all_that_it_needs(tmp_path, files):
+    layer, full = pair(tmp_path, "layer"), pair(tmp_path, "full")
+    with Handler(str(tmp_path / "uffd"), files[1]) as handler:
+        with loaded(files, handler, resume_vm=True) as clone:
+            until_output(clone, lambda text: text.count("\n") > 40)
+            clone.ok("PUT", "/snapshot/create",
+                     create_body(layer, live=True, snapshot_type="Diff"))
+            assert len(set(handler.faults)) < 1024
+            clone.ok("PUT", "/snapshot/create", create_body(full, live=True))
+            assert len(set(handler.faults)) == os.path.getsize(files[1]) // 4096
+            printed = files[2] + clone.output()
+    with Clone(full) as again:
+        again.load(resume_vm=True)
+        until_output(again, lambda text: text.count("\n") > 40)
+        pause(again)
+        goes_on = again.output()
+    assert numbers(len(printed) + len(goes_on)).index(goes_on) > len(files[2])
+    with Clone(layer) as again:
+        body = {"snapshot_path": layer[0], "resume_vm": True,
+                "mem_backend": {"backend_type": "File", "backend_path": files[1],
+                                "layers": [layer[1]]}}
+        again.ok("PUT", "/snapshot/load", body)
+        until_output(again, lambda text: text.count("\n") > 40)
 
 
 def test_a_handler_that_is_not_there_is_refused(tmp_path, files):

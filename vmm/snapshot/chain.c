@@ -130,7 +130,7 @@ void snapshot_chain_close(struct snapshot_chain *c)
 static int lay(int fd, struct guest_mem *mem, unsigned *mappings, struct error *e)
 {
     const off_t bytes = (off_t)(gmem_pages(mem) * GMEM_PAGE_BYTES);
-    off_t from = 0, to;
+    off_t from = 0, to = 0;
     int ret;
 
     while ((ret = sparse_find_data(fd, &from, &to, bytes)) > 0) {

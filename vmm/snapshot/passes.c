@@ -68,13 +68,16 @@ int passes_begin(struct passes *p, struct snapshot_memory *m, enum snapshot_kind
         .changed = calloc(pages / 64, sizeof(*p->changed)),
         .number = 1,
     };
-    if (p->set.words && p->changed ? take_changed(p, e) == 0
-                                   : fail_os(e, ENOMEM, "cannot make lists of pages") == 0) {
-        fill_first(p, kind);
-        return 0;
+    if (!p->set.words || !p->changed) {
+        passes_end(p, NULL);
+        return fail_os(e, ENOMEM, "cannot make lists of the pages of guest memory");
     }
-    passes_end(p, NULL);
-    return -1;
+    if (take_changed(p, e) < 0) {
+        passes_end(p, NULL);
+        return -1;
+    }
+    fill_first(p, kind);
+    return 0;
 }
 
 int passes_next(struct passes *p, uint64_t *from, uint64_t *to, struct error *e)

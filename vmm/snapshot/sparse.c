@@ -84,7 +84,7 @@ int sparse_find_data(int fd, off_t *from, off_t *to, off_t end)
 
 int sparse_copy(int from, int to, off_t offset, off_t end)
 {
-    off_t hole;
+    off_t hole = offset;
     int ret;
 
     while ((ret = sparse_find_data(from, &offset, &hole, end)) > 0) {
