@@ -124,6 +124,14 @@ void block_file_close(struct block_file *f)
     f->path = NULL;
 }
 
+void block_file_drop(struct block_file *f)
+{
+    if (f->overlay)
+        block_overlay_drop(f->overlay);
+    f->overlay = NULL;
+    block_file_close(f);
+}
+
 int block_file_sync(const struct block_file *f)
 {
     int ret;

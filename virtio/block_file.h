@@ -40,6 +40,9 @@ must_check int block_file_put_overlay(struct block_file *f, const struct drive_c
 /* Works on one whose fd is -1. */
 void block_file_close(struct block_file *f);
 
+/* The same, of one that was just opened: an overlay that was made for it goes again. */
+void block_file_drop(struct block_file *f);
+
 /* Where the first of n bytes at an offset of the disk are. */
 static inline struct block_extent block_file_find(const struct block_file *f, bool is_read,
                                                   uint64_t offset, uint32_t n)

@@ -76,8 +76,8 @@ must_check int block_overlay_open(struct block_overlay **out, const struct drive
 /* Works on NULL. What was not committed stays in the recent bitmap. */
 void block_overlay_close(struct block_overlay *o);
 
-/* Removes the top's file again, if it was made here: what it was made for failed. */
-void block_overlay_remove(const struct block_overlay *o);
+/* The same, and removes the top's file if it was made here: what it was made for failed. */
+void block_overlay_drop(struct block_overlay *o);
 
 /* Lets another one be opened on the same top, which takes its place, or not. */
 void block_overlay_lend(const struct block_overlay *o);

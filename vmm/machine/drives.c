@@ -62,9 +62,7 @@ static int open_drive(struct drive *out, const struct drive_config *d, struct er
     if (drives_open_file(&out->file, d, d->path_on_host, e) < 0)
         return -1;
     if (d->io_engine == IO_ENGINE_ASYNC && block_async_new(&out->async, &out->file, e) < 0) {
-        if (out->file.overlay)
-            block_overlay_remove(out->file.overlay);
-        block_file_close(&out->file);
+        block_file_drop(&out->file);
         return -1;
     }
     return 0;
@@ -137,9 +135,8 @@ int drives_put(struct drive_configs *list, struct drive **open, struct drive_con
 /* One that was just opened. */
 static void forget_drive(struct drive *d)
 {
-    if (d->file.overlay)
-        block_overlay_remove(d->file.overlay);
-    close_drive(d);
+    block_async_free(d->async);
+    block_file_drop(&d->file);
 }
 
 int drives_open(struct drive **open, const struct drive_configs *list, struct error *e)
