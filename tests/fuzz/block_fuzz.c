@@ -21,6 +21,21 @@ static const char *disk_path(void)
     return path;
 }
 
+/* An empty one, which becomes an overlay: of a file that others could see, for the name of one that
+ * has none is a link. */
+static char *overlay_path(void)
+{
+    static char path[64];
+    int fd;
+
+    if (!path[0])
+        snprintf(path, sizeof(path), "/tmp/mayfly-block-fuzz-%d", getpid());
+    fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    MUST(fd >= 0);
+    close(fd);
+    return path;
+}
+
 static uint32_t put_header(struct hostile *h, uint64_t at)
 {
     static const uint32_t types[] = { VIRTIO_BLK_T_IN,      VIRTIO_BLK_T_OUT,
@@ -49,7 +64,7 @@ static uint32_t put_header(struct hostile *h, uint64_t at)
 static void update(struct hostile *h)
 {
     struct rate_limits limits = take_limits(h->in);
-    bool has_file = take8(h->in) & 1;
+    bool has_file = take8(h->in) & 1 && !block.host.file->overlay;
     struct block_file file;
     struct error e;
 
@@ -84,7 +99,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct error e;
 
     hostile_init(&h, &in);
-    MUST(block_file_open(&file, disk_path(), how & 2, &e) == 0);
+    MUST(block_file_open(&file, disk_path(), how & (2 | 16), &e) == 0);
+    if (how & 16) {
+        const struct drive_config drive = { .overlay_path = overlay_path() };
+
+        MUST(block_file_put_overlay(&file, &drive, &e) == 0);
+        unlink(drive.overlay_path);
+    }
     if (how & 4 && block_async_new(&async, &file, &e) == 0)
         host.async = async;
     if (how & 8)

@@ -2,6 +2,7 @@
 tests/guests/block_model.c."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import mayfly
 from guests import Machine, drive, needs_kvm
+from jail import Jail, needs_root
 from overlays import Overlay, read_disk, taken
 from snapshots import Clone, create_body, load_body, loaded, pair, pause, resume, save
 
@@ -300,3 +302,59 @@ def test_layers_have_a_bound(tmp_path, base):
             "Create snapshot error: Cannot freeze drive disk: Virtio backend error: It has 8 "
             "layers, and no more are possible.")
         assert not os.path.exists(tmp_path / "top8")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_full_host_file_system_is_an_io_error(tmp_path, base, engine):
+    """Wherever it strikes: at the data, or at what is known of them."""
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount],
+                      stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("A FULL HOST DISK WAS NOT TESTED: mounting takes root")
+    try:
+        disk = drive(base, overlay_path=str(mount / "top"), io_engine=engine)
+        with Machine("block_model", "full", drives=[disk]) as machine:
+            machine.boot().finish()
+        shutil.copy(mount / "top", tmp_path / "top")
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
+    assert 0 < Overlay(tmp_path / "top").count() < 512
+
+
+@needs_root
+def test_disks_of_jailed_clones_are_their_own(base):
+    """The base and the frozen layer are root's, and shared; each overlay is its user's."""
+    with Jail() as first, Jail() as second:
+        for each in (first, second):
+            os.chown(each.root, each.uid, each.gid)
+            os.link(base, each.inside("base"))
+        kernel = first.give(os.path.join(mayfly.GUESTS, "block_model"))
+        first.ok("PUT", "/boot-source", {"kernel_image_path": kernel,
+                                         "boot_args": "requests=2000 seed=1"})
+        first.ok("PUT", "/drives/disk", drive("/base", overlay_path="/top", io_engine="Async",
+                                              cache_type="Writeback"))
+        first.ok("PUT", "/drives/disk", drive("/base", overlay_path="/top", io_engine="Async",
+                                              cache_type="Writeback"))
+        first.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        until_written(first.inside("top"))
+        pause(first)
+        first.ok("PUT", "/snapshot/create",
+                 create_body(("/saved", "/memory"),
+                             drive_overlays=[{"drive_id": "disk", "overlay_path": "/top2"}]))
+        for name in ("saved", "memory"):
+            second.give(first.inside(name))
+        os.link(first.inside("top"), second.inside("top"))
+        os.chown(first.inside("top"), 0, 0)
+        os.chmod(first.inside("top"), 0o444)
+        second.ok("PUT", "/snapshot/load", load_body(
+            ("/saved", "/memory"), resume_vm=True,
+            drive_overrides=[{"drive_id": "disk", "overlay_path": "/own"}]))
+        resume(first)
+        for each in (first, second):
+            each.wait()
+            assert "the_whole_disk_is_as_the_model_says" in each.output()
+            assert "not ok" not in each.output()
+        layers = [first.inside("top")]
+        assert (read_disk(base, *layers, first.inside("top2")) ==
+                read_disk(base, *layers, second.inside("own")))
