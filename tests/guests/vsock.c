@@ -6,7 +6,7 @@
  * were; SOURCE sends `bytes` bytes of a pattern; DEAF takes a connection and reads nothing; SILENT
  * does not answer; SLAM takes a connection and resets it; OFF ends the guest; others refuse.
  * Command line: connect=PORT to make `count` connections to that port of the host, which must echo
- * `bytes` bytes each; bytes=N; flags: eventidx.
+ * `bytes` bytes each; bytes=N; slot=N is where the device is (0); flags: eventidx.
  */
 #include "runtime/virtio.h"
 
@@ -457,7 +457,8 @@ void guest_main(void)
 {
     uint64_t offered;
 
-    if (!virtio_find(0, &device) || reg_read(&device, VIRTIO_MMIO_DEVICE_ID) != 19)
+    if (!virtio_find((unsigned)boot_number("slot", 0), &device) ||
+        reg_read(&device, VIRTIO_MMIO_DEVICE_ID) != 19)
         give_up("the_device_is_there", "no vsock device");
     make_pages();
     offered = offered_features(&device);

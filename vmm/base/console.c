@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -14,8 +15,15 @@ static struct {
     struct termios saved;
 } console = { .out_fd = -1, .out_flags = -1 };
 
+/* A socket can't be opened anew; and who opens the master of a pseudo-terminal gets another one. */
+static bool is_opened_once(const struct stat *st)
+{
+    return S_ISSOCK(st->st_mode) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(5, 2));
+}
+
 /* O_NONBLOCK belongs to the open file, which stdout shares with whoever started us; so stdout is
- * opened anew. A regular file never blocks, and its offset is shared on purpose. */
+ * opened anew, where that can be. A regular file never blocks, and its offset is shared on purpose.
+ */
 static int open_out(void)
 {
     struct stat st;
@@ -23,7 +31,7 @@ static int open_out(void)
 
     if (fstat(STDOUT_FILENO, &st) < 0 || S_ISREG(st.st_mode))
         return STDOUT_FILENO;
-    if (!S_ISSOCK(st.st_mode)) {
+    if (!is_opened_once(&st)) {
         fd = open("/proc/self/fd/1", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
         if (fd >= 0)
             return fd;
@@ -51,12 +59,13 @@ int console_open_lines(const char *path)
 }
 
 /* Job control: a shell that runs us in the background uses the terminal itself. Where we belong to
- * no session of the terminal's, there is no such question. */
+ * no session of the terminal's, or have the other end of one that has none (0), there is no such
+ * question. */
 static bool is_in_foreground(void)
 {
     pid_t group = tcgetpgrp(STDIN_FILENO);
 
-    return group < 0 || group == getpgrp();
+    return group <= 0 || group == getpgrp();
 }
 
 bool console_has_input(void)
