@@ -1,6 +1,8 @@
 /* The block device, on either engine, under a hostile driver. */
 #include "virtio/block.h"
 
+#include <fcntl.h>
+
 #include "tests/fuzz/support/device.h"
 #include "tests/fuzz/support/limits.h"
 
