@@ -1,16 +1,27 @@
 # A microVM as a Nomad job: nomad job run mayfly.nomad.hcl
 # raw_exec must be enabled on the client: the jailer, which jailed.sh runs, needs root and confines the
-# microVM better than the exec driver would.
+# microVM better than the exec driver would. Each client needs, as root:
+#
+#   install -D -m 755 -t /usr/local/lib/mayfly examples/jailed.sh
+#   install -D -m 644 "$(./devtool kernel | tail -n 1)/vmlinux" /srv/vm/vmlinux
+#   ./devtool rootfs busybox /srv/vm/root.ext4
+#
+# and mayfly and mayfly-jailer in /usr/local/bin.
 job "microvm" {
   type = "batch"
 
   group "vm" {
+    # No port: a number that no other microVM of this client has, for the user that it runs as.
+    network {
+      port "user" {}
+    }
+
     task "guest" {
       driver = "raw_exec"
 
       config {
         command = "/usr/local/lib/mayfly/jailed.sh"
-        args    = ["${NOMAD_ALLOC_ID}", "${NOMAD_TASK_DIR}/vm.json", "30001"]
+        args    = ["${NOMAD_ALLOC_ID}", "${NOMAD_TASK_DIR}/vm.json", "${NOMAD_PORT_user}"]
       }
 
       template {

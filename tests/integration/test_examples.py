@@ -266,8 +266,25 @@ def test_the_nomad_jobs_command_boots_a_guest(tmp_path, disk, jailed):
     assert os.path.basename(task["template"]["destination"]) == config.name
     arguments = [each.replace("${NOMAD_TASK_DIR}", str(tmp_path))
                  .replace("${NOMAD_ALLOC_ID}", "01234567-89ab-cdef-0123-456789abcdef")
+                 .replace("${NOMAD_PORT_user}", "27413")
                  for each in task["config"]["args"]]
+    assert not [each for each in arguments if "$" in each]
     check_boot(run(example("jailed.sh"), *arguments, env=jailed))
+    cell, = (tmp_path / "base").glob("*/*/root")
+    assert cell.stat().st_uid == 27413
+
+
+def test_the_nomad_jobs_files_are_made_by_the_commands_above_it():
+    """Each is there, and makes what the job names."""
+    text = text_of("mayfly.nomad.hcl")
+    commands = re.findall(r"^#   (\S.*)$", text, re.M)
+    config = json.loads(nomad_task()["template"]["data"])
+    named = {config["boot-source"]["kernel_image_path"], config["drives"][0]["path_on_host"]}
+    assert named == {command.split()[-1] for command in commands if FILES in command}
+    usage = run(f"{mayfly.ROOT}/devtool", "--help").stdout
+    for name in re.findall(r"\./devtool (\w+)", "\n".join(commands)):
+        assert re.search(rf"^  {name}\b", usage, re.M)
+    assert os.path.basename(nomad_task()["config"]["command"]) in commands[0]
 
 
 def test_the_nomad_job_reserves_the_guests_memory():
