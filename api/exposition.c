@@ -26,8 +26,8 @@ static void put_seconds(struct json_writer *w, uint64_t us)
     json_put(w, text);
 }
 
-static void put_header(struct json_writer *w, const char *family, const char *type,
-                       const char *help)
+static void put_family_header(struct json_writer *w, const char *family, const char *type,
+                              const char *help)
 {
     json_put(w, "# HELP ");
     json_put(w, family);
@@ -125,7 +125,7 @@ static void show_sample(void *context, const struct metrics_sample *s)
         return;
     if (s->group != x->group || s->name != x->name) {
         name_family(x, s);
-        put_header(x->w, x->family, types[s->type], s->help);
+        put_family_header(x->w, x->family, types[s->type], s->help);
         x->group = s->group;
         x->name = s->name;
     }
@@ -143,7 +143,7 @@ static void show_sample(void *context, const struct metrics_sample *s)
 
 static void put_gauge(struct json_writer *w, const char *family, const char *help, uint64_t value)
 {
-    put_header(w, family, "gauge", help);
+    put_family_header(w, family, "gauge", help);
     json_put(w, family);
     json_put(w, " ");
     json_put_unsigned(w, value);
@@ -155,7 +155,8 @@ static void put_vm(struct json_writer *w, const struct vm *vm)
 {
     const struct machine_config *m = &vm_config(vm)->machine;
 
-    put_header(w, "mayfly_info", "gauge", "The microVM's id, and the version of mayfly; always 1.");
+    put_family_header(w, "mayfly_info", "gauge",
+                      "The microVM's id, and the version of mayfly; always 1.");
     json_put(w, "mayfly_info{id=");
     json_put_string(w, vm_id(vm));
     json_put(w, ",version=\"" MAYFLY_VERSION "\"} 1\n");
@@ -171,11 +172,11 @@ static void put_process(struct json_writer *w)
 {
     uint64_t age_us = monotonic_us() - timeline_start_us();
 
-    put_header(w, "process_cpu_seconds_total", "counter", "CPU time of the process.");
+    put_family_header(w, "process_cpu_seconds_total", "counter", "CPU time of the process.");
     json_put(w, "process_cpu_seconds_total ");
     put_seconds(w, clock_us(CLOCK_PROCESS_CPUTIME_ID));
     json_put(w, "\n");
-    put_header(w, "process_start_time_seconds", "gauge", "When the process began.");
+    put_family_header(w, "process_start_time_seconds", "gauge", "When the process began.");
     json_put(w, "process_start_time_seconds ");
     put_seconds(w, clock_us(CLOCK_REALTIME) - age_us);
     json_put(w, "\n");
@@ -183,8 +184,8 @@ static void put_process(struct json_writer *w)
 
 static void put_boot(struct json_writer *w)
 {
-    put_header(w, "mayfly_boot_phase_seconds", "gauge",
-               "Time from exec to each phase of the start, of those that were reached.");
+    put_family_header(w, "mayfly_boot_phase_seconds", "gauge",
+                      "Time from exec to each phase of the start, of those that were reached.");
     for (enum phase p = 0; p < PHASES; p++) {
         const char *name = timeline_name(p);
         char text[64];
