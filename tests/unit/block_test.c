@@ -1,5 +1,6 @@
 #include "virtio/block.h"
 
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "tests/unit/support/disk.h"
@@ -139,6 +140,8 @@ BOTH(request_on_a_file_that_was_cut_short_fails)
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 2, SECTOR, 1), VIRTIO_BLK_S_OK);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 3, SECTOR, 1), VIRTIO_BLK_S_IOERR);
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 40, SECTOR, 1), VIRTIO_BLK_S_IOERR);
+    cr_expect_eq(metric_get(&block.metrics.execute_fails), 2);
+    cr_expect_eq(metric_get(&block.metrics.read_count), 1, "that was read");
 }
 
 BOTH(serves_many_requests_with_one_interrupt)
@@ -477,6 +480,24 @@ Test(block_file_open, takes_an_empty_file_as_an_empty_disk)
     block_file_close(&f);
     close(fd);
     unlink(path);
+}
+
+Test(block_file_open, has_a_page_for_a_unit_where_the_file_system_has_a_large_one)
+{
+    autofd int fd = memfd_create("disk", MFD_CLOEXEC | MFD_HUGETLB);
+    char name[32];
+    struct block_file f;
+    struct error e;
+    struct stat st;
+
+    if (fd < 0)
+        cr_skip_test("NO UNIT WAS TESTED: the host has no huge pages");
+    cr_assert_eq(fstat(fd, &st), 0);
+    cr_assert_gt(st.st_blksize, 65536);
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    cr_assert_eq(block_file_open(&f, name, true, &e), 0, "%s", e.msg);
+    cr_expect_eq(f.unit_bytes, 4096);
+    block_file_close(&f);
 }
 
 BOTH(request_that_comes_and_goes_is_looked_for_twice_a_turn)

@@ -360,6 +360,30 @@ Test(net_mtu, keeps_a_frame_until_the_longest_of_the_link_fits, .fini = tear_dow
     expect_frame_at(RX_DATA, 6, 9014);
 }
 
+/* Of Ethernet without segmentation: 1514 bytes and the header (section 5.1.6.3.1). */
+Test(net_small, keeps_a_frame_until_the_longest_fits)
+{
+    make_frame(guest_mac, host_mac, 60, 1);
+    send_wire(60);
+    offer_rx_row(1, 1525);
+    tell_of_frames();
+    cr_expect_eq(ring_used_idx(rx), 0);
+    offer_rx(1, RX_DATA + 1525, (uint32_t[]){ HEADER }, 1);
+    driver_serve_at(&d, RX);
+    cr_assert_eq(ring_used_idx(rx), 1);
+    expect_frame_at(RX_DATA, 1, 60);
+}
+
+Test(net_small, takes_a_frame_where_the_longest_fits)
+{
+    make_frame(guest_mac, host_mac, 1514, 1);
+    send_wire(1514);
+    offer_rx_row(1, 1526);
+    tell_of_frames();
+    cr_assert_eq(ring_used_idx(rx), 1);
+    expect_frame_at(RX_DATA, 1, 1514);
+}
+
 Test(net, receives_a_bounded_number_of_frames_a_turn_with_one_interrupt)
 {
     struct pollfd p = { .fd = tap.fd, .events = POLLIN };

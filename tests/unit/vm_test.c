@@ -201,14 +201,27 @@ Test(vm, holds_up_nobody_who_writes_to_its_kernel_after_a_failed_start)
     cr_expect(writer >= 0, "it still has a lease");
 }
 
+static uint64_t mapped_mib(void)
+{
+    FILE *f = fopen("/proc/self/statm", "r");
+    uint64_t pages;
+
+    cr_assert_eq(fscanf(f, "%lu", &pages), 1);
+    fclose(f);
+    return pages >> 8;
+}
+
 Test(vm, can_be_configured_anew_after_a_failed_start)
 {
+    const uint64_t before = mapped_mib();
+
     need_kvm();
     cr_assert_eq(put_drive("a", at("disk"), false), 0);
     cr_assert_eq(put_boot(at("text"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), -1);
     cr_expect(strstr(e.msg, "Kernel Loader"), "%s", e.msg);
     cr_expect_eq(vm_state(vm), VM_NOT_STARTED);
+    cr_expect_lt(mapped_mib(), before + 64, "the guest's memory is still there");
     cr_assert_eq(put_machine((struct machine_config){ .vcpu_count = 2, .mem_size_mib = 64 }), 0);
     cr_assert_eq(put_boot(at("kernel"), NULL, "x"), 0);
     cr_expect_eq(apply(ACT_START), 0, "%s", e.msg);

@@ -120,6 +120,24 @@ Test(vsock, fills_many_buffers_with_one_stream_and_keeps_the_order)
     guest_expect_nothing();
 }
 
+/* As where a turn has read all that there was when it had no time to see that. */
+Test(vsock, does_not_interrupt_a_guest_for_a_read_that_finds_nothing)
+{
+    struct stream s = open_from_host(52);
+    struct vsock_conn *c = vsock_table_find(&g.v.table, s.host_port, 52);
+    const uint16_t used = ring_used_idx(rx);
+
+    driver_interrupts(&g.d);
+    c->stream.on_ready(&c->stream, EPOLLIN);
+    turn();
+    cr_expect_not(c->is_readable);
+    cr_expect_eq(driver_interrupts(&g.d), 0);
+    cr_expect_eq(ring_used_idx(rx), used);
+    host_send(s.fd, "ping", 4);
+    guest_expect(VIRTIO_VSOCK_OP_RW);
+    cr_expect_eq(driver_interrupts(&g.d), 1);
+}
+
 Test(vsock, puts_header_and_data_into_buffers_however_they_are_cut)
 {
     struct stream s = open_from_host(52);
