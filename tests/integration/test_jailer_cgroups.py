@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 import mayfly
+from faults import STRERROR, needs_strace
 from jail import CAPTURED, Jail, jailer, needs_root, reachable, remove_cgroup
 
 pytestmark = needs_root
@@ -113,6 +114,21 @@ def test_version_2_hands_the_controller_down_and_has_the_vmm_inside(v2, flags):
         assert cgroups_of(vm.pid())[""] == f"/mayfly/{vm.id}"
         assert "hugetlb" in read(v2, "cgroup.subtree_control").split()
         assert "hugetlb" in read(v2, "mayfly", "cgroup.subtree_control").split()
+
+
+@needs_strace
+@pytest.mark.parametrize("error, text", [
+    ("EAGAIN", "Failed cloning into a new child process"),
+    ("EBUSY", "Failed to move process to cgroup ({})"),
+])
+def test_only_a_cgroup_that_takes_no_process_is_blamed_for_that(v2, tmp_path, error, text):
+    vm = Jail("--cgroup-version", "2", "--cgroup", "hugetlb.2MB.max=0", "--new-pid-ns")
+    done = mayfly.complete("strace", "-f", "-o", tmp_path / "calls", "-e",
+                           f"inject=clone3:error={error}:when=1", *vm.command)
+    text = text.format(os.path.join(v2, "mayfly", vm.id))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{text}: {STRERROR[error]}"), done.stderr
+    shutil.rmtree(vm.directory)
 
 
 def test_version_2_without_settings_joins_a_parent_that_exists(v2):

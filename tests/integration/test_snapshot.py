@@ -1,6 +1,7 @@
 """What a machine was is what is made of its snapshot: /snapshot/create and /snapshot/load."""
 
 import contextlib
+import json
 import os
 import struct
 import subprocess
@@ -249,6 +250,10 @@ def test_log_metrics_and_console_are_the_process_s_own(tmp_path):
         vm.ok("PUT", "/serial", {"serial_out_path": "console"})
         vm.ok("PUT", "/cpu-config", {})
         vm.load(resume_vm=True)
+        vm.ok("PUT", "/actions", {"action_type": "FlushMetrics"})
+        with open(os.path.join(vm.directory, "metrics"), encoding="utf-8") as file:
+            latencies = json.loads(file.readlines()[-1])["latencies_us"]
+        assert 0 < latencies["vmm_load_snapshot"] <= latencies["load_snapshot"]
         console = os.path.join(vm.directory, "console")
         mayfly.wait_until(lambda: os.path.getsize(console) > 10, "the console")
         assert vm.output() == ""
