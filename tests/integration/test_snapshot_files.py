@@ -149,6 +149,19 @@ def test_files_behind_symbolic_links_are_written_where_they_are(tmp_path, are_th
         mayfly.wait_until(clone.output, clone.log)
 
 
+def test_names_are_as_long_as_may_be(tmp_path):
+    """Too long for a temporary file beside them, and so the files themselves are made."""
+    files = [str(tmp_path / (letter * os.pathconf(tmp_path, "PC_NAME_MAX"))) for letter in "sm"]
+    with Machine("counter", mem_mib=128) as first:
+        first.boot()
+        save(first, files)
+        resume(first)
+        save(first, files)
+    assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, files))
+    with loaded(files) as clone:
+        mayfly.wait_until(clone.output, clone.log)
+
+
 KILLS = [("ftruncate", 2), ("fsetxattr", 1), ("pwritev", 1), ("pwritev", 2), ("fsync", 1),
          ("rename", 1), ("rename", 2), ("fsync", 3)]
 

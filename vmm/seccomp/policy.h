@@ -138,7 +138,7 @@ ALLOW_IF(EVER, openat,
          "what is renamed to a snapshot's files; overlays")
 ALLOW_IF(MAIN, openat,
          ALL(IS(2, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), IS(3, 0666)),
-         "a snapshot's files, behind a symbolic link")
+         "the same, of a name that leaves no room for another")
 ALLOW_IF(MAIN, openat, IS(2, O_RDONLY | O_DIRECTORY | O_CLOEXEC),
          "that a snapshot's names last, and an overlay's")
 ALLOW_IF(MAIN, statx, IS(2, AT_SYMLINK_NOFOLLOW), "whether a snapshot's file can be replaced")
