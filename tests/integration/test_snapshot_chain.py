@@ -1,6 +1,10 @@
 """Memory in several files: what was saved once, and what has changed since, upon it."""
 
 import os
+import shutil
+import subprocess
+
+import pytest
 
 import mayfly
 from guests import Machine, needs_kvm
@@ -83,6 +87,46 @@ def test_what_is_no_chain_is_refused(tmp_path):
     refused(files, "invalid type: integer `1`, expected path string", layers=[1])
     with Clone(two) as clone:
         clone.ok("PUT", "/snapshot/load", chain_body(files, resume_vm=True))
+        mayfly.wait_until(clone.output, clone.log)
+
+
+@pytest.fixture
+def coarse(tmp_path):
+    """A file system on which a page that is written is 2 MiB of data."""
+    path = tmp_path / "coarse"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "huge=always", "none", path], check=True)
+    try:
+        (path / "file").touch()
+        is_fine = os.stat(path / "file").st_blksize == 4096
+        (path / "file").unlink()
+        if is_fine:
+            pytest.skip("this kernel's tmpfs has no huge pages")
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@needs_root
+def test_where_holes_are_coarse_nothing_is_a_layer(tmp_path, coarse):
+    """What nobody wrote would be read as zeroes, in the place of what is below."""
+    why = "file system keeps no holes as small as a page"
+    with Machine("counter", mem_mib=128) as first:
+        full = save(booted(first), pair(tmp_path, "full"))
+        body = {"snapshot_path": str(coarse / "state"), "mem_file_path": str(coarse / "memory"),
+                "snapshot_type": "Diff"}
+        status, _, answer = first.request("PUT", "/snapshot/create", body)
+        assert status == 400 and why in answer["fault_message"], answer
+        assert os.listdir(coarse) == []
+        layer = save(first, pair(tmp_path, "layer"), snapshot_type="Diff")
+    copy = (layer[0], str(shutil.copy(layer[1], coarse / "layer")))
+    refused([full, copy], why)
+    editor = os.path.join(os.path.dirname(mayfly.BINARY), "snapshot-editor")
+    done = subprocess.run([editor, "edit-memory", "rebase", "--memory-path", full[1], "--diff-path",
+                           copy[1]], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and why in done.stderr + done.stdout, done
+    with Clone(layer) as clone:  # and nothing of it was written into the memory file
+        clone.ok("PUT", "/snapshot/load", chain_body([full, layer], resume_vm=True))
         mayfly.wait_until(clone.output, clone.log)
 
 

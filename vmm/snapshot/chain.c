@@ -101,6 +101,9 @@ static int open_all(struct snapshot_chain *c, const char *const *paths, unsigned
             if (ret < 0)
                 ret = fail_os(e, -ret, "%s: its mark (%s)", failed, SNAPSHOT_MARK);
         }
+        if (ret >= 0 && i > 0 && !sparse_has_pages(c->fds[i]))
+            ret =
+                fail(e, ERR_HOST, "%s: its file system keeps no holes as small as a page", failed);
         if (ret >= 0)
             ret = judge_file(&marks[i], i ? &marks[i - 1] : NULL, i == count - 1 ? name : NULL, e);
         if (ret < 0)

@@ -11,6 +11,7 @@
 #include "vmm/snapshot/half.h"
 #include "vmm/snapshot/mark.h"
 #include "vmm/snapshot/pages.h"
+#include "vmm/snapshot/sparse.h"
 
 struct snapshot_pair {
     struct snapshot_files f;
@@ -131,12 +132,21 @@ static int check_lengths(const struct snapshot_pair *p, struct error *e)
     return ret;
 }
 
+/* By its holes a layer is known. */
+static int check_holes(const struct snapshot_pair *p, struct error *e)
+{
+    if (p->mark.is_whole || sparse_has_pages(p->memory.fd))
+        return 0;
+    return fail(e, ERR_HOST,
+                "Cannot write memory file: its file system keeps no holes as small as a page");
+}
+
 /* Beside the old one, of which a Diff then takes the pages that it does not have. */
 static int begin_new_file(struct snapshot_pair *p, struct error *e)
 {
     p->old = (struct snapshot_chain){ .fds = { p->memory.old_fd }, .count = 1 };
     p->rest = p->merges ? &p->old : rest_of_full(p);
-    if (resize(p, (off_t)snapshot_memory_bytes(p->m), e) < 0)
+    if (check_holes(p, e) < 0 || resize(p, (off_t)snapshot_memory_bytes(p->m), e) < 0)
         return -1;
     return put_mark(p, false, e);
 }
@@ -147,7 +157,8 @@ static int begin_old_file(struct snapshot_pair *p, struct error *e)
     const bool keeps = p->merges || p->mapped_fd >= 0;
 
     p->rest = keeps ? NULL : rest_of_full(p);
-    if (half_sync(&p->memory, p->f.sync, e) < 0 || take_old_state_away(p, e) < 0)
+    if (check_holes(p, e) < 0 || half_sync(&p->memory, p->f.sync, e) < 0 ||
+        take_old_state_away(p, e) < 0)
         return -1;
     if (keeps)
         return 0;

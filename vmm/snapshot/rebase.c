@@ -42,6 +42,8 @@ static int judge_halves(const struct half *memory, const struct half *diff, stru
     if (memory->st.st_size != diff->st.st_size)
         return fail(e, ERR_INVALID, "The memory file has %lld bytes, and the diff file %lld",
                     (long long)memory->st.st_size, (long long)diff->st.st_size);
+    if (!sparse_has_pages(diff->fd))
+        return fail(e, ERR_HOST, "The diff file's file system keeps no holes as small as a page");
     if (diff->mark.is_merging)
         return fail(e, ERR_INVALID, "The diff file was not written to its end");
     if (memory->mark.is_merging &&

@@ -2,8 +2,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#define PAGE_BYTES 4096
 
 /* What is copied at once where the kernel can't copy between two files. */
 #define COPY_BYTES (UINT64_C(256) << 10)
@@ -65,6 +68,13 @@ static int copy_data(int from, int to, off_t offset, uint64_t bytes)
         bytes -= (uint64_t)done;
     }
     return 0;
+}
+
+bool sparse_has_pages(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_blksize <= PAGE_BYTES;
 }
 
 int sparse_find_data(int fd, off_t *from, off_t *to, off_t end)

@@ -1,8 +1,9 @@
 /*
- * Files with holes, as memory files are. Any thread. All of this returns 0 or -errno.
+ * Files with holes, as memory files are. Any thread. What is an int is 0 or -errno.
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -10,6 +11,11 @@
 
 /* Writes all of the bytes, which the guest may change meanwhile. */
 must_check int sparse_write(int fd, uint8_t *from, uint64_t bytes, uint64_t offset);
+
+/* Whether a file's holes may be as small as a page of 4096 bytes. Where its file system has larger
+ * blocks (tmpfs with huge pages, say), or tells of none (NFS), zeroes that nobody wrote pass for
+ * data. */
+bool sparse_has_pages(int fd);
 
 /* Finds the next part of a file that is no hole, from *from on and before end, and puts it into
  * [*from, *to). 1; 0: there is none. */
