@@ -149,8 +149,8 @@ static int read_state(struct saved *s, const struct snapshot_load_config *c, str
     return 0;
 }
 
-static int check_huge_pages(const struct guest_mem *mem, const struct machine_config *machine,
-                            struct error *e)
+static int check_page_size(const struct guest_mem *mem, const struct machine_config *machine,
+                           struct error *e)
 {
     if (mem->hugetlb == (machine->huge_pages == HUGE_PAGES_2M))
         return 0;
@@ -184,7 +184,7 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
         return -1;
     if (machine->huge_pages == HUGE_PAGES_TRANSPARENT)
         gmem_want_huge_pages(mem);
-    if (check_huge_pages(mem, machine, e) == 0)
+    if (check_page_size(mem, machine, e) == 0)
         return 0;
     gmem_fini(mem);
     return -1;
