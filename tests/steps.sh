@@ -35,7 +35,7 @@ step() { # NAME COMMAND...
     return $status
 }
 
-build() { # PRESET
+build() { # PRESET [TARGET]
     [ -f "build/$1/build.ninja" ] || step "configure $1" cmake --preset "$1" || return
-    step "build $1" cmake --build --preset "$1"
+    step "build $*" cmake --build --preset "$1" ${2:+--target "$2"}
 }

@@ -19,6 +19,7 @@ import mayfly
 from guests import needs_kvm
 from jail import EXEC_FILE, JAILER
 from mayfly import complete as run
+from oci_images import Layout, entry, layer
 
 pytestmark = needs_kvm
 
@@ -112,6 +113,16 @@ def test_the_python_client_says_why_a_request_was_refused(tmp_path):
 
 def test_the_python_client_stays_short():
     assert len(text_of("mayfly_client.py").splitlines()) <= 72
+
+
+def test_an_image_of_docker_boots(tmp_path):
+    """With a docker that has saved it before; the guest `boot` looks for a root drive."""
+    Layout(tmp_path / "layout", [layer(entry("a", b"a"))]).save(tmp_path / "saved.tar")
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$*" = "save -o $3 an/image:1" ] && cp {tmp_path}/saved.tar "$3"\n')
+    docker.chmod(0o755)
+    check_boot(run(example("image.sh"), "an/image:1", guest("boot"), env={
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MAYFLY": mayfly.BINARY}))
 
 
 # In a jail

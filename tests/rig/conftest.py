@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+import oci
 from host import Guest, Host
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -73,6 +74,7 @@ def files(tmp_path_factory):
         if all(find(program) for program in programs):
             build = [HERE / "guest" / "build-tools", name, *programs, "--", config]
             files[f"{name}.ext4"] = pathlib.Path(last_line(*build))
+    files.update(oci.make(tmp_path_factory.mktemp("oci"), mayfly.resolve().parent / "guest-init"))
     build = ROOT / "guest-kernel-configs" / "build"
     for variant in ("acpi", "noacpi"):
         directory = pathlib.Path(last_line(build, KERNEL_VERSION, variant))
