@@ -284,6 +284,21 @@ Test(activation, that_failed_is_neither_drained_nor_reset)
     cr_expect_eq(probe.activations + probe.drains + probe.resets, 0);
 }
 
+Test(activation, takes_no_part_of_a_size_for_the_size)
+{
+    static const uint32_t sizes[] = { 0x10000, 0x10010, UINT32_MAX };
+
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+        cr_assert(driver_negotiate(&d, FEATURES));
+        driver_set_queue(&d, &d.rings[0]);
+        reg_write(&d, VIRTIO_MMIO_QUEUE_NUM, sizes[i]);
+        driver_ok(&d);
+        cr_expect(needs_reset(&d), "%u", sizes[i]);
+    }
+    cr_expect_eq(probe.activations, 0);
+}
+
 Test(activation, does_not_serve_a_queue_that_is_not_ready)
 {
     cr_assert(driver_negotiate(&d, FEATURES));
