@@ -396,6 +396,15 @@ void block_layer_close(struct block_layer *l)
     *l = (struct block_layer){ .fd = -1 };
 }
 
+bool block_layer_is_top(const char *path)
+{
+    autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    struct header h;
+
+    return fd >= 0 && read_layer(fd, &h, sizeof(h), 0) == 0 &&
+           memcmp(h.magic, MAGIC, sizeof(h.magic)) == 0 && h.state == 0;
+}
+
 void block_layer_drop(struct block_layer *l)
 {
     if (l->was_made)

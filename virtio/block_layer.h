@@ -38,6 +38,9 @@ must_check int block_layer_open(struct block_layer *l, const char *path,
                                 const struct block_layer_way *way, struct error *e);
 void block_layer_close(struct block_layer *l);
 
+/* Whether the file at a path says of itself that it is not frozen. */
+bool block_layer_is_top(const char *path);
+
 /* The same, and removes the file if it was made here. */
 void block_layer_drop(struct block_layer *l);
 

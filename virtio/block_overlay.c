@@ -31,16 +31,27 @@ static int push_layer(struct block_overlay *o, const char *path, struct block_la
     return 0;
 }
 
+/* The VMM was killed when it had gone on in a new top, and not sealed the layer below. */
+static bool has_unsealed(const struct drive_config *d)
+{
+    return !d->is_frozen && d->layers.count > 0 &&
+           block_layer_is_top(d->layers.items[d->layers.count - 1]) &&
+           block_layer_is_top(d->overlay_path);
+}
+
 int block_overlay_open(struct block_overlay **out, const struct drive_config *d, int base_fd,
                        uint64_t sectors, struct error *e)
 {
     struct block_overlay *o = calloc(1, sizeof(*o));
-    struct block_layer_way way = { .is_frozen = true, .base_fd = base_fd, .sectors = sectors };
+    struct block_layer_way way = { .base_fd = base_fd, .sectors = sectors };
     int ret = 0;
 
     BUG_ON(!o);
-    for (size_t i = 0; ret == 0 && i < d->layers.count; i++)
+    o->has_frozen = has_unsealed(d);
+    for (size_t i = 0; ret == 0 && i < d->layers.count; i++) {
+        way.is_frozen = i + 1 < d->layers.count || !o->has_frozen;
         ret = push_layer(o, d->layers.items[i], way, e);
+    }
     way.is_frozen = false;
     way.is_fresh = d->is_frozen;
     if (ret == 0)
@@ -68,14 +79,21 @@ void block_overlay_drop(struct block_overlay *o)
     block_overlay_close(o);
 }
 
+/* Of the files that are to be written. */
+static void lock_own(const struct block_overlay *o, int operation)
+{
+    for (unsigned i = o->count - (o->has_frozen ? 2 : 1); i < o->count; i++)
+        (void)flock(o->layers[i].fd, operation);
+}
+
 void block_overlay_lend(const struct block_overlay *o)
 {
-    (void)flock(block_overlay_fd(o), LOCK_UN);
+    lock_own(o, LOCK_UN);
 }
 
 void block_overlay_take_back(const struct block_overlay *o)
 {
-    (void)flock(block_overlay_fd(o), LOCK_EX | LOCK_NB);
+    lock_own(o, LOCK_EX | LOCK_NB);
 }
 
 int block_overlay_fd(const struct block_overlay *o)

@@ -13,6 +13,7 @@ import vsock
 from faults import needs_strace, traced
 from guests import Machine, drive, make_disk, needs_kvm
 from jail import Jail, needs_root
+from overlays import Overlay, read_disk
 from snapshots import (Clone, create_body, load_body, loaded, mark, numbers, pair, pause, resume,
                        save, until_output)
 
@@ -381,3 +382,115 @@ def test_a_jailed_machine_is_saved_live():
             second.give(first.inside(name))
         second.ok("PUT", "/snapshot/load", load_body(("/saved", "/memory"), resume_vm=True))
         until_output(second, lambda text: text.count("\n") > 30)
+
+
+SECTORS = 4096
+SLOW, FAST = {"ops": {"size": 4, "refill_time": 200}}, {"ops": {"size": 0, "refill_time": 0}}
+
+
+class Disk:
+    """An overlay drive whose guest writes to disk and memory in step, and in the end compares
+    them; it does so slowly until told otherwise."""
+
+    def __init__(self, directory, engine="Sync"):
+        base = directory / "base"
+        base.write_bytes(bytes(SECTORS * 512))
+        self.base, self.directory, self.layers = str(base), directory, []
+        self.top = str(directory / "top0")
+        self.drive = drive(base, overlay_path=self.top, io_engine=engine)
+
+    def machine(self, **options):
+        return Machine("block_model", "requests=600 seed=1", mem_mib=32, stdin=subprocess.PIPE,
+                       drives=[{**self.drive, "rate_limiter": SLOW}], **options)
+
+    def freeze(self):
+        """Members of the create; it is one layer more from then on."""
+        count = Overlay(self.top).count()
+        mayfly.wait_until(lambda: Overlay(self.top).count() > count, "writes")
+        self.layers.append(self.top)
+        self.top = str(self.directory / f"top{len(self.layers)}")
+        return {"drive_overlays": [{"drive_id": "disk", "overlay_path": self.top}]}
+
+    def check_config(self, vm):
+        shown = vm.ok("GET", "/vm/config")["drives"][0]
+        assert (shown.get("layers", []), shown["overlay_path"]) == (self.layers, self.top)
+
+    def finish(self, vm):
+        """The guest says that the disk is what it knows."""
+        vm.ok("PATCH", "/drives/disk", {"drive_id": "disk", "rate_limiter": FAST})
+        vm.finish()
+
+    def check_clone(self, files, layers):
+        own = str(self.directory / "own")
+        with loaded(files, drive_overrides=[{"drive_id": "disk", "overlay_path": own}]) as clone:
+            assert clone.ok("GET", "/vm/config")["drives"][0]["layers"] == layers
+            self.finish(clone)
+        disk = read_disk(self.base, *layers, own)
+        os.unlink(own)
+        return disk
+
+
+@pytest.mark.parametrize("engine", ["Sync", "Async"])
+def test_the_disk_is_of_the_moment_at_which_memory_is(tmp_path, engine):
+    """The guest writes to it all the time, and so do clones, each for itself."""
+    disk, made = Disk(tmp_path, engine), []
+    with disk.machine() as vm:
+        vm.boot()
+        for i in range(6 if mayfly.IS_LONG else 2):
+            files = pair(tmp_path, f"snap{i}")
+            live(vm, files, **disk.freeze())
+            disk.check_config(vm)
+            made.append((files, list(disk.layers)))
+            assert all(Overlay(path).is_frozen for path in disk.layers)
+        disk.finish(vm)
+    after = read_disk(disk.base, *disk.layers, disk.top)
+    for files, layers in made:
+        assert disk.check_clone(files, layers) == after
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", ["fdatasync:error=EIO:when=1+", "rename:error=ENOSPC:when=1+"])
+@pytest.mark.parametrize("engine", ["Sync", "Async"])
+def test_a_drive_stays_frozen_if_the_guest_went_on_before_it_failed(tmp_path, engine, fault):
+    """A layer higher, as its configuration says; and the next create is as any other. Before that,
+    it is what it was."""
+    disk, files = Disk(tmp_path, engine), pair(tmp_path)
+    with disk.machine(flags=["--no-seccomp"]) as vm:
+        vm.boot()
+        members = disk.freeze()
+        more = [*members["drive_overlays"], {"drive_id": "none", "overlay_path": disk.top}]
+        assert create(vm, files, drive_overlays=more) == (400, {
+            "fault_message": CREATE + "Cannot freeze drive none: There is no such drive."})
+        assert not os.path.exists(disk.top) and not Overlay(disk.layers[0]).is_frozen
+        assert vm.ok("GET", "/vm/config")["drives"][0]["overlay_path"] == disk.layers[0]
+        with traced(vm, tmp_path, fault):
+            status, answer = create(vm, files, **members)
+        assert status == 400 and answer["fault_message"].startswith(CREATE + "Cannot "), answer
+        assert not os.path.exists(files[0])
+        disk.check_config(vm)
+        live(vm, files, **disk.freeze())
+        disk.check_config(vm)
+        disk.finish(vm)
+    after = read_disk(disk.base, *disk.layers, disk.top)
+    assert disk.check_clone(files, disk.layers) == after
+
+
+@needs_strace
+def test_a_disk_is_there_when_its_vmm_was_killed_before_its_layer_was_one(tmp_path):
+    disk = Disk(tmp_path)
+    with disk.machine(flags=["--no-seccomp"]) as vm:
+        vm.boot()
+        members = disk.freeze()
+        with traced(vm, tmp_path, "fdatasync:signal=KILL"):
+            with pytest.raises(ConnectionError):
+                create(vm, pair(tmp_path), **members)
+            vm.wait()
+    assert not Overlay(disk.layers[0]).is_frozen
+    before = read_disk(disk.base, *disk.layers, disk.top)
+    new = {**disk.drive, "layers": disk.layers, "overlay_path": disk.top}
+    with Machine("block_model", "requests=0", drives=[new], mem_mib=32) as vm:
+        vm.ok("PUT", "/drives/disk", new)
+        vm.boot().wait_for_output("done")
+        vm.wait()
+    assert Overlay(disk.layers[0]).is_frozen
+    assert read_disk(disk.base, *disk.layers, disk.top) == before

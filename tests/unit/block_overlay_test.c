@@ -97,10 +97,10 @@ static void discard_sectors(uint64_t sector, uint32_t n)
 
 /* The host dies: of what was not synced, only data got to the disk here, and all of the recent
  * bitmap, which is worse than none of it. The stamp is of another boot. */
-static void boot_host_anew(void)
+static void boot_host_anew(const char *path)
 {
     int64_t stamp;
-    int fd = open(top, O_RDWR | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
 
     cr_assert_eq(pread(fd, &stamp, sizeof(stamp), 56), sizeof(stamp));
     stamp -= 1000000000;
@@ -180,7 +180,7 @@ Test(overlay, holds_what_the_model_says_whatever_dies)
             model[i].is_older = model[i].now != model[i].flushed;
         block_file_close(&file);
         if (host_dies)
-            boot_host_anew();
+            boot_host_anew(top);
         open_it();
         check_all(host_dies);
         if (host_dies)
@@ -288,7 +288,69 @@ Test(overlay, goes_on_above_what_was_frozen)
     cr_expect_eq(read_sector(5), 0x44);
     cr_expect_eq(read_sector(6), 0x66);
     cr_expect_eq(read_sector(9), 0);
+}
+
+static bool is_frozen(const char *path)
+{
+    uint32_t state;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    cr_assert_eq(pread(fd, &state, sizeof(state), 12), sizeof(state));
+    close(fd);
+    return state == 1;
+}
+
+/* As after a kill -9 between a freeze and its flush. */
+Test(overlay, goes_on_above_what_was_not_sealed)
+{
+    const struct drive_config old = config;
+    struct block_file other;
+
+    write_sectors(4, 4, 0x44);
+    freeze_it();
+    write_sectors(6, 4, 0x66);
     block_file_close(&file);
+    open_it();
+    cr_expect_eq(read_sector(5), 0x44);
+    cr_expect_eq(read_sector(6), 0x66);
+    cr_expect_not(is_frozen(top));
+    cr_assert_eq(block_file_open(&other, base, true, &e), 0);
+    cr_expect_eq(block_file_put_overlay(&other, &old, &e), -1, "it is locked");
+    block_overlay_lend(file.overlay);
+    cr_assert_eq(block_file_put_overlay(&other, &config, &e), 0, "%s", e.msg);
+    block_file_close(&file);
+    cr_assert_eq(block_file_sync(&other), 0);
+    cr_expect(is_frozen(top));
+    block_file_close(&other);
+    open_it();
+    cr_expect_eq(read_sector(5), 0x44);
+    cr_expect_eq(read_sector(6), 0x66);
+}
+
+/* What neither had flushed is gone: each sector is what it was before. */
+Test(overlay, is_what_was_flushed_if_the_host_dies_before_it_is_sealed)
+{
+    write_sectors(4, 1, 0x44);
+    cr_assert_eq(block_file_sync(&file), 0);
+    write_sectors(5, 1, 0x55);
+    freeze_it();
+    write_sectors(4, 1, 0x66);
+    block_file_close(&file);
+    boot_host_anew(top);
+    boot_host_anew(second);
+    open_it();
+    cr_expect_eq(read_sector(4), 0x44);
+    cr_expect_eq(read_sector(5), 1 + 5 % 7);
+    cr_assert_eq(block_file_sync(&file), 0);
+    cr_expect(is_frozen(top));
+}
+
+Test(overlay, is_not_made_above_one_that_is_in_use_or_might_be)
+{
+    write_sectors(4, 4, 0x44);
+    freeze_it();
+    block_file_close(&file);
+    cr_assert_eq(truncate(second, 0), 0);
     cr_expect_eq(try_open(), -1);
     cr_expect(strstr(e.msg, "it is not frozen, and can't be one of the layers"), "%s", e.msg);
 }
