@@ -12,9 +12,11 @@ import subprocess
 import pytest
 
 import mayfly
-from guests import Machine, needs_kvm, thread_names
+from guests import Machine, drive, needs_kvm, thread_names
 from jail import Jail, needs_root
-from snapshots import FAILED, Clone, crc32c, load_body, loaded, pair, pause, resume, save, until_output
+from overlays import Overlay, read_disk
+from snapshots import (FAILED, Clone, crc32c, create_body, load_body, loaded, pair, pause, resume,
+                       save, until_output)
 from uffd import needs_uffd
 
 pytestmark = [needs_kvm, needs_uffd]
@@ -334,3 +336,168 @@ def test_it_works_in_a_jail(tmp_path):
                                                     working_set={"path": "/set"}))
         mayfly.wait_until(lambda: clone.output().count("\n") > 40, clone.output)
         assert "pages of the working set from the page cache\n" in clone.output()
+
+
+def layered(base, *layers):
+    return {"backend_type": "File", "backend_path": base, "layers": list(layers)}
+
+
+def merged(base, layer):
+    """What is mapped of a chain; and the pages that are the layer's."""
+    with open(base, "rb") as file:
+        memory = bytearray(file.read())
+    at, pages = 0, set()
+    with open(layer, "rb") as file:
+        while at < len(memory):
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            memory[at:end] = os.pread(file.fileno(), end - at, at)
+            pages |= set(range(at // PAGE, end // PAGE))
+            at = end
+    return bytes(memory), pages
+
+
+def has_cached(path, pages):
+    with open(path, "rb") as file:
+        for page in pages:
+            try:
+                os.preadv(file.fileno(), [bytearray(1)], page * PAGE, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return False
+    return True
+
+
+def test_that_of_a_chain_has_what_its_layers_have(tmp_path, files):
+    """Whether it is cached is a question to that file which has a page."""
+    with loaded(files) as clone:
+        visit(clone)
+        layer = save(clone, pair(tmp_path), snapshot_type="Diff")
+    chain = layer[0], files[1]
+    backend = layered(files[1], layer[1])
+    path = tmp_path / "set"
+    record(chain, path, mem_backend=backend)
+    memory, pages = merged(files[1], layer[1])
+    data = path.read_bytes()
+    runs = runs_of(data)
+    at = -(-(64 + len(runs) * RUN.size) // PAGE) * PAGE
+    assert data[at:] == b"".join(memory[page * PAGE:(page + count) * PAGE]
+                                 for page, count, _ in runs)
+    for source in ("the page cache", "its file"):
+        with open(layer[1], "rb") as file:
+            if source == "its file":
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                if has_cached(layer[1], pages):
+                    pytest.skip("nothing is ever out of the page cache here")
+            else:
+                file.read()
+        shutil.copyfile(files[1], "/dev/null")
+        with loaded(chain, resume_vm=False, mem_backend=backend,
+                    working_set={"path": str(path)}) as clone:
+            assert f"pages of the working set from {source}\n" in clone.log()
+            full = save(clone, pair(tmp_path, "full"))
+            resume(clone)
+            visit(clone)
+        with open(full[1], "rb") as file:
+            found = file.read()
+        differ = [at // PAGE for at in range(0, len(found), PAGE)
+                  if found[at:at + PAGE] != memory[at:at + PAGE]]
+        assert len(differ) <= 4, differ # generation devices
+
+
+def test_a_microvm_that_records_can_be_saved_live(tmp_path, files):
+    """Which touches nothing, for all that the record knows."""
+    path, one, two = tmp_path / "set", pair(tmp_path, "live"), pair(tmp_path, "still")
+    with loaded(files, working_set={"path": str(path), "record": True}) as clone:
+        visit(clone)
+        clone.ok("PUT", "/snapshot/create", create_body(one, live=True))
+        assert not path.exists()
+        save(clone, two)
+        count, = re.findall(r"The working set is in .*: (\d+) pages\n", clone.log())
+        assert int(count) < len(visited()) + 64
+        assert len(pages_that_differ(one[1], two[1])) < 8
+        resume(clone)
+        visit(clone)
+    with loaded(one) as clone:
+        visit(clone)
+
+
+LIMITS = {"ops": {"size": 4, "refill_time": 200}}
+
+
+def finish(machine):
+    """The guest block_model.c, which waits for its slow disk, says that it is what it knows."""
+    machine.ok("PATCH", "/drives/disk", {
+        "drive_id": "disk", "rate_limiter": {"ops": {"size": 0, "refill_time": 0}}})
+    machine.wait()
+    assert "the_whole_disk_is_as_the_model_says" in machine.output()
+    assert "not ok" not in machine.output()
+
+
+def until_changed(path, was):
+    mayfly.wait_until(lambda: path.read_bytes() != was, "writes")
+    return path.read_bytes()
+
+
+class Tenant(Jail):
+    """One that has a chain of memory files and a base that are root's, and an overlay."""
+
+    def load(self, directory, **how):
+        os.chown(self.root, self.uid, self.gid)
+        self.give(directory / "layer", "saved")
+        for name in ("full.mem", "layer.mem", "base"):
+            os.link(directory / name, self.inside(name))
+        self.ok("PUT", "/snapshot/load", {
+            "snapshot_path": "/saved", "mem_backend": layered("/full.mem", "/layer.mem"),
+            "resume_vm": True, "working_set": {"path": "/set", **how},
+            "drive_overrides": [{"drive_id": "disk", "path_on_host": "/base",
+                                 "overlay_path": "/own"}]})
+
+
+@needs_root
+def test_jailed_it_goes_with_layers_overlays_and_live_snapshots(tmp_path):
+    base = tmp_path / "base"
+    base.write_bytes(bytes(4096 * 512))
+    with Machine("block_model", "requests=600 seed=1", mem_mib=32,
+                 drives=[drive(base, rate_limiter=LIMITS)]) as source:
+        source.configure()
+        source.ok("PATCH", "/machine-config", {"track_dirty_pages": True})
+        source.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+        was = until_changed(base, bytes(4096 * 512))
+        save(source, pair(tmp_path, "full"))
+        resume(source)
+        until_changed(base, was)
+        save(source, pair(tmp_path, "layer"), snapshot_type="Diff")
+        source.stop()
+    for name in ("base", "full.mem", "layer.mem"):
+        os.chmod(tmp_path / name, 0o444)
+    with Tenant() as first, Tenant() as second, Tenant() as third:
+        first.load(tmp_path, record=True)
+        mayfly.wait_until(lambda: Overlay(first.inside("own")).count(), "writes")
+        first.ok("PUT", "/snapshot/create", create_body(
+            ("/live", "/live.mem"), live=True,
+            drive_overlays=[{"drive_id": "disk", "overlay_path": "/own2"}]))
+        pause(first)
+        second.give(first.inside("set"))
+        second.load(tmp_path)
+        assert "pages of the working set from the page cache\n" in second.output()
+        for name in ("live", "live.mem"):
+            third.give(first.inside(name))
+        for name in ("base", "own"):
+            os.link(first.inside(name), third.inside(name))
+        os.chmod(third.inside("own"), 0o444)
+        os.chown(third.root, third.uid, third.gid)
+        third.ok("PUT", "/snapshot/load", load_body(
+            ("/live", "/live.mem"), resume_vm=True,
+            drive_overrides=[{"drive_id": "disk", "overlay_path": "/own3"}]))
+        resume(first)
+        for each in (first, second, third):
+            finish(each)
+        layer = first.inside("own")
+        disks = [read_disk(base, layer, first.inside("own2")),
+                 read_disk(base, second.inside("own")),
+                 read_disk(base, layer, third.inside("own3"))]
+        assert disks[0] == disks[1] == disks[2]

@@ -218,7 +218,7 @@ static int open_working_set(struct guest_mem *mem, struct snapshot_origin *origi
     if (c->path && c->record)
         return record_working_set(mem, origin, s, c->path, seccomp, e);
     if (c->path)
-        *prefetch = prefetch_open(mem, origin->files->fds[0], c->path, &s->name);
+        *prefetch = prefetch_open(mem, origin->files, c->path, &s->name);
     return 0;
 }
 

@@ -122,6 +122,15 @@ int snapshot_chain_open(struct snapshot_chain *c, const char *const *paths, unsi
     return -1;
 }
 
+int snapshot_chain_file(const struct snapshot_chain *c, off_t offset)
+{
+    unsigned i = c->count - 1;
+
+    while (i > 0 && lseek(c->fds[i], offset, SEEK_DATA) != offset)
+        i--;
+    return c->fds[i];
+}
+
 void snapshot_chain_close(struct snapshot_chain *c)
 {
     for (unsigned i = 0; i < c->count; i++)

@@ -27,6 +27,9 @@ must_check int snapshot_chain_open(struct snapshot_chain *c, const char *const *
                                    unsigned count, const struct uuid *name, uint64_t bytes,
                                    struct error *e);
 
+/* The descriptor of the file that has the page at an offset: the highest in which it is data. */
+int snapshot_chain_file(const struct snapshot_chain *c, off_t offset);
+
 /* Closes them. Works on a zeroed object. */
 void snapshot_chain_close(struct snapshot_chain *c);
 

@@ -19,18 +19,18 @@ struct prefetch {
     const char *source; /* in the log */
 };
 
-/* Whether the page cache has a file's pages, by samples. A file system that can't tell has no disk
- * that is worth the question. */
-static bool is_cached(int fd, const struct working_set *set)
+/* Whether the page cache has the files' pages, by samples. A file system that can't tell has no
+ * disk that is worth the question. */
+static bool is_cached(const struct snapshot_chain *files, const struct working_set *set)
 {
     const uint32_t step = set->count / SAMPLES + 1;
 
     for (uint32_t i = 0; i < set->count; i += step) {
+        const off_t at = (off_t)(set->runs[i].page * GMEM_PAGE_BYTES);
         char byte;
         const struct iovec v = { &byte, sizeof(byte) };
 
-        if (preadv2(fd, &v, 1, (off_t)(set->runs[i].page * GMEM_PAGE_BYTES), RWF_NOWAIT) < 0 &&
-            errno == EAGAIN)
+        if (preadv2(snapshot_chain_file(files, at), &v, 1, at, RWF_NOWAIT) < 0 && errno == EAGAIN)
             return false;
     }
     return true;
@@ -80,8 +80,8 @@ static int read_set(struct prefetch *p, int fd, const struct uuid *name, struct 
     return working_set_read(&p->set, fd, name, gmem_pages(&p->mem), e);
 }
 
-struct prefetch *prefetch_open(const struct guest_mem *mem, int memory_fd, const char *path,
-                               const struct uuid *name)
+struct prefetch *prefetch_open(const struct guest_mem *mem, const struct snapshot_chain *files,
+                               const char *path, const struct uuid *name)
 {
     autofd int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct prefetch *p = calloc(1, sizeof(*p));
@@ -94,7 +94,7 @@ struct prefetch *prefetch_open(const struct guest_mem *mem, int memory_fd, const
         prefetch_close(p);
         return NULL;
     }
-    if (!is_cached(memory_fd, &p->set)) {
+    if (!is_cached(files, &p->set)) {
         posix_fadvise(fd, (off_t)p->set.contents, 0, POSIX_FADV_WILLNEED);
         map_all_contents(mem, &p->set, fd);
         p->source = "its file";

@@ -14,14 +14,15 @@
 
 #include "vmm/base/uuid.h"
 #include "vmm/kvm/guest_mem.h"
+#include "vmm/snapshot/chain.h"
 
 struct prefetch;
 
 /* Makes ready, and lets the disk begin, for memory that holds what the snapshot of that name does
- * and that nobody has touched. memory_fd: the file that (most of) it is mapped from. Borrows what
- * is mapped for mem. NULL: there is nothing to be done; the log says why. */
-struct prefetch *prefetch_open(const struct guest_mem *mem, int memory_fd, const char *path,
-                               const struct uuid *name);
+ * and that nobody has touched, mapped from those files. Borrows what is mapped for mem. NULL: there
+ * is nothing to be done; the log says why. */
+struct prefetch *prefetch_open(const struct guest_mem *mem, const struct snapshot_chain *files,
+                               const char *path, const struct uuid *name);
 
 /* Returns when the pages are there, or can't be, and frees *p. NULL will do. */
 void prefetch_finish(struct prefetch *p);
