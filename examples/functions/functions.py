@@ -44,30 +44,20 @@ class Slot:
 
 
 class Cell:
-    """A jail for one microVM, and the VMM in it. Files of `links` are there under their names, and
-    nobody's to write; those of `copies` are its own."""
+    """A jail for one microVM, the VMM in it, and `files` under their names, nobody's to write."""
 
-    def __init__(self, o, name, slot, links=(), copies=()):
-        self.o, self.name, self.slot, self.links, self.copies = o, name, slot, links, copies
+    def __init__(self, o, name, slot, files):
+        self.o, self.name, self.slot, self.files = o, name, slot, files
         self.home = pathlib.Path(o.directory, os.path.basename(os.path.realpath(o.mayfly)), name)
         self.root, self.vmm = self.home / "root", None
         self.api = Client(str(self.root / "run/firecracker.socket"), o.timeout)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.remove()
 
     def start(self):
         """Returns when the VMM can be asked."""
         self.root.mkdir(parents=True)
         os.chown(self.root, self.slot.uid, self.slot.uid)
-        for path in self.links:
+        for path in self.files:
             os.link(path, self.root / path.name)
-        for path in self.copies:
-            shutil.copyfile(path, self.root / path.name)
-            os.chown(self.root / path.name, self.slot.uid, self.slot.uid)
         jailer = os.path.join(os.path.dirname(self.o.mayfly), "mayfly-jailer")
         self.vmm = subprocess.Popen(
             [jailer, "--id", self.name, "--exec-file", self.o.mayfly, "--exec-method", "bind",
@@ -76,7 +66,7 @@ class Cell:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_api(self.vmm, self.api)
 
-    def remove(self):
+    def close(self):
         if self.vmm:
             self.vmm.kill()
             self.vmm.wait()
@@ -115,42 +105,37 @@ class Functions:
 
     def __init__(self, o, slots):
         self.o, self.cells, self.numbers = o, queue.SimpleQueue(), itertools.count(1)
-        self.template = pathlib.Path(o.directory, "template")
+        self.template, self.shared = pathlib.Path(o.directory, "template"), []
         self.times = collections.defaultdict(lambda: collections.deque(maxlen=100000))
         self.make_template(slots[0])
         self.cleaners = concurrent.futures.ThreadPoolExecutor(o.at_once)
         for slot in slots:
             self.cleaners.submit(self.renew, slot)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         self.cleaners.shutdown()
         while not self.cells.empty():
-            self.cells.get().remove()
+            self.cells.get().close()
 
     def renew(self, slot, old=None):
         """Makes room for the next call, when the caller of the last one has its answer."""
         if old:
-            old.remove()
-        files = [self.template / name for name in ("state", "memory", "disk")]
-        cell = Cell(self.o, f"call-{next(self.numbers)}", slot, files[:2], files[2:])
+            old.close()
+        cell = Cell(self.o, f"call-{next(self.numbers)}", slot, self.shared)
         try:
             if self.o.ahead:
                 cell.start()
         except Exception: # the next call tries again, and tells
-            cell.remove()
+            cell.close()
         self.cells.put(cell)
 
     def make_template(self, slot):
         self.template.mkdir()
-        given = {"kernel": self.o.kernel, "disk": self.o.disk}
-        for name, path in given.items():
-            shutil.copyfile(path, self.template / name)
-        files = [self.template / name for name in given]
-        with Cell(self.o, "template", slot, copies=files) as cell:
+        with contextlib.closing(Cell(self.o, "template", slot, [])) as cell:
             cell.start()
+            for name, path in (("kernel", self.o.kernel), ("disk", self.o.disk)):
+                shutil.copyfile(path, cell.root / name)
+                os.chown(cell.root / name, slot.uid, slot.uid)
             call = cell.api.call
             call("PUT", "/machine-config", vcpu_count=1, mem_size_mib=self.o.mib)
             call("PUT", "/boot-source", kernel_image_path="/kernel", boot_args=self.o.args)
@@ -162,11 +147,22 @@ class Functions:
             self.wait_for_guest(cell)
             call("PATCH", "/vm", state="Paused")
             call("PUT", "/snapshot/create", snapshot_path="/state", mem_file_path="/memory")
-            for name in ("state", "memory", "disk"):
-                path = self.template / name
-                os.replace(cell.root / name, path)
-                os.chown(path, 0, 0)
-                path.chmod(0o444)
+            self.share(cell, "state", "memory", "disk")
+        # What the guest touches from its load to its first answer, recorded with such a call.
+        with contextlib.closing(Cell(self.o, "recorder", slot, self.shared)) as cell:
+            cell.start()
+            self.load(cell, record=True)
+            cell.ask(self.o.text.encode())
+            cell.api.call("PATCH", "/vm", state="Paused")
+            self.share(cell, "working-set")
+
+    def share(self, cell, *names): # which are root's from now on, and in all later cells
+        for name in names:
+            path = self.template / name
+            os.replace(cell.root / name, path)
+            os.chown(path, 0, 0)
+            path.chmod(0o444)
+            self.shared.append(path)
 
     def wait_for_guest(self, cell):
         """By a call without a request, which no function is asked for."""
@@ -191,14 +187,19 @@ class Functions:
         finally:
             self.cleaners.submit(self.renew, cell.slot, cell)
 
+    def load(self, cell, **how):
+        cell.api.call("PUT", "/mmds", name=cell.name)
+        cell.api.call("PUT", "/snapshot/load", snapshot_path="/state", resume_vm=True,
+                      mem_backend={"backend_type": "File", "backend_path": "/memory"},
+                      working_set={"path": "/working-set", **how},
+                      drive_overrides=[{"drive_id": "disk", "overlay_path": "/overlay"}])
+
     def call_in(self, cell, request, began):
         at = [began, time.monotonic()]
         if not cell.vmm:
             cell.start()
         at.append(time.monotonic())
-        cell.api.call("PUT", "/mmds", name=cell.name)
-        cell.api.call("PUT", "/snapshot/load", snapshot_path="/state", resume_vm=True,
-                      mem_backend={"backend_type": "File", "backend_path": "/memory"})
+        self.load(cell)
         at.append(time.monotonic())
         answer = cell.ask(request)
         at.append(time.monotonic())
@@ -272,8 +273,7 @@ def main():
     parser.add_argument("--args", default=GUEST_ARGS, help="the guest's command line")
     parser.add_argument("--mayfly", default="/usr/local/bin/mayfly", help="beside its jailer")
     parser.add_argument("--directory", default="/srv", help="for template and jails (/srv)")
-    parser.add_argument("--uid", type=int, default=40000,
-                        help="the first of --at-once users that are nobody else's (40000)")
+    parser.add_argument("--uid", type=int, default=40000, help="first of --at-once users (40000)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds of a call (10)")
     parser.add_argument("--boot-timeout", type=float, default=60, help="of the one boot (60)")
     o = parser.parse_args()
@@ -285,7 +285,7 @@ def main():
         for slot in slots:
             ends.callback(slot.remove)
             slot.make()
-        functions = ends.enter_context(Functions(o, slots))
+        functions = ends.enter_context(contextlib.closing(Functions(o, slots)))
         if o.listen is not None:
             serve(functions, o.listen)
         elif not call_many(functions, o):

@@ -15,8 +15,9 @@ import mayfly
 from guests import needs_kvm
 from jail import EXEC_FILE, needs_root
 from taps import CAN_MAKE_TAPS
+from uffd import needs_uffd
 
-pytestmark = [needs_kvm, needs_root,
+pytestmark = [needs_kvm, needs_root, needs_uffd,
               pytest.mark.skipif(not CAN_MAKE_TAPS, reason="NO FUNCTION WAS CALLED: no /dev/net/tun")]
 PROGRAM = os.path.join(mayfly.ROOT, "examples", "functions", "functions.py")
 GUEST = os.path.join(mayfly.GUESTS, "function")
