@@ -211,8 +211,8 @@ struct latency { /* microseconds */
     S(sigbus, "1 after a SIGBUS.")                                                                 \
     S(sigsegv, "1 after a SIGSEGV.")                                                               \
     S(sigxfsz, "1 after a SIGXFSZ.")                                                               \
-    S(sigxcpu, "1 after a SIGXCPU.") C(sigpipe, "SIGPIPEs.") S(sighup, "1 after a SIGHUP.")        \
-        S(sigill, "1 after a SIGILL.")
+    S(sigxcpu, "1 after a SIGXCPU.")                                                               \
+    C(sigpipe, "SIGPIPEs.") S(sighup, "1 after a SIGHUP.") S(sigill, "1 after a SIGILL.")
 #define METRICS_UART(C, S, A)                                                                      \
     C(error_count, "Failures of the serial port.")                                                 \
     C(flush_count, "Flushes of the serial port's output.")                                         \
