@@ -450,6 +450,7 @@ static int keep_name(struct block_layer *l)
         return 0;
     directory = slash ? strndup(l->path, (size_t)(slash - l->path) + 1) : strdup(".");
     BUG_ON(!directory);
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
     fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0 && fsync(fd) < 0)
         return -errno;

@@ -18,14 +18,10 @@ int half_fail(struct error *e, int os_errno, const char *verb, const struct half
 
 static char *directory_of(const char *path)
 {
-    char *name = strdup(path), *slash;
+    const char *slash = strrchr(path, '/');
+    char *name = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
 
     BUG_ON(!name);
-    slash = strrchr(name, '/');
-    if (slash)
-        slash[slash == name] = '\0';
-    else
-        strcpy(name, ".");
     return name;
 }
 
@@ -46,6 +42,7 @@ static char *follow_links(const char *path)
 {
     char target[PATH_MAX], *at = strdup(path);
 
+    // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
     for (unsigned hops = 0; at && hops < LINKS_MAX; hops++) {
         autofree char *link = at;
         const ssize_t n = readlink(at, target, sizeof(target));

@@ -191,7 +191,10 @@ static int new_set(const struct snapshot_memory *s, struct page_set *set, struct
 {
     set->pages = gmem_pages(s->mem);
     set->words = calloc(set->pages / 64, sizeof(*set->words));
-    return set->words ? 0 : fail_os(e, ENOMEM, "cannot make a list of the pages of guest memory");
+    if (set->words)
+        return 0;
+    fail_os(e, ENOMEM, "cannot make a list of the pages of guest memory");
+    return -1;
 }
 
 int snapshot_memory_pages(const struct snapshot_memory *s, enum snapshot_kind kind,

@@ -48,16 +48,17 @@ static void serve(struct recorder *r, uint64_t address)
 {
     const uint64_t page = page_at(&r->mem, address);
     uint64_t behind;
+    const volatile uint8_t *from = gmem_page_host_(&r->source, page, &behind);
     struct uffdio_copy copy = {
         .dst = address & ~(uint64_t)(GMEM_PAGE_BYTES - 1),
-        .src = (uintptr_t)gmem_page_host_(&r->source, page, &behind),
+        .src = (uintptr_t)from,
         .len = GMEM_PAGE_BYTES,
     };
 
     __atomic_fetch_or(&r->touched.words[page / 64], UINT64_C(1) << page % 64, __ATOMIC_RELAXED);
     while (ioctl(r->fd, UFFDIO_COPY, &copy) < 0 && errno != EEXIST && errno != ENOENT &&
            errno != ESRCH)
-        (void)*(const volatile uint8_t *)(uintptr_t)copy.src;
+        (void)*from;
 }
 
 static void *pager_thread(void *arg)

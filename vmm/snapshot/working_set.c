@@ -217,11 +217,13 @@ static int judge_set_header(const struct header *h, const struct uuid *name, uin
 static int read_runs(struct working_set *w, int fd, uint32_t expected_crc, struct error *e)
 {
     const size_t bytes = (size_t)w->count * RUN_BYTES;
+    // NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): there is one run at least
     autofree uint8_t *list = malloc(bytes);
     struct snapshot_coder c = { .is_reading = true, .bytes = list, .end = bytes };
 
     w->runs = calloc(w->count, sizeof(*w->runs));
     if (!list || !w->runs)
+        // NOLINTNEXTLINE(clang-analyzer-unix.Malloc): autofree
         return fail_os(e, ENOMEM, "the list of its pages");
     if (read_exactly(fd, list, bytes, HEADER_BYTES, e) < 0)
         return -1;
