@@ -133,22 +133,15 @@ static int check_other(int fd, const struct half *other)
     return is_same_file(&ours, &written) ? -EEXIST : 0;
 }
 
-/* 0, or -errno; -EEXIST: it is the other half. */
-static int make_temporary(struct half *h, const struct half *other)
+int half_open_temporary(const char *path, const struct half *other)
 {
-    autofree char *path = NULL;
-    autofd int fd = -1;
+    autofd int fd = open(path, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
     struct stat st;
     int ret;
 
-    if (asprintf(&path, "%s" SNAPSHOT_TEMPORARY, h->path) < 0)
-        return -ENOMEM;
-    if (strcmp(path, other->path) == 0)
-        return -EEXIST;
-    fd = open(path, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
     if (fd < 0)
         return -errno;
-    ret = check_other(fd, other);
+    ret = other ? check_other(fd, other) : 0;
     if (ret < 0)
         return ret;
     if (fstat(fd, &st) < 0)
@@ -160,6 +153,22 @@ static int make_temporary(struct half *h, const struct half *other)
     ret = is_named(fd, path);
     if (ret <= 0)
         return ret < 0 ? ret : -EAGAIN;
+    return take_fd(&fd);
+}
+
+/* 0, or -errno; -EEXIST: it is the other half. */
+static int make_temporary(struct half *h, const struct half *other)
+{
+    autofree char *path = NULL;
+    autofd int fd = -1;
+
+    if (asprintf(&path, "%s" SNAPSHOT_TEMPORARY, h->path) < 0)
+        return -ENOMEM;
+    if (strcmp(path, other->path) == 0)
+        return -EEXIST;
+    fd = half_open_temporary(path, other);
+    if (fd < 0)
+        return fd;
     if (ftruncate(fd, 0) < 0 || (h->exists && fchmod(fd, h->old.st_mode & 0777) < 0))
         return -errno;
     h->fd = take_fd(&fd);

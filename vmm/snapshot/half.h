@@ -40,6 +40,11 @@ void half_close(struct half *h);
 
 bool is_same_file(const struct stat *a, const struct stat *b);
 
+/* Opens what is to be renamed, which may be there from before, and locks it; its length is the
+ * caller's. The descriptor, or -errno: -EAGAIN: another process is writing it; -EBUSY: it is
+ * somebody else's, and can't be renamed; -EEXIST: it is the other half (NULL: there is none). */
+must_check int half_open_temporary(const char *path, const struct half *other);
+
 /* Fails where what is under the name of one is the other one. */
 must_check int half_check_other(const struct half *h, const struct half *other, struct error *e);
 

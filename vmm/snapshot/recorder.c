@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 
@@ -93,16 +92,12 @@ static int start_pager(struct recorder *r, struct error *e)
 
 static int open_record(struct recorder *r, const char *path, struct error *e)
 {
-    autofd int fd = -1;
-
     r->path = strdup(path);
     BUG_ON(!r->path || asprintf(&r->temporary, "%s" SNAPSHOT_TEMPORARY, path) < 0);
-    fd = open(r->temporary, SNAPSHOT_OPEN_FLAGS | O_CREAT | O_NOFOLLOW, 0666);
-    if (fd < 0)
-        return fail_os(e, errno, "%s can't be written", r->temporary);
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return fail_os(e, errno, "%s can't be locked", r->temporary);
-    r->file_fd = take_fd(&fd); /* ours, to be removed, too */
+    r->file_fd = half_open_temporary(r->temporary, NULL);
+    if (r->file_fd < 0)
+        return fail_os(e, -r->file_fd, "%s can't be %s", r->temporary,
+                       r->file_fd == -EAGAIN ? "locked" : "written");
     return ftruncate(r->file_fd, 0) < 0 ? fail_os(e, errno, "%s can't be written", r->temporary)
                                         : 0;
 }
