@@ -48,7 +48,7 @@ static void configure(struct vm_config *c)
 static void add_overlay(struct drive_config *d)
 {
     d->overlay_path = text("/top");
-    d->layers = (struct layer_paths){ calloc(2, sizeof(char *)), 2 };
+    d->layers = (struct text_list){ calloc(2, sizeof(char *)), 2 };
     d->layers.items[0] = text("/low");
     d->layers.items[1] = text("/high");
 }

@@ -45,14 +45,19 @@ void cpu_config_fini(struct cpu_config *c)
     *c = (struct cpu_config){ 0 };
 }
 
+static void text_list_fini(struct text_list *l)
+{
+    for (size_t i = 0; i < l->count; i++)
+        free(l->items[i]);
+    free(l->items);
+}
+
 void drive_config_fini(struct drive_config *d)
 {
     free(d->drive_id);
     free(d->path_on_host);
     free(d->overlay_path);
-    for (size_t i = 0; i < d->layers.count; i++)
-        free(d->layers.items[i]);
-    free(d->layers.items);
+    text_list_fini(&d->layers);
     free(d->partuuid);
     free(d->socket);
     *d = (struct drive_config){ 0 };
@@ -82,9 +87,7 @@ void smbios_config_fini(struct smbios_config *s)
 
 void mmds_config_fini(struct mmds_config *m)
 {
-    for (size_t i = 0; i < m->interfaces.count; i++)
-        free(m->interfaces.items[i]);
-    free(m->interfaces.items);
+    text_list_fini(&m->interfaces);
     free(m->ipv4_address);
     *m = (struct mmds_config){ 0 };
 }
@@ -152,9 +155,7 @@ void snapshot_load_config_fini(struct snapshot_load_config *c)
     free(c->snapshot_path);
     free(c->mem_file_path);
     free(c->backend.path);
-    for (size_t i = 0; i < c->backend.layers.count; i++)
-        free(c->backend.layers.items[i]);
-    free(c->backend.layers.items);
+    text_list_fini(&c->backend.layers);
     for (size_t i = 0; i < c->network_overrides.count; i++) {
         free(c->network_overrides.items[i].iface_id);
         free(c->network_overrides.items[i].host_dev_name);

@@ -84,17 +84,19 @@ struct cpu_config {
     size_t msr_count;
 };
 
+struct text_list {
+    char **items;
+    size_t count;
+};
+
 enum cache_type { CACHE_UNSAFE, CACHE_WRITEBACK };
 enum io_engine { IO_ENGINE_SYNC, IO_ENGINE_ASYNC };
 
 struct drive_config {
     char *drive_id;
     char *path_on_host;
-    char *overlay_path; /* what takes the writes to it; NULL: itself */
-    struct layer_paths {
-        char **items;
-        size_t count;
-    } layers;       /* frozen overlays between the two, the lowest first */
+    char *overlay_path;      /* what takes the writes to it; NULL: itself */
+    struct text_list layers; /* frozen overlays between the two, the lowest first */
     bool is_frozen; /* while a snapshot is made or loaded: the overlay is a new one, which has
                        nothing, and is not the snapshot's */
     char *partuuid; /* or NULL */
@@ -122,13 +124,10 @@ enum mmds_version { MMDS_V1, MMDS_V2 };
 
 /* The metadata service, but for the data. */
 struct mmds_config {
-    enum mmds_version version; /* V2: a guest's request needs a token */
-    struct interface_ids {
-        char **items;
-        size_t count;
-    } interfaces;       /* that have it: each once; none: there is no MMDS */
-    char *ipv4_address; /* a dotted quad, where guests find it */
-    bool imds_compat;   /* answers are as EC2's: text, whatever a guest accepts */
+    enum mmds_version version;   /* V2: a guest's request needs a token */
+    struct text_list interfaces; /* that have it: each once; none: there is no MMDS */
+    char *ipv4_address;          /* a dotted quad, where guests find it */
+    bool imds_compat;            /* answers are as EC2's: text, whatever a guest accepts */
 };
 
 /* All of it. An endpoint is a member here. */
@@ -216,10 +215,7 @@ struct snapshot_load_config {
     struct mem_backend {
         char *path;
         enum { MEM_BACKEND_FILE, MEM_BACKEND_UFFD } type;
-        struct path_list {
-            char **items;
-            size_t count;
-        } layers; /* of a file: files with what has changed, upon it, oldest first */
+        struct text_list layers; /* of a file: files with what has changed, upon it, oldest first */
     } backend;
     bool enable_diff_snapshots, track_dirty_pages; /* either; the first is deprecated */
     bool resume_vm;

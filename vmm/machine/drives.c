@@ -164,7 +164,7 @@ void drives_close(struct drive *open, size_t count)
 
 static void add_layer(struct drive_config *d, const char *top)
 {
-    struct layer_paths *l = &d->layers;
+    struct text_list *l = &d->layers;
 
     l->items = reallocarray(l->items, ++l->count, sizeof(*l->items));
     BUG_ON(!l->items);

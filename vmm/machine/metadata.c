@@ -44,10 +44,9 @@ int metadata_check(const struct mmds_config *c, const struct net_configs *interf
 }
 
 /* The ids of those interfaces that have it, each once. */
-static struct interface_ids order_ids(const struct mmds_config *c,
-                                      const struct net_configs *interfaces)
+static struct text_list order_ids(const struct mmds_config *c, const struct net_configs *interfaces)
 {
-    struct interface_ids ids = { calloc(interfaces->count, sizeof(char *)), 0 };
+    struct text_list ids = { calloc(interfaces->count, sizeof(char *)), 0 };
 
     BUG_ON(!ids.items);
     for (size_t i = 0; i < interfaces->count; i++) {

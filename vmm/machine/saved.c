@@ -164,8 +164,7 @@ static void code_overlays(struct snapshot_coder *c, void *object)
         any |= list->items[i].overlay_path || list->items[i].layers.count > 0;
     for (size_t i = 0; any && i < list->count; i++) {
         struct drive_config *d = &list->items[i];
-        struct layer_paths *layers = &d->layers;
-
+        struct text_list *layers = &d->layers;
         char *none = NULL;
 
         snapshot_text(c, c->is_reading || !d->is_frozen ? &d->overlay_path : &none);
@@ -228,7 +227,7 @@ static void code_interfaces(struct snapshot_coder *c, void *object)
 static void code_mmds(struct snapshot_coder *c, void *object)
 {
     struct mmds_config *m = &((struct saved *)object)->config.mmds;
-    struct interface_ids *ids = &m->interfaces;
+    struct text_list *ids = &m->interfaces;
 
     ids->items =
         snapshot_list(c, ids->items, &ids->count, PLATFORM_VIRTIO_MAX, sizeof(*ids->items));

@@ -167,7 +167,7 @@ static int open_memory_files(struct guest_mem *mem, struct snapshot_origin *orig
                              struct error *e)
 {
     const struct machine_config *machine = &s->config.machine;
-    const struct path_list *layers = &c->backend.layers;
+    const struct text_list *layers = &c->backend.layers;
     const char *paths[1 + SNAPSHOT_LAYERS_MAX] = { c->backend.path ? c->backend.path
                                                                    : c->mem_file_path };
 
