@@ -10,14 +10,15 @@
 #include "vmm/snapshot/mark.h"
 #include "vmm/snapshot/sparse.h"
 
-struct half {
+struct rebase_file {
     const char *what;
     int fd;
     struct stat st;
     struct snapshot_mark mark;
 };
 
-static int open_half(struct half *h, const char *path, int flags, int lock, struct error *e)
+static int open_rebase_file(struct rebase_file *h, const char *path, int flags, int lock,
+                            struct error *e)
 {
     int ret;
 
@@ -37,7 +38,8 @@ static int open_half(struct half *h, const char *path, int flags, int lock, stru
     return 0;
 }
 
-static int judge_halves(const struct half *memory, const struct half *diff, struct error *e)
+static int judge_files(const struct rebase_file *memory, const struct rebase_file *diff,
+                       struct error *e)
 {
     if (memory->st.st_size != diff->st.st_size)
         return fail(e, ERR_INVALID, "The memory file has %lld bytes, and the diff file %lld",
@@ -53,7 +55,8 @@ static int judge_halves(const struct half *memory, const struct half *diff, stru
 }
 
 /* A file of which nothing says what it is has no mark in the end either. */
-static int set_mark(const struct half *memory, const struct half *diff, bool is_merging)
+static int set_mark(const struct rebase_file *memory, const struct rebase_file *diff,
+                    bool is_merging)
 {
     struct snapshot_mark mark = {
         .is_whole = !memory->mark.is_there || memory->mark.is_whole,
@@ -74,13 +77,14 @@ static int set_mark(const struct half *memory, const struct half *diff, bool is_
     return ret == -EOPNOTSUPP ? 0 : ret;
 }
 
-static int rebase(struct half *memory, struct half *diff, const char *memory_path,
+static int rebase(struct rebase_file *memory, struct rebase_file *diff, const char *memory_path,
                   const char *diff_path, struct error *e)
 {
     int ret;
 
-    if (open_half(memory, memory_path, O_RDWR, LOCK_EX, e) < 0 ||
-        open_half(diff, diff_path, O_RDONLY, LOCK_SH, e) < 0 || judge_halves(memory, diff, e) < 0)
+    if (open_rebase_file(memory, memory_path, O_RDWR, LOCK_EX, e) < 0 ||
+        open_rebase_file(diff, diff_path, O_RDONLY, LOCK_SH, e) < 0 ||
+        judge_files(memory, diff, e) < 0)
         return -1;
     ret = set_mark(memory, diff, true);
     if (ret < 0 || fsync(memory->fd) < 0)
@@ -98,7 +102,7 @@ static int rebase(struct half *memory, struct half *diff, const char *memory_pat
 
 int snapshot_rebase(const char *memory_path, const char *diff_path, struct error *e)
 {
-    struct half memory = { .what = "memory", .fd = -1 }, diff = { .what = "diff", .fd = -1 };
+    struct rebase_file memory = { .what = "memory", .fd = -1 }, diff = { .what = "diff", .fd = -1 };
     int ret = rebase(&memory, &diff, memory_path, diff_path, e);
 
     close_fdp(&memory.fd);
