@@ -15,10 +15,9 @@ must_check int machine_save(struct machine *m, const struct vm_config *config, s
  * Makes a machine of a state, over memory that holds what the other's did, with what is open for
  * s->config. Its devices judge their states as they would a guest's word. It is held once, as after
  * machine_hold(): vcpus_start() is still to come. Its guest finds that it was cloned: the
- * generation devices and the vsock have told it so. Takes the memory, and
- * of the origin what that says, and
- * borrows what machine_build() does. On failure (-1) nothing is left behind, but that taps have
- * offloads. Heap.
+ * generation devices and the vsock have told it so. Takes the memory, and of the origin what that
+ * says, and borrows what machine_build() does. On failure (-1) nothing is left behind, but that
+ * taps have offloads. Heap.
  */
 must_check int machine_restore(struct machine **out, const struct saved *s, struct guest_mem *mem,
                                const struct snapshot_origin *origin, struct opened *opened,

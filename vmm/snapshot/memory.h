@@ -4,8 +4,7 @@
  * For the main thread, while no guest and no device writes (the VM is paused and drained; passes.h
  * is for others). A page is known to have changed from KVM's dirty log together with the VMM's own
  * marks (gmem_track_writes()); without them, a page that the host has no memory for has never been
- * touched. Nothing here brings a page into memory but
- * snapshot_memory_fetch().
+ * touched. Nothing here brings a page into memory but snapshot_memory_fetch().
  */
 #pragma once
 
@@ -13,9 +12,9 @@
 #include <stdint.h>
 
 #include "vmm/base/error.h"
+#include "vmm/base/uuid.h"
 #include "vmm/kvm/guest_mem.h"
 #include "vmm/kvm/kvm.h"
-#include "vmm/base/uuid.h"
 #include "vmm/snapshot/chain.h"
 #include "vmm/snapshot/uffd.h"
 

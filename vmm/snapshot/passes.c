@@ -4,12 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE_PAGES 256u /* and what is left of 64 */
-#define WINDOW_PAGES                                                                               \
-    1024u /* that the host is asked for, or that are copied from a file, at once                   \
-           */
-#define FEW_PAGES  256u
-#define PASSES_MAX 8u
+/* Window: what the host is asked for, or is copied from a file, at once. A piece may have up to 63
+ * pages more. */
+#define WINDOW_PAGES 1024u
+#define PIECE_PAGES  256u
+#define FEW_PAGES    256u
+#define PASSES_MAX   8u
 
 static unsigned bits_of(uint64_t word)
 {
