@@ -77,12 +77,12 @@ int log_open(const char *path, struct error *e)
 
 /* How a line ends in JSON; there is always room for it. */
 #define JSON_END "\"}\n"
-#define LINE_MAX 2048
+#define LINE_BYTES 2048
 
 /* Put together by what a signal handler and a thread behind a filter may use: libc's own ways to
  * tell the time take locks and memory, and read files. */
 struct plain_line {
-    char text[LINE_MAX];
+    char text[LINE_BYTES];
     size_t used;
 };
 
@@ -276,7 +276,7 @@ static void emit_message(enum log_level level, const char *file, int at, uint64_
 static void emit_message(enum log_level level, const char *file, int at, uint64_t left_out,
                          const char *fmt, va_list ap)
 {
-    char message[LINE_MAX];
+    char message[LINE_BYTES];
     int n = vsnprintf(message, sizeof(message), fmt, ap);
 
     if (left_out && n >= 0 && (size_t)n < sizeof(message))
