@@ -274,7 +274,7 @@ class Served(Mayfly):
                 other.ok("PUT", "/vsock",
                          {"guest_cid": 3, "uds_path": f"{other.directory}/vsock"})
                 other.ok("PUT", f"/drives/{EXAMPLE_ID}",
-                         {"drive_id": EXAMPLE_ID, "path_on_host": f"{other.directory}/root.ext4",
+                         {"drive_id": EXAMPLE_ID, "path_on_host": f"{self.directory}/root.ext4",
                           "is_root_device": True})
                 other.ok("PUT", "/actions", {"action_type": "InstanceStart"})
                 other.ok("PATCH", "/vm", {"state": "Paused"})
