@@ -263,11 +263,12 @@ def test_a_create_that_fails_freezes_nothing(tmp_path, base):
         vm.finish()
 
 
-def test_a_frozen_disk_needs_a_new_overlay(tmp_path, base):
+@pytest.mark.parametrize("live", [False, True])
+def test_a_frozen_disk_needs_a_new_overlay(tmp_path, base, live):
     top, new = str(tmp_path / "top"), str(tmp_path / "new")
     with model(drive(base, overlay_path=top)) as source:
         source.boot()
-        files = save(source, pair(tmp_path),
+        files = save(source, pair(tmp_path), live=live,
                      drive_overlays=[{"drive_id": "disk", "overlay_path": new}])
         P = "Load snapshot error: Failed to restore from snapshot: "
         B = P + ("Failed to build microVM from snapshot: Failed to restore devices: Error "

@@ -42,7 +42,8 @@ must_check int drives_open(struct drive **open, const struct drive_configs *list
  * drives_sync_overlays() makes all overlays durable, and layers of those that were frozen: it waits
  * for the disk. It comes before anybody can load the snapshot.
  *
- * drives_go_on() ends it, before the guest runs; or drives_thaw(): then nothing was frozen.
+ * drives_go_on() ends it, when the state is encoded, in the same turn of the event loop; or
+ * drives_thaw(), before the guest runs: then nothing was frozen.
  */
 must_check int drives_freeze(struct drive_configs *list, struct drive *open,
                              const struct drive_overrides *tops, struct error *e);

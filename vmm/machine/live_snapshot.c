@@ -144,7 +144,6 @@ static int take_last(struct live_snapshot *l, struct saved *s, struct error *e)
         drives_thaw(drives, open);
         return -1;
     }
-    drives_go_on(drives);
     return 0;
 }
 
@@ -188,6 +187,7 @@ static int complete(struct live_snapshot *l, struct error *e)
 
     if (ret == 0)
         ret = saved_encode(s, &state, &bytes, e);
+    drives_go_on(&l->config->drives); /* now that the state has those that are frozen as such */
     if (ret == 0 && l->kept && l->passes.count <= KEPT_PAGES)
         ret = snapshot_pair_put(l->pair, &l->passes.set, l->kept, e);
     if (ret == 0)
