@@ -261,8 +261,10 @@ int main(int argc, char **argv)
 {
     const struct sigaction stopped = { .sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO };
     const char *how = argv[argc - 2], *other = argv[argc - 1];
-    bool is_main = strcmp(how, "main") == 0, is_vcpu = strcmp(how, "vcpu") == 0;
-    bool is_pager = strcmp(how, "pager") == 0;
+    const struct sock_fprog *filter = strcmp(how, "main") == 0    ? &seccomp_main
+                                      : strcmp(how, "vcpu") == 0  ? &seccomp_vcpu
+                                      : strcmp(how, "pager") == 0 ? &seccomp_pager
+                                                                  : NULL;
     struct sigaction ignored = { .sa_handler = SIG_IGN };
 
     sigaction(SIGSYS, &stopped, NULL);
@@ -271,15 +273,11 @@ int main(int argc, char **argv)
         take_memory();
     if (strcmp(other, "x32") == 0)
         syscall(SYS_getpid | 0x40000000);
-    if ((is_main || is_vcpu || is_pager) && capabilities_give_up() < 0)
+    if (filter && capabilities_give_up() < 0)
         return 2;
     if (landlock_scope() < 0)
         return 2;
-    if (is_main && seccomp_install(&seccomp_main) < 0)
-        return 2;
-    if (is_pager && seccomp_install(&seccomp_pager) < 0)
-        return 2;
-    if (is_vcpu && seccomp_install(&seccomp_vcpu) < 0)
+    if (filter && seccomp_install(filter) < 0)
         return 2;
     look_at_files(other);
     reach_sockets(other);
@@ -287,7 +285,7 @@ int main(int argc, char **argv)
     reach_processes();
     reach_the_kernel();
     raise_itself();
-    use_kvm(is_main || is_vcpu || is_pager);
+    use_kvm(filter);
     exhaust();
     say("done\n");
     _exit(0);
