@@ -267,23 +267,8 @@ static void take_requests(struct block *b, struct turn *t)
     }
 }
 
-/* Whatever the page cache could answer at once is complete when the call that submits it returns;
- * the rest makes the ring readable later. False: the host can't take all of it now. */
-static bool serve_async(struct block *b, struct turn *t)
-{
-    take_results(b, t);
-    take_requests(b, t);
-    if (block_async_submit(b->host.async)) {
-        take_results(b, t);
-        if (block_async_submit(b->host.async))
-            return true;
-    }
-    metric_inc(&b->metrics.io_engine_throttled_events);
-    return false;
-}
-
-/* Whether the turn that ended can be followed by one at once: where a request waits for something,
- * and that is over, no result will say so. */
+/* Whether a turn can go on, or be followed by one at once: where a request waits for something, and
+ * that is over, no result will say so. */
 static bool block_can_go_on(const struct block *b, const struct turn *t)
 {
     switch (t->next) {
@@ -292,6 +277,29 @@ static bool block_can_go_on(const struct block *b, const struct turn *t)
     case NEXT_BARRIER: return b->current ? !b->current->is_under_way : b->operations == 0;
     default: return false;
     }
+}
+
+/* Whatever the page cache could answer at once is complete when the call that submits it returns;
+ * the rest makes the ring readable later. So the next piece of a request that an overlay has in
+ * many can follow. False: the host can't take all of it now. */
+static bool serve_async(struct block *b, struct turn *t)
+{
+    take_results(b, t);
+    do {
+        bool is_submitted;
+
+        take_requests(b, t);
+        is_submitted = block_async_submit(b->host.async);
+        if (is_submitted) {
+            take_results(b, t);
+            is_submitted = block_async_submit(b->host.async);
+        }
+        if (!is_submitted) {
+            metric_inc(&b->metrics.io_engine_throttled_events);
+            return false;
+        }
+    } while (t->next == NEXT_BARRIER && !block_turn_is_over(t) && block_can_go_on(b, t));
+    return true;
 }
 
 static bool block_serve(struct virtio_device *dev, unsigned queue)
