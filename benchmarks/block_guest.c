@@ -76,13 +76,14 @@ static unsigned option(const char *name)
 struct load {
     int fd;
     bool is_write;
-    unsigned bytes, depth, requests;
+    unsigned bytes, depth, requests, before; /* before: what was asked for in all */
     char *buffers;
     aio_context_t context;
     struct iocb slots[DEPTH_MAX];
 };
 
-/* Places that do not follow each other, so that the guest's kernel merges nothing. */
+/* Places that do not follow each other, so that the guest's kernel merges nothing, and are new ones
+ * as long as there are such. */
 static void prepare(struct load *l, unsigned slot, unsigned number)
 {
     const unsigned places = DISK_BYTES / l->bytes / 2;
@@ -93,7 +94,7 @@ static void prepare(struct load *l, unsigned slot, unsigned number)
         .aio_fildes = (uint32_t)l->fd,
         .aio_buf = (uint64_t)(l->buffers + (size_t)slot * l->bytes),
         .aio_nbytes = l->bytes,
-        .aio_offset = (int64_t)(number * 7 % places) * 2 * l->bytes,
+        .aio_offset = (int64_t)((l->before + number) * 7 % places) * 2 * l->bytes,
     };
 }
 
@@ -124,6 +125,7 @@ static void carry_out(struct load *l)
             batch[count++] = &l->slots[events[i].data];
         }
     }
+    l->before += l->requests;
 }
 
 /* The pauses leave the host time to read the line before. */
@@ -163,6 +165,7 @@ int main(void)
     memset(l.buffers, 'x', (size_t)DEPTH_MAX * l.bytes);
     for (int write = 0; write < 2; write++) {
         l.is_write = write;
+        l.before = 0;
         for (l.depth = 1; l.depth <= DEPTH_MAX; l.depth *= 2)
             measure(&l, requests < l.depth ? l.depth : requests);
     }
