@@ -3,8 +3,9 @@
  * version of each sector was written last. Many requests are in flight, in areas of the disk that
  * do not overlap, so that the answer is known whatever order the device chooses.
  * Command line: sectors=N, requests=N, seed=N; full: the host's file system has no room for it all;
- * flushes: write, flush and say so, until the host ends it; leaves: ends without waiting for what
- * it asked for; changes=N: the disk is another one N times.
+ * flushes: write, flush (if that is offered) and say so, until the host ends it; leaves: ends
+ * without waiting for what it asked for; changes=N: the disk is another one N times; rounds=N:
+ * writes and flushes so often, in steps with the host.
  */
 #include "runtime/block.h"
 #include "runtime/boot.h"
@@ -222,13 +223,35 @@ static void check_full(void)
 
 static void flush_for_ever(void)
 {
+    const uint8_t flushed = disk.features & F_BLOCK_FLUSH ? BLOCK_OK : BLOCK_UNSUPP;
+
     for (uint32_t version = 1;; version++) {
         for (uint64_t at = 0; at < SECTORS_MAX; at++)
             fill(buffers + at * SECTOR, at, version);
         if (block_do(&disk, BLOCK_OUT, 0, buffers, BUFFER_BYTES) != BLOCK_OK ||
-            block_do(&disk, BLOCK_FLUSH, 0, NULL, 0) != BLOCK_OK)
+            block_do(&disk, BLOCK_FLUSH, 0, NULL, 0) != flushed)
             give_up("a_write_and_a_flush_succeed", "one failed");
         print("flushed %lu\n", content(0, version));
+    }
+}
+
+/* tests/rig/test_overlay_cut.py knows what is written in which round. */
+static void write_in_rounds(uint64_t rounds)
+{
+    for (uint32_t round = 1; round <= rounds; round++) {
+        for (uint64_t i = 0; i < 8; i++) {
+            const uint64_t at = (round * 131 + i * 977) % (sectors - SECTORS_MAX);
+            const uint32_t count = 1 + (uint32_t)(round + i * 5) % SECTORS_MAX;
+
+            for (uint32_t n = 0; n < count; n++)
+                fill(buffers + n * SECTOR, at + n, round);
+            if (block_do(&disk, BLOCK_OUT, at, buffers, count * SECTOR) != BLOCK_OK)
+                give_up("a_write_succeeds", "it failed");
+        }
+        wait_for_host("written");
+        if (block_do(&disk, BLOCK_FLUSH, 0, NULL, 0) != BLOCK_OK)
+            give_up("a_flush_succeeds", "it failed");
+        wait_for_host("flushed");
     }
 }
 
@@ -283,6 +306,8 @@ void guest_main(void)
         flush_for_ever();
     else if (boot_has("leaves"))
         leave();
+    else if (boot_number("rounds", 0))
+        write_in_rounds(boot_number("rounds", 0));
     else if (boot_number("changes", 0))
         check_changes(boot_number("changes", 0));
     else

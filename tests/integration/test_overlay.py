@@ -20,6 +20,7 @@ pytestmark = needs_kvm
 ENGINES = ["Sync", "Async"]
 CACHES = ["Unsafe", "Writeback"]
 SECTORS = 4096
+REQUESTS = 2000 if mayfly.IS_LONG else 700  # of a guest, which PVM emulates: a millisecond each
 REFUSED = "Drive config error: Unable to create the virtio block device: Virtio backend error: "
 LIMITS = {"ops": {"size": 2000, "refill_time": 20}}
 
@@ -34,8 +35,8 @@ def make_base(tmp_path):
     assert path.read_bytes() == bytes(SECTORS * 512)
 
 
-def model(disk, requests=2000, seed=1):
-    return Machine("block_model", f"requests={requests} seed={seed}", drives=[disk], mem_mib=32,
+def model(disk, requests=REQUESTS):
+    return Machine("block_model", f"requests={requests} seed=1", drives=[disk], mem_mib=32,
                    stdin=subprocess.PIPE)
 
 
@@ -164,7 +165,7 @@ def test_the_file_below_an_overlay_stays(tmp_path, base):
 def test_what_was_written_survives_a_kill(tmp_path, base, engine, cache):
     """With a cache type that promises nothing, too: only the host's end loses something."""
     top = str(tmp_path / "top")
-    disk = drive(base, overlay_path=top, io_engine=engine, cache_type="Writeback")
+    disk = drive(base, overlay_path=top, io_engine=engine, cache_type=cache)
     with Machine("block_model", "flushes", drives=[disk]) as machine:
         factor = 0x9e3779b97f4a7c15
         machine.boot().wait_for_output(f"flushed {factor}\n")
@@ -172,7 +173,7 @@ def test_what_was_written_survives_a_kill(tmp_path, base, engine, cache):
         machine.wait()
         words = [int(line.split()[1]) for line in machine.output().splitlines(True)
                  if line.startswith("flushed ") and line.endswith("\n")]
-        for recent in (False, True):
+        for recent in [True] + [False] * (cache == "Writeback"):
             first = struct.unpack("<Q", read_disk(base, top, recent=recent)[:8])[0]
             assert first in (words[-1], *((len(words) + 1 + n) * factor % 2**64 for n in range(3)))
 
@@ -183,7 +184,7 @@ def test_clones_of_a_frozen_disk_go_their_own_ways(tmp_path, base, engine):
     top = str(tmp_path / "top0")
     disk = drive(base, overlay_path=top, io_engine=engine)
     layers = []
-    with model(disk, 4000) as source:
+    with model(disk, 2 * REQUESTS) as source:
         source.boot()
         for i in range(1, 3):
             files = pair(tmp_path, f"snap{i}")
@@ -229,7 +230,7 @@ def test_a_create_that_fails_freezes_nothing(tmp_path, base):
     top, new = str(tmp_path / "top"), str(tmp_path / "new")
     plain = tmp_path / "plain"
     plain.write_bytes(bytes(512))
-    with Machine("block_model", "requests=2000 seed=1", stdin=subprocess.PIPE,
+    with Machine("block_model", f"requests={REQUESTS} seed=1", stdin=subprocess.PIPE,
                  drives=[drive(base, overlay_path=top),
                          drive(plain, "plain")]) as vm:
         vm.boot()
@@ -332,7 +333,7 @@ def test_disks_of_jailed_clones_are_their_own(base):
             os.link(base, each.inside("base"))
         kernel = first.give(os.path.join(mayfly.GUESTS, "block_model"))
         first.ok("PUT", "/boot-source", {"kernel_image_path": kernel,
-                                         "boot_args": "requests=2000 seed=1"})
+                                         "boot_args": f"requests={REQUESTS} seed=1"})
         first.ok("PUT", "/drives/disk", drive("/base", overlay_path="/top", io_engine="Async",
                                               cache_type="Writeback"))
         first.ok("PUT", "/drives/disk", drive("/base", overlay_path="/top", io_engine="Async",

@@ -184,6 +184,26 @@ Test(async, a_piece_that_fails_ends_its_request)
     cr_expect_eq(request(VIRTIO_BLK_T_IN, 9, SECTOR, 1), VIRTIO_BLK_S_OK, "and it goes on");
 }
 
+static void start_with_overlay(void)
+{
+    start((struct options){ .is_read_only = true, .is_async = true, .has_overlay = true });
+}
+
+TestSuite(async_overlay, .init = start_with_overlay, .fini = tear_down);
+
+/* In however many pieces an overlay has what the page cache can answer at once, the event loop
+ * isn't asked in between. */
+Test(async_overlay, a_request_in_many_pieces_takes_one_turn)
+{
+    for (unsigned sector = 0; sector < 8; sector += 2)
+        cr_assert_eq(request(VIRTIO_BLK_T_OUT, sector, SECTOR, 1), VIRTIO_BLK_S_OK);
+    is_quick = true;
+    offer(0, VIRTIO_BLK_T_IN, 0, 8 * SECTOR, 1);
+    cr_expect_not(driver_serve(&d));
+    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
+    cr_expect_eq(get16(ring, DATA + 7 * SECTOR), 0x0707);
+}
+
 /* The descriptor that would be given next. */
 static int next_descriptor(void)
 {

@@ -20,14 +20,14 @@
 #define UNTOUCHED    0xa5u
 #define THIN_SECTORS 8192u
 
-static char path[] = NEW_FILE;
+static char path[] = NEW_FILE, top[] = NEW_FILE;
 static struct block_file file;
 static struct block block;
 static struct driver d;
 static struct ring *const ring = &d.rings[0];
 
 struct options {
-    bool is_read_only, is_async, has_flush, is_thin;
+    bool is_read_only, is_async, has_flush, is_thin, has_overlay;
     struct rate_limits limits;
 };
 
@@ -44,6 +44,15 @@ static inline void make_sectors(char *name, unsigned count, unsigned first, unsi
     close(fd);
 }
 
+static inline void put_overlay(void)
+{
+    const struct drive_config config = { .path_on_host = path, .overlay_path = top };
+    struct error e;
+
+    close(new_file(top));
+    cr_assert_eq(block_file_put_overlay(&file, &config, &e), 0, "%s", e.msg);
+}
+
 static inline void start(struct options o)
 {
     struct block_host host = {
@@ -55,6 +64,8 @@ static inline void start(struct options o)
     if (o.is_thin)
         cr_assert_eq(truncate(path, THIN_SECTORS * SECTOR), 0);
     cr_assert_eq(block_file_open(&file, path, o.is_read_only, &e), 0, "%s", e.msg);
+    if (o.has_overlay)
+        put_overlay();
     if (o.is_async)
         cr_assert_eq(block_async_new(&host.async, &file, &e), 0, "%s", e.msg);
     cr_assert_eq(loop_init(&d.loop, &e), 0, "%s", e.msg);
@@ -82,6 +93,7 @@ static inline void tear_down(void)
     block_async_free(async);
     block_file_close(&file);
     unlink(path);
+    unlink(top);
 }
 
 TestSuite(sync, .init = start_sync, .fini = tear_down);
