@@ -354,8 +354,8 @@ static bool take_back(struct block *b)
     return true;
 }
 
-/* Waits for what is under way, and pushes it. True: there is something in the ring again. */
-static bool finish_operations(struct block *b)
+/* Waits for what is under way, and pushes what is done then. */
+static void await_operations(struct block *b)
 {
     struct turn t = { .has_pushed = false };
 
@@ -365,6 +365,12 @@ static bool finish_operations(struct block *b)
     }
     if (t.has_pushed)
         virtio_signal_used(&b->dev, QUEUE);
+}
+
+/* The same, and true: there is something in the ring again. */
+static bool finish_operations(struct block *b)
+{
+    await_operations(b);
     return take_back(b);
 }
 
@@ -518,4 +524,10 @@ int block_update(struct block *b, const struct block_file *file, const struct ra
     virtio_unlock(&b->dev);
     metric_inc(ret < 0 ? &b->metrics.update_fails : &b->metrics.update_count);
     return ret < 0 ? fail_os(e, -ret, "Virtio backend error: io_uring") : 0;
+}
+
+void block_await(struct block *b)
+{
+    await_operations(b);
+    virtio_ask_turn(&b->dev, QUEUE);
 }

@@ -54,6 +54,7 @@ struct block {
     struct block_request *current; /* the last that was taken, if not all of it is under way */
     unsigned operations;           /* Async: under way */
     uint32_t bytes_under_way;      /* by these */
+    unsigned fold_waits;           /* how often a fold found requests in its way, since it waited */
     struct block_metrics metrics;
 };
 
@@ -74,3 +75,12 @@ void block_fini(struct block *b);
  */
 must_check int block_update(struct block *b, const struct block_file *file,
                             const struct rate_limits *limits, struct error *e);
+
+/* Waits for what is under way, and lets the rest go on in another turn. Under the lock; loop
+ * thread, while the device is not paused. */
+void block_await(struct block *b);
+
+/* Folds a piece of the layers below its overlay into that: 1: there is more; 0: there are none any
+ * more; or -errno, and the disk is what it was. The guest may run; its own requests go before, and
+ * its rate limits are not charged. Loop thread, while the device is not paused. */
+must_check int block_fold(struct block *b);

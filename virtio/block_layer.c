@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "vmm/base/clock.h"
 
@@ -15,6 +16,7 @@
 #define SECTOR         512u
 #define WORD_BITS      64u
 #define STAMP_SLACK_NS 100000 /* two clocks can't be read at once */
+#define COPY_BYTES     65536u
 
 /* What a commit writes at least: a bit of `dirty` stands for so many sectors. */
 #define GRANULE_BYTES 512u
@@ -268,6 +270,8 @@ static const char *judge_overlay(const struct block_layer *l, const struct heade
         return "it is not frozen, and can't be one of the layers";
     if (h->sectors != l->sectors)
         return "it is of a disk of another size";
+    if (uuid_equal(&h->below, &none) && !uuid_equal(&l->below, &none))
+        return "it has no layers below it, or they were folded into it: its base is right below";
     if (!uuid_equal(&h->below, &l->below))
         return "it was made above something else than what is below it here";
     if (uuid_equal(&h->name, &none))
@@ -517,4 +521,87 @@ void block_layer_thaw(struct block_layer *l)
 {
     (void)!write_header(l, false);
     (void)flock(l->fd, LOCK_EX | LOCK_NB);
+}
+
+int block_layer_put_on_base(struct block_layer *l)
+{
+    const struct uuid below = l->below;
+    int ret;
+
+    l->below = (struct uuid){ 0 };
+    ret = write_header(l, false);
+    if (ret == 0)
+        ret = block_layer_sync(l);
+    if (ret == 0)
+        return 0;
+    l->below = below;
+    (void)!write_header(l, false);
+    return ret;
+}
+
+/* How many of the n bytes at an offset of a file are a hole, or are none: whole sectors. */
+static int64_t extent_of(int fd, off_t offset, uint32_t n, bool *is_hole)
+{
+    off_t end = lseek(fd, offset, SEEK_DATA);
+
+    if (end < 0 && errno == ENXIO) { /* it ends with a hole, or did before */
+        end = lseek(fd, 0, SEEK_END);
+        if (end >= 0 && end < offset + n)
+            return -ENODATA;
+    }
+    *is_hole = end - offset >= SECTOR;
+    if (end >= 0 && !*is_hole)
+        end = lseek(fd, offset, SEEK_HOLE);
+    if (end < 0)
+        return -errno;
+    end -= offset;
+    return end >= n ? n : end < SECTOR ? SECTOR : end / SECTOR * SECTOR;
+}
+
+/* 0 or -errno. */
+static int punch_layer(int fd, off_t offset, int64_t n)
+{
+    int ret;
+
+    do
+        ret = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, n);
+    while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
+}
+
+/* A part of the host's file system is left to those who can't do without: 0, -ENOSPC or so. */
+static int check_room(int fd, int64_t bytes)
+{
+    struct statfs s;
+
+    if (fstatfs(fd, &s) < 0)
+        return -errno;
+    return s.f_blocks > 0 && (uint64_t)bytes / (uint64_t)s.f_bsize + s.f_blocks / 16 >= s.f_bavail
+               ? -ENOSPC
+               : 0;
+}
+
+int block_layer_copy(const struct block_layer *top, const struct block_layer *from, uint64_t offset,
+                     uint32_t n)
+{
+    const uint64_t at = block_layer_data(top) + offset;
+    uint8_t bytes[COPY_BYTES];
+    bool is_hole;
+    int64_t count = extent_of(from->fd, (off_t)at, n, &is_hole);
+    int ret = -EOPNOTSUPP;
+
+    if (count < 0)
+        return (int)count;
+    if (is_hole) /* what is there was never told of: it may be anything */
+        ret = punch_layer(top->fd, (off_t)at, count);
+    if (ret != -EOPNOTSUPP)
+        return ret < 0 ? ret : (int)count;
+    if (count > COPY_BYTES)
+        count = COPY_BYTES;
+    ret = check_room(top->fd, count);
+    if (ret == 0)
+        ret = read_layer(from->fd, bytes, (size_t)count, at);
+    if (ret == 0)
+        ret = write_layer(top->fd, bytes, (size_t)count, at);
+    return ret < 0 ? ret : (int)count;
 }

@@ -65,3 +65,13 @@ must_check int block_layer_sync(const struct block_layer *l);
 /* Says in the file that it is frozen, with all of it durable, and shares it; or that it is not. */
 must_check int block_layer_freeze(struct block_layer *l);
 void block_layer_thaw(struct block_layer *l);
+
+/* Says in the file that the base is right below it, and makes that durable. 0, or -errno: then it
+ * says what it said, as far as the host lets it. */
+must_check int block_layer_put_on_base(struct block_layer *l);
+
+/* Gives the top n bytes at an offset of the disk that a layer has, or the first of them: how many.
+ * What is a hole there is one here. At most INT_MAX bytes. -errno; -ENOSPC: less than a 16th of the
+ * file system would be free. Nothing is told of. */
+must_check int block_layer_copy(const struct block_layer *top, const struct block_layer *from,
+                                uint64_t offset, uint32_t n);

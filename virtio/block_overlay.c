@@ -1,17 +1,21 @@
 #include "virtio/block_overlay.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/file.h>
 
 #include "virtio/block_layer.h"
 
-#define SECTOR 512u
+#define SECTOR       512u
+#define SEARCH_BYTES (16u << 20) /* for what is to be folded, at once */
 
 struct block_overlay {
     unsigned count; /* of layers, the top included, which is the last */
     struct block_layer layers[BLOCK_LAYERS_MAX + 1];
     bool has_frozen; /* the layer below the top is not sealed yet */
+    uint64_t folded; /* sectors from the first on: the top has what any layer has of them */
+    unsigned left;   /* layers behind the only one, between the end of a fold and its close */
 };
 
 static struct block_layer *top_of(struct block_overlay *o)
@@ -178,11 +182,13 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
         return fail_os(e, -ret, "Virtio backend error: A layer can't be sealed");
     if (o->count > BLOCK_LAYERS_MAX)
         return fail(e, ERR_INVALID,
-                    "Virtio backend error: It has %u layers, and no more are possible.",
+                    "Virtio backend error: It has %u layers, and no more are possible before they "
+                    "are folded, which is done while it runs.",
                     BLOCK_LAYERS_MAX);
     if (push_layer(o, path, way, e) < 0)
         return -1;
     o->has_frozen = true;
+    o->folded = 0;
     return 0;
 }
 
@@ -192,4 +198,86 @@ void block_overlay_thaw(struct block_overlay *o)
     if (!o->has_frozen)
         block_layer_thaw(top_of(o));
     o->has_frozen = false;
+    o->folded = 0;
+}
+
+bool block_overlay_is_folded(const struct block_overlay *o)
+{
+    return o->folded == o->layers[o->count - 1].sectors;
+}
+
+/* What was passed begins to be written, so that a flush to come has less to wait for. */
+static void pass_folded(struct block_overlay *o, uint64_t bytes)
+{
+    const struct block_layer *top = top_of(o);
+    const uint64_t from = o->folded * SECTOR / SEARCH_BYTES;
+
+    o->folded += bytes / SECTOR;
+    if (o->folded * SECTOR / SEARCH_BYTES > from)
+        (void)sync_file_range(top->fd, (off_t)(block_layer_data(top) + from * SEARCH_BYTES),
+                              SEARCH_BYTES, SYNC_FILE_RANGE_WRITE);
+}
+
+bool block_overlay_fold_next(struct block_overlay *o, uint64_t *offset, uint32_t *n)
+{
+    const uint64_t left = (top_of(o)->sectors - o->folded) * SECTOR;
+    struct block_extent x;
+
+    *offset = o->folded * SECTOR;
+    x = block_overlay_find(o, -1, true, *offset,
+                           left < SEARCH_BYTES ? (uint32_t)left : SEARCH_BYTES);
+    *n = x.bytes;
+    if (x.file > 0 && x.file < o->count)
+        return true;
+    pass_folded(o, x.bytes);
+    return false;
+}
+
+int block_overlay_fold_copy(struct block_overlay *o, uint64_t offset, uint32_t n)
+{
+    const struct block_extent x = block_overlay_find(o, -1, true, offset, n);
+    const int count = block_layer_copy(top_of(o), &o->layers[x.file - 1], offset, n);
+    int ret = count;
+
+    if (count > 0)
+        ret = block_overlay_wrote(o, offset, (uint32_t)count);
+    if (ret < 0)
+        return ret;
+    pass_folded(o, (uint32_t)count);
+    return count;
+}
+
+static void swap_ends(struct block_overlay *o, unsigned last)
+{
+    const struct block_layer first = o->layers[0];
+
+    o->layers[0] = o->layers[last];
+    o->layers[last] = first;
+}
+
+int block_overlay_fold_end(struct block_overlay *o)
+{
+    int ret = block_overlay_sync(o);
+
+    if (ret == 0)
+        ret = block_layer_put_on_base(top_of(o));
+    if (ret < 0)
+        return ret;
+    o->left = o->count - 1;
+    swap_ends(o, o->left);
+    o->count = 1;
+    return 0;
+}
+
+void block_overlay_fold_close(struct block_overlay *o)
+{
+    for (; o->left > 0; o->left--)
+        block_layer_close(&o->layers[o->left]);
+}
+
+void block_overlay_fold_undo(struct block_overlay *o)
+{
+    swap_ends(o, o->left);
+    o->count = o->left + 1;
+    o->left = 0;
 }

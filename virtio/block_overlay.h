@@ -4,7 +4,7 @@
  *
  * Above the base there may be layers, which are overlays that were frozen, and above these is the
  * top, which alone is written. A sector is read from the highest of them that has it, else from the
- * base. Nothing is ever copied up: what a file has is known by the sector. Discarded and zeroed
+ * base. No write copies anything up: what a file has is known by the sector. Discarded and zeroed
  * sectors are present, and holes.
  *
  * Numbers are little-endian. A file begins with a block of 4096 bytes, of which the rest is zero:
@@ -41,6 +41,11 @@
  * a host runs it is the same to the nanosecond, but for when somebody sets the clock; a boot makes
  * it anew, from a clock that has gone on. (A cell has no /proc, and so no boot_id.) Where it
  * differs for no good reason, no more is lost than when the host dies.
+ *
+ * Layers are folded into the top by copying up what it lacks and one of them has: like writes of
+ * the guest, with what it reads there anyway. When the top has all of it, and that is committed,
+ * its header says that the base is right below it; whatever dies, before that the old stack holds,
+ * and after it the top alone. The layers' files aren't touched: others may be above them.
  *
  * The file of a top is locked (flock(2)) for itself, those of layers are shared. All functions are
  * called under the lock of the device whose disk it is, or before there is one.
@@ -120,3 +125,23 @@ must_check int block_overlay_freeze(struct block_overlay *o, const char *path, i
 
 /* Undoes the last block_overlay_freeze(), flushed or not. Nothing was told of since. */
 void block_overlay_thaw(struct block_overlay *o);
+
+/*
+ * Folding. Each function does a bounded amount of work, but for block_overlay_fold_end(), a flush.
+ *
+ * block_overlay_fold_next() goes on with the search for what the top lacks; a freeze or a thaw
+ * makes it begin anew. True: it is *n bytes at *offset of the disk, and block_overlay_fold_copy()
+ * copies them at once, or as many as it can; no write to them may be under way, and no flush may
+ * be in its first step. The bytes copied, or -errno.
+ *
+ * When block_overlay_is_folded() says that the top has all, block_overlay_fold_end() commits that
+ * and writes the header. Nothing may be under way. 0 or -errno, and it is as it was. From then on
+ * the top is the only file; the others stay open until block_overlay_fold_close(), or until
+ * block_overlay_fold_undo(), which has the stack again: it serves to go on with.
+ */
+bool block_overlay_fold_next(struct block_overlay *o, uint64_t *offset, uint32_t *n);
+must_check int block_overlay_fold_copy(struct block_overlay *o, uint64_t offset, uint32_t n);
+bool block_overlay_is_folded(const struct block_overlay *o);
+must_check int block_overlay_fold_end(struct block_overlay *o);
+void block_overlay_fold_close(struct block_overlay *o);
+void block_overlay_fold_undo(struct block_overlay *o);

@@ -5,6 +5,7 @@
 #include "virtio/block.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <sys/stat.h>
 
 #include "tests/unit/support/files.h"
@@ -189,6 +190,155 @@ Test(overlay, holds_what_the_model_says_whatever_dies)
     }
 }
 
+/* Generations of the disk, each of which lies above those before it, or above the base if these
+ * were folded into it. */
+static char generations[40][sizeof(NEW_FILE)];
+static char *layers[BLOCK_LAYERS_MAX];
+static unsigned generation;
+
+static void freeze_again(void)
+{
+    char *path = generations[++generation];
+
+    if (config.layers.count == BLOCK_LAYERS_MAX) {
+        cr_assert_eq(block_overlay_freeze(file.overlay, path, file.fd, &e), -1);
+        cr_expect(strstr(e.msg, "no more are possible before they are folded"), "%s", e.msg);
+        generation--;
+        return;
+    }
+    close(new_file(path));
+    cr_assert_eq(unlink(path), 0);
+    cr_assert_eq(block_overlay_freeze(file.overlay, path, file.fd, &e), 0, "%s", e.msg);
+    if (below(4) == 0) {
+        block_overlay_thaw(file.overlay);
+        return;
+    }
+    layers[config.layers.count++] = config.overlay_path;
+    config.layers.items = layers;
+    config.overlay_path = path;
+    flush_all();
+}
+
+/* A few steps of a fold, as many as not. */
+static void fold_some(void)
+{
+    uint64_t offset;
+    uint32_t n;
+
+    for (uint64_t steps = below(60); steps > 0 && !block_overlay_is_folded(file.overlay); steps--)
+        if (block_overlay_fold_next(file.overlay, &offset, &n))
+            cr_assert_gt(block_overlay_fold_copy(file.overlay, offset, n), 0);
+    if (!block_overlay_is_folded(file.overlay))
+        return;
+    cr_assert_eq(block_overlay_fold_end(file.overlay), 0);
+    cr_expect_eq(block_overlay_files(file.overlay), 1);
+    if (below(4) == 0 && config.layers.count > 0) { /* as if the ring could not follow */
+        block_overlay_fold_undo(file.overlay);
+        cr_expect_eq(block_overlay_files(file.overlay), config.layers.count + 1);
+    }
+    block_overlay_fold_close(file.overlay);
+    config.layers.count = 0;
+    for (unsigned i = 0; i < SECTORS; i++) { /* it is a flush as well */
+        model[i].flushed = model[i].now;
+        model[i].is_older = false;
+    }
+}
+
+static void open_generation(bool host_died)
+{
+    block_file_close(&file);
+    if (host_died)
+        boot_host_anew(config.overlay_path);
+    open_it();
+    check_all(host_died);
+    for (unsigned i = 0; host_died && i < SECTORS; i++)
+        model[i].flushed = model[i].now;
+}
+
+Test(overlay, is_folded_whatever_dies)
+{
+    unsigned ends = 0;
+
+    for (unsigned i = 0; i < SECTORS; i++)
+        model[i].now = model[i].flushed = (uint8_t)(1 + i % 7);
+    for (unsigned round = 0; round < 400 && generation + 1 < 40; round++) {
+        const size_t before = config.layers.count;
+
+        for (uint64_t i = below(10); i > 0; i--)
+            change();
+        if (below(6) == 0)
+            freeze_again();
+        if (below(10) == 0)
+            flush_all();
+        fold_some();
+        ends += config.layers.count < before;
+        check_all(false);
+        for (unsigned i = 0; i < SECTORS; i++)
+            model[i].is_older = model[i].now != model[i].flushed;
+        if (below(3) == 0)
+            open_generation(below(2));
+    }
+    cr_expect_gt(ends, 5);
+    for (unsigned i = 1; i <= generation; i++)
+        unlink(generations[i]);
+}
+
+/* A layer, and a top above it. */
+static void freeze_it(void)
+{
+    static char *frozen[] = { top };
+
+    close(new_file(second));
+    cr_assert_eq(unlink(second), 0);
+    cr_assert_eq(block_overlay_freeze(file.overlay, second, file.fd, &e), 0, "%s", e.msg);
+    config = (struct drive_config){ .path_on_host = base,
+                                    .overlay_path = second,
+                                    .layers = { frozen, 1 } };
+}
+
+Test(overlay, has_no_layers_when_they_were_folded)
+{
+    struct stat st;
+    uint64_t offset;
+    uint32_t n;
+
+    write_sectors(4, 4, 0x44);
+    discard_sectors(100, 8000);
+    freeze_it();
+    write_sectors(5, 1, 0x55);
+    while (!block_overlay_is_folded(file.overlay))
+        if (block_overlay_fold_next(file.overlay, &offset, &n))
+            cr_assert_gt(block_overlay_fold_copy(file.overlay, offset, n), 0);
+    cr_assert_eq(block_overlay_fold_end(file.overlay), 0);
+    block_overlay_fold_close(file.overlay);
+    cr_expect_eq(read_sector(4), 0x44);
+    cr_expect_eq(read_sector(5), 0x55);
+    cr_expect_eq(read_sector(8099), 0);
+    cr_expect_eq(read_sector(8100), 1 + 8100 % 7);
+    cr_assert_eq(stat(second, &st), 0);
+    cr_expect_lt(st.st_blocks * 512, 65536, "a hole stays one");
+    block_file_close(&file);
+    cr_expect_eq(try_open(), -1);
+    cr_expect(strstr(e.msg, "it has no layers below it, or they were folded into it"), "%s", e.msg);
+    config.layers.count = 0;
+    open_it();
+    cr_expect_eq(read_sector(4), 0x44);
+}
+
+/* What is not there any more is not taken for zeroes. */
+Test(overlay, is_not_folded_from_a_layer_that_was_cut_off)
+{
+    uint64_t offset;
+    uint32_t n;
+
+    discard_sectors(100, 8000);
+    freeze_it();
+    cr_assert_eq(truncate(top, DATA + 4000 * SECTOR), 0);
+    cr_assert_not(block_overlay_fold_next(file.overlay, &offset, &n));
+    cr_assert(block_overlay_fold_next(file.overlay, &offset, &n));
+    cr_expect_eq(block_overlay_fold_copy(file.overlay, offset, n), -ENODATA);
+}
+
 Test(overlay, is_laid_out_as_it_is_specified)
 {
     struct stat st;
@@ -263,19 +413,6 @@ Test(overlay, takes_any_bits)
     cr_expect_eq(read_sector(8999), 0);
     write_sectors(8999, 1, 3);
     cr_assert_eq(block_file_sync(&file), 0);
-}
-
-/* A layer, and a top above it. */
-static void freeze_it(void)
-{
-    static char *layers[] = { top };
-
-    close(new_file(second));
-    cr_assert_eq(unlink(second), 0);
-    cr_assert_eq(block_overlay_freeze(file.overlay, second, file.fd, &e), 0, "%s", e.msg);
-    config = (struct drive_config){ .path_on_host = base,
-                                    .overlay_path = second,
-                                    .layers = { layers, 1 } };
 }
 
 Test(overlay, goes_on_above_what_was_frozen)

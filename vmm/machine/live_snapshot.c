@@ -92,6 +92,8 @@ static void end_with(struct live_snapshot *l, int ret, struct error *e)
                  (unsigned long long)result.paused_us,
                  (unsigned long long)result.pages_while_paused);
     }
+    if (l->c.drive_overlays.count > 0)
+        fold_begin(&l->m->fold, &l->config->drives);
     put_down(l, ret >= 0);
     free(l);
     on_end(whose, ret < 0 ? NULL : &result, e);

@@ -353,6 +353,7 @@ struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop 
     m->pio.idle_byte = 0x00;
     m->kvm.kvm_fd = m->kvm.vm_fd = -1;
     m->end.event_fd = m->serial_out_fd = -1;
+    m->fold = (struct fold){ .timer.fd = -1, .loop = loop, .blocks = m->blocks };
     boot_timer_init(&m->boot_timer);
     if (boot_timer)
         bus_add(&m->mmio, &m->boot_timer.bus);
@@ -380,6 +381,7 @@ bool machine_hold(struct machine *m)
         return false;
     if (m->holds++ > 0)
         return true;
+    fold_hold(&m->fold);
     for (unsigned i = 0; i < m->platform.virtio_count; i++)
         virtio_mmio_pause(&m->transports[i]);
     serial_pause(&m->serial);
@@ -408,6 +410,7 @@ void machine_release(struct machine *m)
     serial_resume(&m->serial);
     for (unsigned i = 0; i < m->platform.virtio_count; i++)
         virtio_mmio_resume(&m->transports[i]);
+    fold_release(&m->fold);
     vcpus_release(&m->vcpus);
 }
 

@@ -15,6 +15,7 @@
 #include "vmm/legacy/power.h"
 #include "vmm/legacy/serial.h"
 #include "vmm/machine/drives.h"
+#include "vmm/machine/fold.h"
 #include "vmm/machine/interfaces.h"
 #include "vmm/snapshot/memory.h"
 #include "vmm/snapshot/recorder.h"
@@ -51,6 +52,7 @@ struct machine {
     struct virtio_mmio transports[PLATFORM_VIRTIO_MAX];
     unsigned attached; /* the first so many are in use */
     struct block blocks[PLATFORM_VIRTIO_MAX];
+    struct fold fold; /* of their layers */
     struct net nets[PLATFORM_VIRTIO_MAX];
     struct mmds_service mmds; /* of those interfaces that have a stack */
     struct vsock vsock;

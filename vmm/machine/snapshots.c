@@ -45,8 +45,8 @@ static int save_files(struct machine *m, const struct vm_config *config,
     return ret;
 }
 
-int snapshots_create(struct machine *m, struct vm_config *config,
-                     const struct snapshot_create_config *c, struct error *e)
+static int create_frozen(struct machine *m, struct vm_config *config,
+                         const struct snapshot_create_config *c, struct error *e)
 {
     struct drive *open = m->opened->drives;
 
@@ -58,6 +58,16 @@ int snapshots_create(struct machine *m, struct vm_config *config,
     }
     drives_go_on(&config->drives);
     return 0;
+}
+
+int snapshots_create(struct machine *m, struct vm_config *config,
+                     const struct snapshot_create_config *c, struct error *e)
+{
+    const int ret = create_frozen(m, config, c, e);
+
+    if (c->drive_overlays.count > 0)
+        fold_begin(&m->fold, &config->drives);
+    return ret;
 }
 
 static int read_saved(struct saved *s, const char *path, struct error *e)
