@@ -76,7 +76,7 @@ int log_open(const char *path, struct error *e)
 }
 
 /* How a line ends in JSON; there is always room for it. */
-#define JSON_END "\"}\n"
+#define JSON_END   "\"}\n"
 #define LINE_BYTES 2048
 
 /* Put together by what a signal handler and a thread behind a filter may use: libc's own ways to
