@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 
@@ -240,6 +241,30 @@ def test_what_can_not_be_recorded_is_refused(tmp_path, files):
         assert status == 400 and "set.mayfly-new can't be locked" in answer["fault_message"]
         assert clone.wait() == 1
         assert os.path.exists(two["path"] + ".mayfly-new") # the first one's
+
+
+def test_a_record_takes_the_place_of_no_other_file(tmp_path, files):
+    path, temporary = str(tmp_path / "set"), str(tmp_path / "set.mayfly-new")
+    copy = pair(tmp_path)
+    for old, new in zip(files, copy):
+        shutil.copyfile(old, new)
+    os.mknod(tmp_path / "null", stat.S_IFIFO | 0o600)
+    os.symlink(copy[1], tmp_path / "link")
+    for other in (copy[0], copy[1], str(tmp_path), str(tmp_path / "null"), str(tmp_path / "link")):
+        before = os.lstat(other)
+        with Clone(copy) as clone:
+            status, _, answer = clone.request("PUT", "/snapshot/load", load_body(
+                copy, working_set={"path": other, "record": True}))
+            assert status == 400, other
+            assert answer["fault_message"].endswith(f": {other} is there, and no working set")
+        assert os.lstat(other)[:3] == before[:3] and os.lstat(other).st_mtime == before.st_mtime
+    os.mkfifo(temporary)
+    with Clone(copy) as clone:
+        status, _, answer = clone.request("PUT", "/snapshot/load", load_body(
+            copy, working_set={"path": path, "record": True}))
+        assert status == 400
+        assert answer["fault_message"].endswith(f": {temporary} is no regular file")
+    assert stat.S_ISFIFO(os.lstat(temporary).st_mode)
 
 
 def test_a_memory_file_that_is_cut_off_ends_who_records(tmp_path, files):

@@ -90,14 +90,40 @@ static int start_pager(struct recorder *r, struct error *e)
     return ret ? fail_os(e, ret, "cannot start the thread that serves pages") : 0;
 }
 
+/* Only a record, or an empty file, is replaced by one: no device, no link, and not the memory. */
+static int check_replaced(const char *path, struct error *e)
+{
+    autofd int fd = -1;
+    struct stat st;
+
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : fail_os(e, errno, "%s can't be written", path);
+    if (S_ISREG(st.st_mode))
+        fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (S_ISREG(st.st_mode) && fd < 0)
+        return fail_os(e, errno, "%s can't be looked at", path);
+    if (fd < 0 || (st.st_size > 0 && !working_set_is_in(fd)))
+        return fail(e, ERR_INVALID, "%s is there, and no working set", path);
+    return 0;
+}
+
 static int open_record(struct recorder *r, const char *path, struct error *e)
 {
+    struct stat st;
+
     r->path = strdup(path);
     BUG_ON(!r->path || asprintf(&r->temporary, "%s" SNAPSHOT_TEMPORARY, path) < 0);
+    if (check_replaced(path, e) < 0)
+        return -1;
     r->file_fd = half_open_temporary(r->temporary, NULL);
     if (r->file_fd < 0)
         return fail_os(e, -r->file_fd, "%s can't be %s", r->temporary,
                        r->file_fd == -EAGAIN ? "locked" : "written");
+    if (fstat(r->file_fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        close_fdp(&r->file_fd); /* not ours to be removed */
+        r->file_fd = -1;
+        return fail(e, ERR_INVALID, "%s is no regular file", r->temporary);
+    }
     return ftruncate(r->file_fd, 0) < 0 ? fail_os(e, errno, "%s can't be written", r->temporary)
                                         : 0;
 }

@@ -173,6 +173,14 @@ static int read_exactly(int fd, void *to, size_t bytes, off_t offset, struct err
     return (size_t)got < bytes ? fail(e, ERR_INVALID, "it ends too early") : 0;
 }
 
+bool working_set_is_in(int fd)
+{
+    char magic[sizeof(MAGIC)];
+
+    return pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
+           memcmp(magic, MAGIC, sizeof(magic)) == 0;
+}
+
 static int read_header(struct header *h, int fd, struct error *e)
 {
     uint8_t bytes[HEADER_BYTES];

@@ -62,6 +62,9 @@ uint64_t working_set_pages(const struct working_set *w);
 must_check int working_set_write(const struct working_set *w, int fd, const struct uuid *name,
                                  const struct guest_mem *memory, struct error *e);
 
+/* Whether a file begins as a working set does. */
+bool working_set_is_in(int fd);
+
 /* Reads a file: of the snapshot of that name, whose memory has so many pages, and whole. */
 must_check int working_set_read(struct working_set *w, int fd, const struct uuid *name,
                                 uint64_t pages, struct error *e);
