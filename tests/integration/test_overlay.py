@@ -265,6 +265,50 @@ def test_a_create_that_fails_freezes_nothing(tmp_path, base):
 
 
 @pytest.mark.parametrize("live", [False, True])
+def test_a_snapshot_takes_the_place_of_no_file_of_a_drive(tmp_path, base, live):
+    top, new = str(tmp_path / "top"), str(tmp_path / "new")
+    other = str(tmp_path / "other")
+    with model(drive(base, overlay_path=top)) as vm:
+        vm.boot()
+        config = vm.ok("GET", "/vm/config")
+        pause(vm)
+        for name in (top, base, new):
+            for files in ((name, other), (other, name)):
+                status, _, body = vm.request("PUT", "/snapshot/create", create_body(
+                    files, live=live, drive_overlays=[{"drive_id": "disk", "overlay_path": new}]))
+                assert (status, body["fault_message"]) == (
+                    400, f"Create snapshot error: {name} is a file of drive disk")
+                assert vm.ok("GET", "/vm/config") == config
+                assert not os.path.exists(new) and not os.path.exists(other)
+        resume(vm)
+        vm.finish()
+    assert Overlay(top).count() > 0
+
+
+@needs_root
+def test_a_live_create_that_fails_late_says_that_the_drives_are_frozen(tmp_path, base):
+    top, new, small = str(tmp_path / "top"), str(tmp_path / "new"), tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", small], check=True)
+    try:
+        (small / "filler").write_bytes(bytes(4096))
+        with model(drive(base, overlay_path=top)) as vm:
+            vm.boot()
+            status, _, body = vm.request("PUT", "/snapshot/create", create_body(
+                (str(small / "snap"), str(tmp_path / "memory")), live=True,
+                drive_overlays=[{"drive_id": "disk", "overlay_path": new}]))
+            assert status == 400 and body["fault_message"].startswith(
+                "Create snapshot error: The drives were frozen, and go on in their new overlays, "
+                "but: "), body
+            shown = vm.ok("GET", "/vm/config")["drives"][0]
+            assert (shown["overlay_path"], shown["layers"]) == (new, [top])
+            vm.finish()
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert Overlay(top).is_frozen and not Overlay(new).is_frozen
+
+
+@pytest.mark.parametrize("live", [False, True])
 def test_a_frozen_disk_needs_a_new_overlay(tmp_path, base, live):
     top, new = str(tmp_path / "top"), str(tmp_path / "new")
     with model(drive(base, overlay_path=top)) as source:

@@ -1,6 +1,7 @@
 #include "vmm/machine/drives.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 unsigned drives_find(const struct drive_configs *list, const char *id)
 {
@@ -195,9 +196,38 @@ static int freeze_drive(struct drive_config *d, struct drive *open, const char *
     return 0;
 }
 
-int drives_freeze(struct drive_configs *list, struct drive *open,
-                  const struct drive_overrides *tops, struct error *e)
+static int check_drive_file(const struct drive *d, const char *path, const char *id,
+                            struct error *e)
 {
+    const unsigned overlays = d->file.overlay ? block_overlay_files(d->file.overlay) : 0;
+    struct stat named, ours;
+
+    if (stat(path, &named) < 0)
+        return 0; /* who opens it says why */
+    for (unsigned i = 0; i <= overlays; i++) {
+        const int fd = i ? block_overlay_file(d->file.overlay, i) : d->file.fd;
+
+        if (fstat(fd, &ours) == 0 && ours.st_dev == named.st_dev && ours.st_ino == named.st_ino)
+            return fail(e, ERR_INVALID, "%.400s is a file of drive %.200s", path, id);
+    }
+    return 0;
+}
+
+int drives_check_create(const struct drive_configs *list, const struct drive *open,
+                        const struct snapshot_create_config *c, struct error *e)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (check_drive_file(&open[i], c->snapshot_path, list->items[i].drive_id, e) < 0 ||
+            check_drive_file(&open[i], c->mem_file_path, list->items[i].drive_id, e) < 0)
+            return -1;
+    return 0;
+}
+
+int drives_freeze(struct drive_configs *list, struct drive *open,
+                  const struct snapshot_create_config *c, struct error *e)
+{
+    const struct drive_overrides *tops = &c->drive_overlays;
+
     for (size_t i = 0; i < tops->count; i++) {
         const struct drive_override *t = &tops->items[i];
         const unsigned at = drives_find(list, t->drive_id);
@@ -210,7 +240,10 @@ int drives_freeze(struct drive_configs *list, struct drive *open,
         drives_thaw(list, open);
         return fail(e, why.kind, "Cannot freeze drive %.200s: %.700s", t->drive_id, why.msg);
     }
-    return 0;
+    if (drives_check_create(list, open, c, e) == 0)
+        return 0;
+    drives_thaw(list, open);
+    return -1;
 }
 
 int drives_sync_overlays(const struct drive_configs *list, struct drive *open, struct error *e)

@@ -33,11 +33,15 @@ must_check int drives_put(struct drive_configs *list, struct drive **open, struc
  * (-1) nothing is open. */
 must_check int drives_open(struct drive **open, const struct drive_configs *list, struct error *e);
 
+/* Refuses a snapshot whose files would take the place of what a drive with an overlay has. */
+must_check int drives_check_create(const struct drive_configs *list, const struct drive *open,
+                                   const struct snapshot_create_config *c, struct error *e);
+
 /*
  * Freezes the overlays of the drives that are named, and lets these go on in new ones, at the paths
  * that are named; the configuration has them then. What is saved of it meanwhile has the layers,
- * and no overlay. The guest stands still, and nothing is under way. On failure (-1) nothing has
- * changed.
+ * and no overlay. The guest stands still, and nothing is under way. On failure (-1), as where
+ * drives_check_create() says so, nothing has changed.
  *
  * drives_sync_overlays() makes all overlays durable, and layers of those that were frozen: it waits
  * for the disk. It comes before anybody can load the snapshot.
@@ -46,7 +50,7 @@ must_check int drives_open(struct drive **open, const struct drive_configs *list
  * drives_thaw(), before the guest runs: then nothing was frozen.
  */
 must_check int drives_freeze(struct drive_configs *list, struct drive *open,
-                             const struct drive_overrides *tops, struct error *e);
+                             const struct snapshot_create_config *c, struct error *e);
 must_check int drives_sync_overlays(const struct drive_configs *list, struct drive *open,
                                     struct error *e);
 void drives_go_on(struct drive_configs *list);

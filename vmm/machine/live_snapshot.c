@@ -25,6 +25,7 @@ struct live_snapshot {
     struct passes passes;
     uint8_t *kept; /* room for KEPT_PAGES; NULL: the host had none */
     struct snapshot_created result;
+    bool has_frozen; /* drives; the guest has gone on in new overlays */
     uint64_t start_us;
     live_end_fn *on_end;
     void *whose;
@@ -94,6 +95,8 @@ static void end_with(struct live_snapshot *l, int ret, struct error *e)
     }
     if (l->c.drive_overlays.count > 0)
         fold_begin(&l->m->fold, &l->config->drives);
+    if (ret < 0 && l->has_frozen)
+        fail_within(e, "The drives were frozen, and go on in their new overlays, but");
     put_down(l, ret >= 0);
     free(l);
     on_end(whose, ret < 0 ? NULL : &result, e);
@@ -140,12 +143,13 @@ static int take_last(struct live_snapshot *l, struct saved *s, struct error *e)
     struct drive_configs *drives = &l->config->drives;
     struct drive *open = l->m->opened->drives;
 
-    if (drives_freeze(drives, open, &l->c.drive_overlays, e) < 0)
+    if (drives_freeze(drives, open, &l->c, e) < 0)
         return -1;
     if (take_frozen(l, s, e) < 0) {
         drives_thaw(drives, open);
         return -1;
     }
+    l->has_frozen = l->c.drive_overlays.count > 0;
     return 0;
 }
 
@@ -235,7 +239,8 @@ static int begin(struct live_snapshot *l, struct error *e)
     struct machine *m = l->m;
     int ret;
 
-    if (uuid_make(&l->name, e) < 0)
+    if (drives_check_create(&l->config->drives, m->opened->drives, &l->c, e) < 0 ||
+        uuid_make(&l->name, e) < 0)
         return -1;
     l->pair = snapshot_pair_begin(&files, &m->pages, kind, &l->name, e);
     if (!l->pair || watch(l, e) < 0 || passes_begin(&l->passes, &m->pages, kind, e) < 0)

@@ -50,7 +50,7 @@ static int create_frozen(struct machine *m, struct vm_config *config,
 {
     struct drive *open = m->opened->drives;
 
-    if (drives_freeze(&config->drives, open, &c->drive_overlays, e) < 0)
+    if (drives_freeze(&config->drives, open, c, e) < 0)
         return -1;
     if (drives_sync_overlays(&config->drives, open, e) < 0 || save_files(m, config, c, e) < 0) {
         drives_thaw(&config->drives, open);
