@@ -349,7 +349,7 @@ static int make_bitmaps(struct block_layer *l, const char *path, struct error *e
     l->bitmap_bytes = (l->sectors + HEADER_BYTES * 8 - 1) / (HEADER_BYTES * 8) * HEADER_BYTES;
     if (whole_bytes(l) > INT64_MAX)
         return fail_overlay(e, path, EFBIG, "the base is too large");
-    l->present = calloc(l->bitmap_bytes + 1, 1);
+    l->present = calloc(l->bitmap_bytes + sizeof(*l->present), 1); /* of no sectors: a word, too */
     l->dirty = calloc(l->sectors / GRANULE_BITS / WORD_BITS + 1, sizeof(*l->dirty));
     if (!l->present || !l->dirty)
         return fail_overlay(e, path, ENOMEM, "its bitmap has no room");
@@ -500,6 +500,12 @@ int block_layer_sync(const struct block_layer *l)
     return ret < 0 ? -errno : 0;
 }
 
+void block_layer_thaw(struct block_layer *l)
+{
+    (void)!write_header(l, false);
+    (void)flock(l->fd, LOCK_EX | LOCK_NB);
+}
+
 /* The header and the last bits may get to the disk in any order: what a flush has promised is
  * there before, and nobody knows of a layer before this returns. */
 int block_layer_freeze(struct block_layer *l)
@@ -514,13 +520,9 @@ int block_layer_freeze(struct block_layer *l)
         ret = block_layer_sync(l);
     if (ret == 0 && flock(l->fd, LOCK_SH | LOCK_NB) < 0)
         ret = -errno;
+    if (ret < 0)
+        block_layer_thaw(l);
     return ret;
-}
-
-void block_layer_thaw(struct block_layer *l)
-{
-    (void)!write_header(l, false);
-    (void)flock(l->fd, LOCK_EX | LOCK_NB);
 }
 
 int block_layer_put_on_base(struct block_layer *l)

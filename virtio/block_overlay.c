@@ -176,6 +176,8 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
     const struct block_layer_way way = { .is_fresh = true,
                                          .base_fd = base_fd,
                                          .sectors = top_of(o)->sectors };
+    struct block_layer *below = top_of(o);
+    const struct uuid old = below->name;
     const int ret = seal_frozen(o); /* the one before */
 
     if (ret < 0)
@@ -185,8 +187,11 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
                     "Virtio backend error: It has %u layers, and no more are possible before they "
                     "are folded, which is done while it runs.",
                     BLOCK_LAYERS_MAX);
-    if (push_layer(o, path, way, e) < 0)
+    /* What an earlier freeze that came to nothing made above it does not fit any more. */
+    if (uuid_make(&below->name, e) < 0 || push_layer(o, path, way, e) < 0) {
+        below->name = old;
         return -1;
+    }
     o->has_frozen = true;
     o->folded = 0;
     return 0;

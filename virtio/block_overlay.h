@@ -12,7 +12,7 @@
  *    0   8  "MAYFLYO", NUL
  *    8   4  version of the format: 1
  *   12   4  1: it is frozen, and written no more; else 0
- *   16  16  UUID of this overlay
+ *   16  16  UUID of this overlay, and another one once it is frozen
  *   32  16  UUID of the overlay below it; zero: the base
  *   48   8  sectors (of 512 bytes) of the disk: as many as the base has
  *   56   8  stamp of the host's boot in which it was last open, see below

@@ -524,6 +524,32 @@ Test(overlay, is_what_it_was_after_a_thaw)
     }
 }
 
+/* The VMM dies before the layer is sealed. It is the top again then, and is written. */
+Test(overlay, is_no_layer_of_what_was_made_before_it_was_written_again)
+{
+    struct drive_config later;
+    char third[] = NEW_FILE;
+
+    freeze_it();
+    later = config;
+    write_sectors(6, 1, 0x66);
+    block_file_close(&file);
+    config = (struct drive_config){ .path_on_host = base, .overlay_path = top };
+    open_it();
+    write_sectors(6, 2, 0x77);
+    close(new_file(third));
+    cr_assert_eq(block_overlay_freeze(file.overlay, third, file.fd, &e), 0, "%s", e.msg);
+    cr_assert_eq(block_file_sync(&file), 0);
+    block_file_close(&file);
+    config = later;
+    cr_expect_eq(try_open(), -1);
+    cr_expect(strstr(e.msg, "it was made above something else"), "%s", e.msg);
+    config.overlay_path = third;
+    open_it();
+    cr_expect_eq(read_sector(6), 0x77);
+    unlink(third);
+}
+
 Test(overlay, of_an_empty_disk_is_empty)
 {
     block_file_close(&file);
@@ -533,5 +559,7 @@ Test(overlay, of_an_empty_disk_is_empty)
     cr_expect_eq(file.sectors, 0);
     cr_assert_eq(block_file_sync(&file), 0);
     block_file_close(&file);
+    config.is_frozen = true; /* then it has to have nothing */
     open_it();
+    config.is_frozen = false;
 }
