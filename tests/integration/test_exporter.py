@@ -155,6 +155,7 @@ CAPTURED = {
     "many-labels": (says(ROW + 'mayfly_x{a="",b="",c="",d="",e=""} 1\n'), "malformed"),
     "injecting": (says(ROW + 'mayfly_x{id="a"} 1\r\nmayfly_y{vm="vm0"} 1\n'), "malformed"),
     "no-number": (says(ROW + "mayfly_x NaN\n"), "malformed"),
+    "other-digits": (says(ROW + "mayfly_x \u0663\n"), "malformed"),
     "timed": (says(ROW + "mayfly_x 1 1600000000000\n"), "malformed"),
     "no-type": (says("# TYPE mayfly_x summary\nmayfly_x 1\n"), "malformed"),
 }
