@@ -221,6 +221,9 @@ def test_a_layout_leads_nowhere_else(tmp_path, convert):
     assert "only sha256 is known" in refused(convert, path=layout.path)
     layout.write_index([{"digest": "sha512:" + "0" * 128}])
     assert "only sha256 is known" in refused(convert, path=layout.path)
+    (layout.path / "index.json").unlink()
+    (layout.path / "manifest.json").write_text('[{"Config": "../config", "Layers": []}]')
+    assert "../config leads out of the image" in refused(convert, path=layout.path)
 
 
 def test_the_image_for_this_machine_is_taken(tmp_path, convert):
