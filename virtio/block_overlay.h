@@ -36,6 +36,10 @@
  *   of. So it isn't looked at in another boot of the host, and the committed one alone counts: it
  *   has what was promised by a flush, and what was there when the VMM ended in order or made a
  *   snapshot.
+ *   Storage that loses what it has cached while the host lives on (a disk that is reset, a file
+ *   server that starts again) is as the host's death for what was not flushed; but nobody tells of
+ *   it, and the stamp stays. A sector that the recent bitmap has and the storage has not is read as
+ *   zeroes, or as an older version, until it is written again. What was flushed is there.
  *
  * The stamp is the difference between CLOCK_REALTIME and CLOCK_BOOTTIME in nanoseconds. As long as
  * a host runs it is the same to the nanosecond, but for when somebody sets the clock; a boot makes
