@@ -2,10 +2,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include "vmm/base/clock.h"
 
@@ -16,7 +16,8 @@
 #define SECTOR         512u
 #define WORD_BITS      64u
 #define STAMP_SLACK_NS 100000 /* two clocks can't be read at once */
-#define COPY_BYTES     65536u
+#define LOCK_TRIES     50u
+#define LOCK_WAIT_MS   10
 
 /* What a commit writes at least: a bit of `dirty` stands for so many sectors. */
 #define GRANULE_BYTES 512u
@@ -127,15 +128,14 @@ static bool is_of_this_boot(int64_t stamp)
     return stamp > now - STAMP_SLACK_NS && stamp < now + STAMP_SLACK_NS;
 }
 
-/* All of it: 0 or -errno. */
-static int write_layer(int fd, const void *bytes, size_t n, uint64_t offset)
+int block_layer_write(int fd, const void *bytes, size_t n, uint64_t offset)
 {
     while (n) {
         const ssize_t wrote = pwrite(fd, bytes, n, (off_t)offset);
 
-        if (wrote < 0 && errno != EINTR)
-            return -errno;
-        if (wrote <= 0)
+        if (wrote == 0 || (wrote < 0 && errno != EINTR))
+            return wrote ? -errno : -EIO;
+        if (wrote < 0)
             continue;
         bytes = (const uint8_t *)bytes + wrote;
         offset += (uint64_t)wrote;
@@ -144,8 +144,7 @@ static int write_layer(int fd, const void *bytes, size_t n, uint64_t offset)
     return 0;
 }
 
-/* All of it: 0 or -errno; -ENODATA: the file is shorter. */
-static int read_layer(int fd, void *bytes, size_t n, uint64_t offset)
+int block_layer_read(int fd, void *bytes, size_t n, uint64_t offset)
 {
     while (n) {
         const ssize_t got = pread(fd, bytes, n, (off_t)offset);
@@ -183,7 +182,7 @@ static int write_header(const struct block_layer *l, bool is_frozen)
         .stamp = boot_stamp(),
     };
 
-    return write_layer(l->fd, &h, sizeof(h), 0);
+    return block_layer_write(l->fd, &h, sizeof(h), 0);
 }
 
 /* The next block of a bitmap that is not a hole, of which a young file's is made: 1, with its
@@ -212,7 +211,7 @@ static int add_bits(struct block_layer *l, uint64_t bitmap_at)
     for (; (ret = next_block(l, &at, bitmap_at + l->bitmap_bytes)) > 0; at += sizeof(words)) {
         uint64_t *to = &l->present[(at - bitmap_at) / sizeof(*to)];
 
-        ret = read_layer(l->fd, words, sizeof(words), at);
+        ret = block_layer_read(l->fd, words, sizeof(words), at);
         if (ret < 0)
             return ret;
         for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++) {
@@ -231,26 +230,29 @@ static int clear_recent(const struct block_layer *l)
     int ret;
 
     for (; (ret = next_block(l, &at, block_layer_data(l))) > 0; at += sizeof(zeroes)) {
-        ret = write_layer(l->fd, zeroes, sizeof(zeroes), at);
+        ret = block_layer_write(l->fd, zeroes, sizeof(zeroes), at);
         if (ret < 0)
             return ret;
     }
     return ret;
 }
 
-/* A file that was just made, or is empty. */
-static int make_top(struct block_layer *l, const char *path, struct error *e)
+int block_layer_name(struct block_layer *l, struct error *e)
 {
     int ret;
 
     if (uuid_make(&l->name, e) < 0)
         return -1;
+    ret = write_header(l, false);
+    return ret < 0 ? fail_overlay(e, l->path, -ret, "it can't be written") : 0;
+}
+
+/* A file that was just made, or is empty. */
+static int make_top(struct block_layer *l, const char *path, struct error *e)
+{
     if (ftruncate(l->fd, (off_t)whole_bytes(l)) < 0)
         return fail_overlay(e, path, errno, "it can't be made as long as it has to be");
-    ret = write_header(l, false);
-    if (ret < 0)
-        return fail_overlay(e, path, -ret, "it can't be written");
-    return 0;
+    return block_layer_name(l, e);
 }
 
 static const char *judge_overlay(const struct block_layer *l, const struct header *h,
@@ -298,7 +300,7 @@ static int know_layer(struct block_layer *l, const char *path, bool is_frozen, u
 {
     struct header h;
     const char *trouble;
-    int ret = read_layer(l->fd, &h, sizeof(h), 0);
+    int ret = block_layer_read(l->fd, &h, sizeof(h), 0);
 
     if (ret == -ENODATA)
         return fail_overlay(e, path, 0, "it is too short");
@@ -314,6 +316,20 @@ static int know_layer(struct block_layer *l, const char *path, bool is_frozen, u
     return ret < 0 ? fail_overlay(e, path, -ret, "it can't be read") : 0;
 }
 
+/* The kernel takes an io_uring's files from it some time after its process has died, kworkers
+ * permitting: who starts the next VMM on an overlay can't know when. */
+static int lock_file(int fd, bool is_frozen)
+{
+    const int how = (is_frozen ? LOCK_SH : LOCK_EX) | LOCK_NB;
+    int ret = flock(fd, how);
+
+    for (unsigned i = 1; ret < 0 && errno == EWOULDBLOCK && i < LOCK_TRIES; i++) {
+        (void)!poll(NULL, 0, LOCK_WAIT_MS);
+        ret = flock(fd, how);
+    }
+    return ret;
+}
+
 /* A regular file that is not the base, and locked. */
 static int hold_file(int fd, const char *path, bool is_frozen, int base_fd, struct stat *st,
                      struct error *e)
@@ -326,7 +342,7 @@ static int hold_file(int fd, const char *path, bool is_frozen, int base_fd, stru
         return fail_overlay(e, path, 0, "it is no regular file");
     if (st->st_dev == base.st_dev && st->st_ino == base.st_ino)
         return fail_overlay(e, path, 0, "it is the drive's base");
-    if (flock(fd, (is_frozen ? LOCK_SH : LOCK_EX) | LOCK_NB) < 0)
+    if (lock_file(fd, is_frozen) < 0)
         return errno == EWOULDBLOCK
                    ? fail_overlay(e, path, 0,
                                   is_frozen ? "somebody writes to it"
@@ -405,7 +421,7 @@ bool block_layer_is_top(const char *path)
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     struct header h;
 
-    return fd >= 0 && read_layer(fd, &h, sizeof(h), 0) == 0 &&
+    return fd >= 0 && block_layer_read(fd, &h, sizeof(h), 0) == 0 &&
            memcmp(h.magic, MAGIC, sizeof(h.magic)) == 0 && h.state == 0;
 }
 
@@ -433,8 +449,8 @@ int block_layer_add(struct block_layer *l, uint64_t first, uint64_t end)
     if (first == end || !put_bits(l->present, first, end))
         return 0;
     mark_dirty(l, from, to - from);
-    return write_layer(l->fd, (const uint8_t *)l->present + first / 8, (end + 7) / 8 - first / 8,
-                       recent_at(l) + first / 8);
+    return block_layer_write(l->fd, (const uint8_t *)l->present + first / 8,
+                             (end + 7) / 8 - first / 8, recent_at(l) + first / 8);
 }
 
 bool block_layer_is_dirty(const struct block_layer *l)
@@ -479,8 +495,8 @@ int block_layer_commit(struct block_layer *l)
             continue;
         if (bytes > l->bitmap_bytes - offset)
             bytes = l->bitmap_bytes - offset;
-        ret = write_layer(l->fd, (const uint8_t *)l->present + offset, bytes,
-                          committed_at() + offset);
+        ret = block_layer_write(l->fd, (const uint8_t *)l->present + offset, bytes,
+                                committed_at() + offset);
         if (ret < 0)
             return ret;
     }
@@ -539,71 +555,4 @@ int block_layer_put_on_base(struct block_layer *l)
     l->below = below;
     (void)!write_header(l, false);
     return ret;
-}
-
-/* How many of the n bytes at an offset of a file are a hole, or are none: whole sectors. */
-static int64_t extent_of(int fd, off_t offset, uint32_t n, bool *is_hole)
-{
-    off_t end = lseek(fd, offset, SEEK_DATA);
-
-    if (end < 0 && errno == ENXIO) { /* it ends with a hole, or did before */
-        end = lseek(fd, 0, SEEK_END);
-        if (end >= 0 && end < offset + n)
-            return -ENODATA;
-    }
-    *is_hole = end - offset >= SECTOR;
-    if (end >= 0 && !*is_hole)
-        end = lseek(fd, offset, SEEK_HOLE);
-    if (end < 0)
-        return -errno;
-    end -= offset;
-    return end >= n ? n : end < SECTOR ? SECTOR : end / SECTOR * SECTOR;
-}
-
-/* 0 or -errno. */
-static int punch_layer(int fd, off_t offset, int64_t n)
-{
-    int ret;
-
-    do
-        ret = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, n);
-    while (ret < 0 && errno == EINTR);
-    return ret < 0 ? -errno : 0;
-}
-
-/* A part of the host's file system is left to those who can't do without: 0, -ENOSPC or so. */
-static int check_room(int fd, int64_t bytes)
-{
-    struct statfs s;
-
-    if (fstatfs(fd, &s) < 0)
-        return -errno;
-    return s.f_blocks > 0 && (uint64_t)bytes / (uint64_t)s.f_bsize + s.f_blocks / 16 >= s.f_bavail
-               ? -ENOSPC
-               : 0;
-}
-
-int block_layer_copy(const struct block_layer *top, const struct block_layer *from, uint64_t offset,
-                     uint32_t n)
-{
-    const uint64_t at = block_layer_data(top) + offset;
-    uint8_t bytes[COPY_BYTES];
-    bool is_hole;
-    int64_t count = extent_of(from->fd, (off_t)at, n, &is_hole);
-    int ret = -EOPNOTSUPP;
-
-    if (count < 0)
-        return (int)count;
-    if (is_hole) /* what is there was never told of: it may be anything */
-        ret = punch_layer(top->fd, (off_t)at, count);
-    if (ret != -EOPNOTSUPP)
-        return ret < 0 ? ret : (int)count;
-    if (count > COPY_BYTES)
-        count = COPY_BYTES;
-    ret = check_room(top->fd, count);
-    if (ret == 0)
-        ret = read_layer(from->fd, bytes, (size_t)count, at);
-    if (ret == 0)
-        ret = write_layer(top->fd, bytes, (size_t)count, at);
-    return ret < 0 ? ret : (int)count;
 }

@@ -38,6 +38,10 @@ must_check int block_layer_open(struct block_layer *l, const char *path,
                                 const struct block_layer_way *way, struct error *e);
 void block_layer_close(struct block_layer *l);
 
+/* Gives a top another name: what was made above it before, and is above no sealed layer, fits no
+ * more. */
+must_check int block_layer_name(struct block_layer *l, struct error *e);
+
 /* Whether the file at a path says of itself that it is not frozen. */
 bool block_layer_is_top(const char *path);
 
@@ -69,6 +73,10 @@ void block_layer_thaw(struct block_layer *l);
 /* Says in the file that the base is right below it, and makes that durable. 0, or -errno: then it
  * says what it said, as far as the host lets it. */
 must_check int block_layer_put_on_base(struct block_layer *l);
+
+/* All n bytes at an offset of a file. 0 or -errno; -ENODATA: it ends before. */
+must_check int block_layer_write(int fd, const void *bytes, size_t n, uint64_t offset);
+must_check int block_layer_read(int fd, void *bytes, size_t n, uint64_t offset);
 
 /* Gives the top n bytes at an offset of the disk that a layer has, or the first of them: how many.
  * What is a hole there is one here. At most INT_MAX bytes. -errno; -ENOSPC: less than a 16th of the

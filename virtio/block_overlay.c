@@ -60,6 +60,8 @@ int block_overlay_open(struct block_overlay **out, const struct drive_config *d,
     way.is_fresh = d->is_frozen;
     if (ret == 0)
         ret = push_layer(o, d->overlay_path, way, e);
+    if (ret == 0)
+        ret = block_layer_name(top_of(o), e);
     if (ret < 0) {
         block_overlay_close(o);
         return -1;
@@ -176,8 +178,6 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
     const struct block_layer_way way = { .is_fresh = true,
                                          .base_fd = base_fd,
                                          .sectors = top_of(o)->sectors };
-    struct block_layer *below = top_of(o);
-    const struct uuid old = below->name;
     const int ret = seal_frozen(o); /* the one before */
 
     if (ret < 0)
@@ -187,11 +187,8 @@ int block_overlay_freeze(struct block_overlay *o, const char *path, int base_fd,
                     "Virtio backend error: It has %u layers, and no more are possible before they "
                     "are folded, which is done while it runs.",
                     BLOCK_LAYERS_MAX);
-    /* What an earlier freeze that came to nothing made above it does not fit any more. */
-    if (uuid_make(&below->name, e) < 0 || push_layer(o, path, way, e) < 0) {
-        below->name = old;
+    if (push_layer(o, path, way, e) < 0)
         return -1;
-    }
     o->has_frozen = true;
     o->folded = 0;
     return 0;

@@ -12,7 +12,7 @@
  *    0   8  "MAYFLYO", NUL
  *    8   4  version of the format: 1
  *   12   4  1: it is frozen, and written no more; else 0
- *   16  16  UUID of this overlay, and another one once it is frozen
+ *   16  16  UUID of this overlay: another one each time it is opened as a top
  *   32  16  UUID of the overlay below it; zero: the base
  *   48   8  sectors (of 512 bytes) of the disk: as many as the base has
  *   56   8  stamp of the host's boot in which it was last open, see below
@@ -51,7 +51,8 @@
  * its header says that the base is right below it; whatever dies, before that the old stack holds,
  * and after it the top alone. The layers' files aren't touched: others may be above them.
  *
- * The file of a top is locked (flock(2)) for itself, those of layers are shared. All functions are
+ * The file of a top is locked (flock(2)) for itself, those of layers are shared; who has one is
+ * waited for, half a second, since a dead VMM's io_uring keeps it for a while. All functions are
  * called under the lock of the device whose disk it is, or before there is one.
  */
 #pragma once

@@ -465,7 +465,8 @@ def test_a_drive_stays_frozen_if_the_guest_went_on_before_it_failed(tmp_path, en
         assert vm.ok("GET", "/vm/config")["drives"][0]["overlay_path"] == disk.layers[0]
         with traced(vm, tmp_path, fault):
             status, answer = create(vm, files, **members)
-        assert status == 400 and answer["fault_message"].startswith(CREATE + "Cannot "), answer
+        assert status == 400 and answer["fault_message"].startswith(
+            CREATE + "The drives were frozen, and go on in their new overlays, but: Cannot "), answer
         assert not os.path.exists(files[0])
         disk.check_config(vm)
         live(vm, files, **disk.freeze())
