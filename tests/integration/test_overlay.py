@@ -310,6 +310,28 @@ def test_a_live_create_that_fails_late_says_that_the_drives_are_frozen(tmp_path,
     assert Overlay(top).is_frozen and not Overlay(new).is_frozen
 
 
+def test_an_overlay_that_was_not_frozen_is_not_made_anew(tmp_path, base):
+    top, copy, empty = (str(tmp_path / name) for name in ("top", "copy", "empty"))
+    with model(drive(base, overlay_path=top)) as vm:
+        vm.boot()
+        files = save(vm, pair(tmp_path))
+        resume(vm)
+        vm.finish()
+    os.rename(top, copy)
+    open(empty, "wb").close()
+    said = ("Load snapshot error: Failed to restore from snapshot: Failed to get snapshot state from "
+            "file: Drive disk: its overlay ")
+    for overrides, why in ([], f"{top}: No such file or directory (os error 2)"), (
+            [{"drive_id": "disk", "overlay_path": empty}], f"{empty} is empty, and was not frozen."):
+        with Clone(files) as clone:
+            status, _, body = clone.request("PUT", "/snapshot/load",
+                                            load_body(files, drive_overrides=overrides))
+            assert (status, body["fault_message"]) == (400, said + why)
+            assert not os.path.exists(top) and os.path.getsize(empty) == 0
+    with loaded(files, drive_overrides=[{"drive_id": "disk", "overlay_path": copy}]):
+        pass
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_a_frozen_disk_needs_a_new_overlay(tmp_path, base, live):
     top, new = str(tmp_path / "top"), str(tmp_path / "new")

@@ -1,6 +1,8 @@
 #include "vmm/machine/snapshots.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
@@ -102,6 +104,25 @@ static int override_drive(struct drive_config *d, const struct drive_override *o
     return drives_check(&(struct drive_configs){ .count = 0 }, d, e);
 }
 
+/* One that was not frozen has what the guest wrote: it would be made anew where it is missing. */
+static int check_overlay(const struct drive_config *d, struct error *e)
+{
+    struct stat st;
+
+    if (d->is_frozen && !d->overlay_path)
+        return fail(e, ERR_INVALID,
+                    "Drive %.200s was frozen: it needs a new overlay_path by drive_overrides.",
+                    d->drive_id);
+    if (d->is_frozen || !d->overlay_path)
+        return 0;
+    if (stat(d->overlay_path, &st) < 0)
+        return fail_os(e, errno, "Drive %.200s: its overlay %.400s", d->drive_id, d->overlay_path);
+    return st.st_size > 0 ? 0
+                          : fail(e, ERR_INVALID,
+                                 "Drive %.200s: its overlay %.400s is empty, and was not frozen.",
+                                 d->drive_id, d->overlay_path);
+}
+
 static int override_drives(struct drive_configs *drives, const struct drive_overrides *list,
                            struct error *e)
 {
@@ -114,10 +135,8 @@ static int override_drives(struct drive_configs *drives, const struct drive_over
             return -1;
     }
     for (size_t i = 0; i < drives->count; i++)
-        if (drives->items[i].is_frozen && !drives->items[i].overlay_path)
-            return fail(e, ERR_INVALID,
-                        "Drive %.200s was frozen: it needs a new overlay_path by drive_overrides.",
-                        drives->items[i].drive_id);
+        if (check_overlay(&drives->items[i], e) < 0)
+            return -1;
     return 0;
 }
 
