@@ -140,7 +140,7 @@ static void put(off_t at, const void *bytes, size_t n)
     uint8_t file[64 + 4 * 16];
     uint32_t crc;
 
-    cr_assert_eq(pwrite(fd, bytes, n, at), n);
+    cr_assert_eq(pwrite(fd, bytes, n, at), (ssize_t)n);
     cr_assert_eq(pread(fd, file, sizeof(file), 0), sizeof(file));
     crc = crc32c(file + 64, 4 * 16);
     memcpy(file + 56, &crc, sizeof(crc));
@@ -153,7 +153,7 @@ static void refused_with(off_t at, uint64_t value, size_t n, const char *why)
 {
     uint64_t old = 0;
 
-    cr_assert_eq(pread(fd, &old, n, at), n);
+    cr_assert_eq(pread(fd, &old, n, at), (ssize_t)n);
     put(at, &value, n);
     refused(why);
     put(at, &old, n);
