@@ -69,8 +69,9 @@ void guest_main(void)
     print("ready\n");
     if (runs)
         visit(runs, (touched << 20) / PAGE / runs * PAGE);
-    for (uint64_t pass = 2; dirty; pass++)
-        write_pages(dirty, pass, ".");
+    if (dirty)
+        for (uint64_t pass = 2;; pass++)
+            write_pages(dirty, pass, ".");
     for (;;)
         __asm__ volatile("hlt");
 }
