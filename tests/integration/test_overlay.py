@@ -180,7 +180,7 @@ def test_what_was_written_survives_a_kill(tmp_path, base, engine, cache):
             assert first in (words[-1], *((len(words) + 1 + n) * factor % 2**64 for n in range(3)))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if mayfly.IS_LONG else ["Async"])
 def test_clones_of_a_frozen_disk_go_their_own_ways(tmp_path, base, engine):
     """Each finds what the model says, from the snapshot on; the source as well, twice."""
     top = str(tmp_path / "top0")
@@ -210,7 +210,7 @@ def test_clones_of_a_frozen_disk_go_their_own_ways(tmp_path, base, engine):
         machine.boot()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if mayfly.IS_LONG else ["Sync"])
 def test_clones_have_overlays_above_a_disk_that_had_none(tmp_path, engine):
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(SECTORS * 512))
@@ -389,7 +389,7 @@ def allow(vm, requests):
         "ops": {"size": requests, "refill_time": 3600000 if requests else 0}}})
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES if mayfly.IS_LONG else ["Async"])
 def test_layers_are_folded_and_each_clone_has_its_own_generation(tmp_path, base, engine):
     """The guest's requests go on meanwhile."""
     top = str(tmp_path / "top0")
