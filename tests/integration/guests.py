@@ -18,6 +18,19 @@ needs_kvm = pytest.mark.skipif(
     reason="NO GUEST RAN: no /dev/kvm that can be opened here (tests/rig runs the test guests)")
 
 
+@contextlib.contextmanager
+def tmpfs(path, options):
+    """Makes a directory, with a file system of its own."""
+    if os.geteuid() != 0:
+        pytest.skip(f"A TMPFS WITH {options} WAS NOT TESTED: mounting takes root")
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 class Machine(mayfly.Mayfly):
     """A microVM that runs a test guest. The log goes to a file of its own."""
 

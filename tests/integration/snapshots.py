@@ -55,6 +55,15 @@ class Clone(Machine):
         return self
 
 
+def count_in_a_jail(jail):
+    """Boots a guest that counts, in a cell where files can be made."""
+    os.chown(jail.root, jail.uid, jail.gid)
+    kernel = jail.give(os.path.join(mayfly.GUESTS, "counter"))
+    jail.ok("PUT", "/boot-source", {"kernel_image_path": kernel})
+    jail.ok("PUT", "/actions", {"action_type": "InstanceStart"})
+    until_output(jail, lambda text: "\n30\n" in text)
+
+
 @contextlib.contextmanager
 def loaded(files, options=None, **members):
     """A machine that was made of the snapshot, and runs unless told otherwise."""

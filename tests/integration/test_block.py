@@ -19,7 +19,7 @@ import pytest
 
 import mayfly
 from faults import needs_strace
-from guests import Machine, drive, make_disk, needs_kvm, printed, run
+from guests import Machine, drive, make_disk, needs_kvm, printed, run, tmpfs
 
 pytestmark = needs_kvm
 
@@ -106,17 +106,10 @@ def test_patches_and_pauses_under_load_lose_no_request(tmp_path, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_full_host_file_system_is_an_io_error(tmp_path, engine):
-    mount = tmp_path / "tiny"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount],
-                      stderr=subprocess.DEVNULL, check=False).returncode:
-        pytest.skip("A FULL HOST DISK WAS NOT TESTED: mounting takes root")
-    try:
+    with tmpfs(tmp_path / "tiny", "size=256k") as mount:
         disk = sparse_disk(mount / "disk")
         with Machine("block_model", "full", drives=[drive(disk, io_engine=engine)]) as machine:
             machine.boot().finish()
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import mayfly
-from guests import Machine, drive, needs_kvm
+from guests import Machine, drive, needs_kvm, tmpfs
 from jail import Jail, needs_root
 from overlays import Overlay, read_disk, taken
 from snapshots import Clone, create_body, load_body, loaded, pair, pause, resume, save
@@ -289,10 +289,8 @@ def test_a_snapshot_takes_the_place_of_no_file_of_a_drive(tmp_path, base, live):
 
 @needs_root
 def test_a_live_create_that_fails_late_says_that_the_drives_are_frozen(tmp_path, base):
-    top, new, small = str(tmp_path / "top"), str(tmp_path / "new"), tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", small], check=True)
-    try:
+    top, new = str(tmp_path / "top"), str(tmp_path / "new")
+    with tmpfs(tmp_path / "small", "size=4k") as small:
         (small / "filler").write_bytes(bytes(4096))
         with model(drive(base, overlay_path=top)) as vm:
             vm.boot()
@@ -305,8 +303,6 @@ def test_a_live_create_that_fails_late_says_that_the_drives_are_frozen(tmp_path,
             shown = vm.ok("GET", "/vm/config")["drives"][0]
             assert (shown["overlay_path"], shown["layers"]) == (new, [top])
             vm.finish()
-    finally:
-        subprocess.run(["umount", small], check=True)
     assert Overlay(top).is_frozen and not Overlay(new).is_frozen
 
 
@@ -451,12 +447,7 @@ def test_what_was_folded_is_opened_without_layers(tmp_path, base):
 @needs_root
 def test_a_full_host_stops_a_fold_and_not_the_guest(tmp_path, base):
     """The next freeze begins it anew."""
-    mount = tmp_path / "tiny"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount],
-                      stderr=subprocess.DEVNULL, check=False).returncode:
-        pytest.skip("A FULL HOST DISK WAS NOT TESTED: mounting takes root")
-    try:
+    with tmpfs(tmp_path / "tiny", "size=256k") as mount:
         top = str(tmp_path / "top0")
         with model({**drive(base, overlay_path=top), "rate_limiter": {
                 "ops": {"size": 1500, "refill_time": 3600000}}}, 2000) as vm:
@@ -477,25 +468,16 @@ def test_a_full_host_stops_a_fold_and_not_the_guest(tmp_path, base):
             mayfly.wait_until(lambda: not layers_of(vm), "the fold")
             allow(vm, 0)
             vm.finish()
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_full_host_file_system_is_an_io_error(tmp_path, base, engine):
     """Wherever it strikes: at the data, or at what is known of them."""
-    mount = tmp_path / "tiny"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount],
-                      stderr=subprocess.DEVNULL, check=False).returncode:
-        pytest.skip("A FULL HOST DISK WAS NOT TESTED: mounting takes root")
-    try:
+    with tmpfs(tmp_path / "tiny", "size=256k") as mount:
         disk = drive(base, overlay_path=str(mount / "top"), io_engine=engine)
         with Machine("block_model", "full", drives=[disk]) as machine:
             machine.boot().finish()
         shutil.copy(mount / "top", tmp_path / "top")
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
     assert 0 < Overlay(tmp_path / "top").count() < 512
 
 

@@ -13,8 +13,8 @@ import vsock
 from guests import Machine, drive, make_disk, needs_kvm
 from jail import Jail, needs_root
 from mayfly import AFTER, BEFORE
-from snapshots import (FAILED, Clone, create_body, load_body, loaded, mended, numbers, pair, pause,
-                       resume, save, sections, until_output)
+from snapshots import (FAILED, Clone, count_in_a_jail, create_body, load_body, loaded, mended,
+                       numbers, pair, pause, resume, save, sections, until_output)
 from taps import Guest as NetGuest
 from taps import Wire, make_tap, needs_taps, random_frames
 from vsock import ECHO, OFF, dial, read_bytes, read_line
@@ -344,11 +344,7 @@ def test_an_ordinary_user_saves_and_loads_in_a_jail():
     """Under the filters of the process and of its threads, from one jail into another."""
     body = {"snapshot_path": "/saved", "mem_file_path": "/memory"}
     with Jail() as first, Jail() as second:
-        os.chown(first.root, first.uid, first.gid)
-        kernel = first.give(os.path.join(mayfly.GUESTS, "counter"))
-        first.ok("PUT", "/boot-source", {"kernel_image_path": kernel})
-        first.ok("PUT", "/actions", {"action_type": "InstanceStart"})
-        until_output(first, lambda text: "\n30\n" in text)
+        count_in_a_jail(first)
         pause(first)
         for kind in ("Full", "Diff"):
             first.ok("PUT", "/snapshot/create", {**body, "snapshot_type": kind})

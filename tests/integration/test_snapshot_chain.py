@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import mayfly
-from guests import Machine, needs_kvm
+from guests import Machine, needs_kvm, tmpfs
 from jail import Jail, needs_root
 from snapshots import (FAILED, Clone, load_body, loaded, mark, numbers, pair, pause, resume, save,
                        until_output)
@@ -93,18 +93,13 @@ def test_what_is_no_chain_is_refused(tmp_path):
 @pytest.fixture
 def coarse(tmp_path):
     """A file system on which a page that is written is 2 MiB of data."""
-    path = tmp_path / "coarse"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "huge=always", "none", path], check=True)
-    try:
+    with tmpfs(tmp_path / "coarse", "huge=always") as path:
         (path / "file").touch()
         is_fine = os.stat(path / "file").st_blksize == 4096
         (path / "file").unlink()
         if is_fine:
             pytest.skip("this kernel's tmpfs has no huge pages")
         yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @needs_root

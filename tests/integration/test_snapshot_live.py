@@ -11,11 +11,11 @@ import pytest
 import mayfly
 import vsock
 from faults import needs_strace, traced
-from guests import Machine, drive, make_disk, needs_kvm
+from guests import Machine, drive, make_disk, needs_kvm, tmpfs
 from jail import Jail, needs_root
 from overlays import Overlay, read_disk
-from snapshots import (Clone, create_body, load_body, loaded, mark, numbers, pair, pause, resume,
-                       save, until_output)
+from snapshots import (Clone, count_in_a_jail, create_body, load_body, loaded, mark, numbers, pair,
+                       pause, resume, save, until_output)
 
 pytestmark = needs_kvm
 MIB = 1 << 20
@@ -301,10 +301,7 @@ def test_one_that_fails_leaves_the_old_pair_and_forgets_nothing(tmp_path, call, 
 
 @needs_root
 def test_a_full_disk_is_told_of(tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", small], check=True)
-    try:
+    with tmpfs(tmp_path / "small", "size=4m") as small:
         with Machine("snapshot", "touched=8 dirty=1", mem_mib=32) as vm:
             boot(vm)
             vm.wait_for_output("ready\n")
@@ -315,8 +312,6 @@ def test_a_full_disk_is_told_of(tmp_path):
                 assert os.listdir(small) == []
                 write_more(vm)
             live(vm, pair(tmp_path))
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 @needs_strace
@@ -371,11 +366,7 @@ def test_one_that_is_killed_leaves_a_pair_or_none(tmp_path, kind):
 def test_a_jailed_machine_is_saved_live():
     body = {"snapshot_path": "/saved", "mem_file_path": "/memory"}
     with Jail() as first, Jail() as second:
-        os.chown(first.root, first.uid, first.gid)
-        kernel = first.give(os.path.join(mayfly.GUESTS, "counter"))
-        first.ok("PUT", "/boot-source", {"kernel_image_path": kernel})
-        first.ok("PUT", "/actions", {"action_type": "InstanceStart"})
-        until_output(first, lambda text: "\n30\n" in text)
+        count_in_a_jail(first)
         for kind in ("Full", "Diff"):
             first.ok("PUT", "/snapshot/create", {**body, "snapshot_type": kind, "live": True})
         for name in ("saved", "memory"):
