@@ -7,12 +7,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "virtio/block_layer.h"
 #include "virtio/block_overlay.h"
 #include "vmm/base/error.h"
 #include "vmm/base/log.h"
 
-#define BLOCK_SECTOR_BYTES 512u
-#define BLOCK_ID_BYTES     20u /* virtio 1.2, section 5.2.6.1 */
+#define BLOCK_ID_BYTES 20u /* virtio 1.2, section 5.2.6.1 */
 
 struct block_file {
     int fd;                        /* -1: none */

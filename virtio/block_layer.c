@@ -8,12 +8,12 @@
 #include <sys/stat.h>
 
 #include "vmm/base/clock.h"
+#include "vmm/base/whole_file.h"
 
 #define MAGIC          "MAYFLYO" /* and its NUL */
 #define FORMAT         1u
 #define FROZEN         1u
 #define HEADER_BYTES   4096u
-#define SECTOR         512u
 #define WORD_BITS      64u
 #define STAMP_SLACK_NS 100000 /* two clocks can't be read at once */
 #define LOCK_TRIES     50u
@@ -49,7 +49,7 @@ uint64_t block_layer_data(const struct block_layer *l)
 
 static uint64_t whole_bytes(const struct block_layer *l)
 {
-    return block_layer_data(l) + l->sectors * SECTOR;
+    return block_layer_data(l) + l->sectors * BLOCK_SECTOR_BYTES;
 }
 
 /* How many of the n bits from `at` on are what the first is. */
@@ -128,40 +128,6 @@ static bool is_of_this_boot(int64_t stamp)
     return stamp > now - STAMP_SLACK_NS && stamp < now + STAMP_SLACK_NS;
 }
 
-int block_layer_write(int fd, const void *bytes, size_t n, uint64_t offset)
-{
-    while (n) {
-        const ssize_t wrote = pwrite(fd, bytes, n, (off_t)offset);
-
-        if (wrote == 0 || (wrote < 0 && errno != EINTR))
-            return wrote ? -errno : -EIO;
-        if (wrote < 0)
-            continue;
-        bytes = (const uint8_t *)bytes + wrote;
-        offset += (uint64_t)wrote;
-        n -= (size_t)wrote;
-    }
-    return 0;
-}
-
-int block_layer_read(int fd, void *bytes, size_t n, uint64_t offset)
-{
-    while (n) {
-        const ssize_t got = pread(fd, bytes, n, (off_t)offset);
-
-        if (got < 0 && errno != EINTR)
-            return -errno;
-        if (got == 0)
-            return -ENODATA;
-        if (got < 0)
-            continue;
-        bytes = (uint8_t *)bytes + got;
-        offset += (uint64_t)got;
-        n -= (size_t)got;
-    }
-    return 0;
-}
-
 static int fail_overlay(struct error *e, const char *path, int os_errno, const char *what)
 {
     if (os_errno)
@@ -182,7 +148,7 @@ static int write_header(const struct block_layer *l, bool is_frozen)
         .stamp = boot_stamp(),
     };
 
-    return block_layer_write(l->fd, &h, sizeof(h), 0);
+    return whole_file_write_at(l->fd, &h, sizeof(h), 0);
 }
 
 /* The next block of a bitmap that is not a hole, of which a young file's is made: 1, with its
@@ -211,7 +177,7 @@ static int add_bits(struct block_layer *l, uint64_t bitmap_at)
     for (; (ret = next_block(l, &at, bitmap_at + l->bitmap_bytes)) > 0; at += sizeof(words)) {
         uint64_t *to = &l->present[(at - bitmap_at) / sizeof(*to)];
 
-        ret = block_layer_read(l->fd, words, sizeof(words), at);
+        ret = whole_file_read_at(l->fd, words, sizeof(words), at);
         if (ret < 0)
             return ret;
         for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++) {
@@ -230,7 +196,7 @@ static int clear_recent(const struct block_layer *l)
     int ret;
 
     for (; (ret = next_block(l, &at, block_layer_data(l))) > 0; at += sizeof(zeroes)) {
-        ret = block_layer_write(l->fd, zeroes, sizeof(zeroes), at);
+        ret = whole_file_write_at(l->fd, zeroes, sizeof(zeroes), at);
         if (ret < 0)
             return ret;
     }
@@ -300,7 +266,7 @@ static int know_layer(struct block_layer *l, const char *path, bool is_frozen, u
 {
     struct header h;
     const char *trouble;
-    int ret = block_layer_read(l->fd, &h, sizeof(h), 0);
+    int ret = whole_file_read_at(l->fd, &h, sizeof(h), 0);
 
     if (ret == -ENODATA)
         return fail_overlay(e, path, 0, "it is too short");
@@ -421,7 +387,7 @@ bool block_layer_is_top(const char *path)
     autofd int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     struct header h;
 
-    return fd >= 0 && block_layer_read(fd, &h, sizeof(h), 0) == 0 &&
+    return fd >= 0 && whole_file_read_at(fd, &h, sizeof(h), 0) == 0 &&
            memcmp(h.magic, MAGIC, sizeof(h.magic)) == 0 && h.state == 0;
 }
 
@@ -449,8 +415,8 @@ int block_layer_add(struct block_layer *l, uint64_t first, uint64_t end)
     if (first == end || !put_bits(l->present, first, end))
         return 0;
     mark_dirty(l, from, to - from);
-    return block_layer_write(l->fd, (const uint8_t *)l->present + first / 8,
-                             (end + 7) / 8 - first / 8, recent_at(l) + first / 8);
+    return whole_file_write_at(l->fd, (const uint8_t *)l->present + first / 8,
+                               (end + 7) / 8 - first / 8, recent_at(l) + first / 8);
 }
 
 bool block_layer_is_dirty(const struct block_layer *l)
@@ -495,8 +461,8 @@ int block_layer_commit(struct block_layer *l)
             continue;
         if (bytes > l->bitmap_bytes - offset)
             bytes = l->bitmap_bytes - offset;
-        ret = block_layer_write(l->fd, (const uint8_t *)l->present + offset, bytes,
-                                committed_at() + offset);
+        ret = whole_file_write_at(l->fd, (const uint8_t *)l->present + offset, bytes,
+                                  committed_at() + offset);
         if (ret < 0)
             return ret;
     }

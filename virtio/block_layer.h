@@ -10,6 +10,8 @@
 #include "vmm/base/error.h"
 #include "vmm/base/uuid.h"
 
+#define BLOCK_SECTOR_BYTES 512u
+
 struct block_layer {
     int fd;
     char *path;
@@ -73,10 +75,6 @@ void block_layer_thaw(struct block_layer *l);
 /* Says in the file that the base is right below it, and makes that durable. 0, or -errno: then it
  * says what it said, as far as the host lets it. */
 must_check int block_layer_put_on_base(struct block_layer *l);
-
-/* All n bytes at an offset of a file. 0 or -errno; -ENODATA: it ends before. */
-must_check int block_layer_write(int fd, const void *bytes, size_t n, uint64_t offset);
-must_check int block_layer_read(int fd, void *bytes, size_t n, uint64_t offset);
 
 /* Gives the top n bytes at an offset of the disk that a layer has, or the first of them: how many.
  * What is a hole there is one here. At most INT_MAX bytes. -errno; -ENOSPC: less than a 16th of the

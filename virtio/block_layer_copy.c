@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include "virtio/block_layer.h"
+#include "vmm/base/whole_file.h"
 
-#define SECTOR     512u
 #define COPY_BYTES 65536u
 
 /* How many of the n bytes at an offset of a file are a hole, or are none: whole sectors. */
@@ -18,13 +18,15 @@ static int64_t extent_of(int fd, off_t offset, uint32_t n, bool *is_hole)
         if (end >= 0 && end < offset + n)
             return -ENODATA;
     }
-    *is_hole = end - offset >= SECTOR;
+    *is_hole = end - offset >= BLOCK_SECTOR_BYTES;
     if (end >= 0 && !*is_hole)
         end = lseek(fd, offset, SEEK_HOLE);
     if (end < 0)
         return -errno;
     end -= offset;
-    return end >= n ? n : end < SECTOR ? SECTOR : end / SECTOR * SECTOR;
+    return end >= n                   ? n
+           : end < BLOCK_SECTOR_BYTES ? BLOCK_SECTOR_BYTES
+                                      : end / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES;
 }
 
 /* 0 or -errno. */
@@ -69,8 +71,8 @@ int block_layer_copy(const struct block_layer *top, const struct block_layer *fr
         count = COPY_BYTES;
     ret = check_room(top->fd, count);
     if (ret == 0)
-        ret = block_layer_read(from->fd, bytes, (size_t)count, at);
+        ret = whole_file_read_at(from->fd, bytes, (size_t)count, at);
     if (ret == 0)
-        ret = block_layer_write(top->fd, bytes, (size_t)count, at);
+        ret = whole_file_write_at(top->fd, bytes, (size_t)count, at);
     return ret < 0 ? ret : (int)count;
 }

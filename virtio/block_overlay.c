@@ -7,7 +7,6 @@
 
 #include "virtio/block_layer.h"
 
-#define SECTOR       512u
 #define SEARCH_BYTES (16u << 20) /* for what is to be folded, at once */
 
 struct block_overlay {
@@ -120,8 +119,8 @@ int block_overlay_file(const struct block_overlay *o, unsigned file)
 struct block_extent block_overlay_find(const struct block_overlay *o, int base_fd, bool is_read,
                                        uint64_t offset, uint32_t n)
 {
-    const uint64_t first = offset / SECTOR;
-    uint64_t sectors = (offset + n + SECTOR - 1) / SECTOR - first, bytes;
+    const uint64_t first = offset / BLOCK_SECTOR_BYTES;
+    uint64_t sectors = (offset + n + BLOCK_SECTOR_BYTES - 1) / BLOCK_SECTOR_BYTES - first, bytes;
     unsigned file = o->count;
 
     for (; is_read && file > 0; file--) {
@@ -129,7 +128,7 @@ struct block_extent block_overlay_find(const struct block_overlay *o, int base_f
         if (block_layer_has(&o->layers[file - 1], first))
             break;
     }
-    bytes = (first + sectors) * SECTOR - offset;
+    bytes = (first + sectors) * BLOCK_SECTOR_BYTES - offset;
     return (struct block_extent){
         .fd = file ? o->layers[file - 1].fd : base_fd,
         .file = file,
@@ -140,7 +139,8 @@ struct block_extent block_overlay_find(const struct block_overlay *o, int base_f
 
 int block_overlay_wrote(struct block_overlay *o, uint64_t offset, uint32_t n)
 {
-    return block_layer_add(top_of(o), offset / SECTOR, (offset + n) / SECTOR);
+    return block_layer_add(top_of(o), offset / BLOCK_SECTOR_BYTES,
+                           (offset + n) / BLOCK_SECTOR_BYTES);
 }
 
 bool block_overlay_is_dirty(const struct block_overlay *o)
@@ -212,20 +212,20 @@ bool block_overlay_is_folded(const struct block_overlay *o)
 static void pass_folded(struct block_overlay *o, uint64_t bytes)
 {
     const struct block_layer *top = top_of(o);
-    const uint64_t from = o->folded * SECTOR / SEARCH_BYTES;
+    const uint64_t from = o->folded * BLOCK_SECTOR_BYTES / SEARCH_BYTES;
 
-    o->folded += bytes / SECTOR;
-    if (o->folded * SECTOR / SEARCH_BYTES > from)
+    o->folded += bytes / BLOCK_SECTOR_BYTES;
+    if (o->folded * BLOCK_SECTOR_BYTES / SEARCH_BYTES > from)
         (void)sync_file_range(top->fd, (off_t)(block_layer_data(top) + from * SEARCH_BYTES),
                               SEARCH_BYTES, SYNC_FILE_RANGE_WRITE);
 }
 
 bool block_overlay_fold_next(struct block_overlay *o, uint64_t *offset, uint32_t *n)
 {
-    const uint64_t left = (top_of(o)->sectors - o->folded) * SECTOR;
+    const uint64_t left = (top_of(o)->sectors - o->folded) * BLOCK_SECTOR_BYTES;
     struct block_extent x;
 
-    *offset = o->folded * SECTOR;
+    *offset = o->folded * BLOCK_SECTOR_BYTES;
     x = block_overlay_find(o, -1, true, *offset,
                            left < SEARCH_BYTES ? (uint32_t)left : SEARCH_BYTES);
     *n = x.bytes;

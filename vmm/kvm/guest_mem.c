@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "vmm/base/whole_file.h"
 #include "vmm/kvm/layout.h"
 
 #define HUGE_2M_BYTES (2u << 20)
@@ -387,21 +388,12 @@ uint64_t gmem_file_bytes(int fd)
 
 static int read_all(uint8_t *dst, int fd, uint64_t offset, uint64_t n, struct error *e)
 {
-    while (n) {
-        ssize_t got = pread(fd, dst, n, (off_t)offset);
+    const int ret = whole_file_read_at(fd, dst, n, offset);
 
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return fail_os(e, errno, "cannot read the image");
-        if (got == 0)
-            return fail(e, ERR_INVALID, "the image ends before byte %llu",
-                        (unsigned long long)offset + n);
-        dst += got;
-        offset += (uint64_t)got;
-        n -= (uint64_t)got;
-    }
-    return 0;
+    if (ret == -ENODATA)
+        return fail(e, ERR_INVALID, "the image ends before byte %llu",
+                    (unsigned long long)offset + n);
+    return ret < 0 ? fail_os(e, -ret, "cannot read the image") : 0;
 }
 
 /* Maps the whole pages of [offset, offset + n) at a page of the guest's, if that pays; the bytes

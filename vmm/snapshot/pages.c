@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "vmm/base/whole_file.h"
 #include "vmm/snapshot/sparse.h"
 
 static int write_pages(int fd, const struct guest_mem *mem, uint64_t page, uint64_t count)
@@ -14,7 +15,7 @@ static int write_pages(int fd, const struct guest_mem *mem, uint64_t page, uint6
 
         if (n > count)
             n = count;
-        ret = sparse_write(fd, host, n * GMEM_PAGE_BYTES, page * GMEM_PAGE_BYTES);
+        ret = whole_file_write_at(fd, host, n * GMEM_PAGE_BYTES, page * GMEM_PAGE_BYTES);
         page += n;
         count -= n;
     }
@@ -83,7 +84,7 @@ int snapshot_pages_put(int fd, const struct page_set *set, uint8_t *bytes)
         const uint64_t end = next_page(set, page, set->pages, false);
         const uint64_t n = (end - page) * GMEM_PAGE_BYTES;
 
-        ret = sparse_write(fd, bytes, n, page * GMEM_PAGE_BYTES);
+        ret = whole_file_write_at(fd, bytes, n, page * GMEM_PAGE_BYTES);
         bytes += n;
         page = end;
     }

@@ -6,28 +6,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "vmm/base/whole_file.h"
+
 #define PAGE_BYTES 4096
 
 /* What is copied at once where the kernel can't copy between two files. */
 #define COPY_BYTES (UINT64_C(256) << 10)
-
-// NOLINTNEXTLINE(readability-non-const-parameter): an iovec has none that is const
-int sparse_write(int fd, uint8_t *from, uint64_t bytes, uint64_t offset)
-{
-    while (bytes) {
-        const struct iovec v = { from, bytes };
-        const ssize_t done = pwritev(fd, &v, 1, (off_t)offset);
-
-        if (done == 0 || (done < 0 && errno != EINTR))
-            return done ? -errno : -EIO;
-        if (done > 0) {
-            from += done;
-            offset += (uint64_t)done;
-            bytes -= (uint64_t)done;
-        }
-    }
-    return 0;
-}
 
 /* By hand: between file systems, or where one of them can't. */
 static int copy_by_hand(int from, int to, off_t offset, uint64_t bytes)
@@ -45,7 +29,7 @@ static int copy_by_hand(int from, int to, off_t offset, uint64_t bytes)
             continue;
         if (got <= 0)
             return got < 0 ? -errno : -EIO; /* it was made shorter */
-        ret = sparse_write(to, buffer, (uint64_t)got, (uint64_t)offset);
+        ret = whole_file_write_at(to, buffer, (uint64_t)got, (uint64_t)offset);
         if (ret < 0)
             return ret;
         offset += got;

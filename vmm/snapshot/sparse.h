@@ -9,9 +9,6 @@
 
 #include "vmm/base/error.h"
 
-/* Writes all of the bytes, which the guest may change meanwhile. */
-must_check int sparse_write(int fd, uint8_t *from, uint64_t bytes, uint64_t offset);
-
 /* Whether a file's holes may be as small as a page of 4096 bytes. Where its file system has larger
  * blocks (tmpfs with huge pages, say), or tells of none (NFS), zeroes that nobody wrote pass for
  * data. */

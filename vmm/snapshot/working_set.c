@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 
 #include "vmm/base/crc32c.h"
+#include "vmm/base/whole_file.h"
 #include "vmm/snapshot/format.h"
-#include "vmm/snapshot/sparse.h"
 
 #define MAGIC        "MAYFLYW" /* and its NUL */
 #define FORMAT       1u
@@ -135,9 +135,9 @@ static int write_list(struct working_set *w, int fd, const struct uuid *name, ui
     crc = crc32c(header.bytes, header.at);
     snapshot_u32(&header, &crc);
     BUG_ON(header.at != HEADER_BYTES);
-    ret = sparse_write(fd, header.bytes, header.at, 0);
+    ret = whole_file_write_at(fd, header.bytes, header.at, 0);
     if (ret == 0)
-        ret = sparse_write(fd, list.bytes, list.at, HEADER_BYTES);
+        ret = whole_file_write_at(fd, list.bytes, list.at, HEADER_BYTES);
     free(list.bytes);
     free(header.bytes);
     return ret;
@@ -157,7 +157,7 @@ int working_set_write(const struct working_set *w, int fd, const struct uuid *na
             uint8_t *host = gmem_page_host_(memory, r->page + done, &n);
 
             n = n < r->count - done ? n : r->count - done;
-            ret = sparse_write(fd, host, n * GMEM_PAGE_BYTES, at);
+            ret = whole_file_write_at(fd, host, n * GMEM_PAGE_BYTES, at);
             at += n * GMEM_PAGE_BYTES;
         }
     }
