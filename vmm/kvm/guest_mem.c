@@ -296,19 +296,25 @@ void gmem_take_written(struct guest_mem *m, uint64_t *words)
             words[i] |= __atomic_exchange_n(&m->written[i], 0, __ATOMIC_SEQ_CST);
 }
 
+uint64_t gmem_page_of_(const struct guest_mem *m, uint64_t address)
+{
+    const struct gmem_region *r = m->regions;
+    uint64_t first = 0;
+
+    for (; address - (uintptr_t)r->host >= r->bytes; r++)
+        first += r->bytes / GMEM_PAGE_BYTES;
+    return first + (address - (uintptr_t)r->host) / GMEM_PAGE_BYTES;
+}
+
 void gmem_mark_(const struct guest_mem *m, const void *host, size_t n)
 {
-    uint64_t first = 0, offset, page;
-    unsigned i = 0;
+    const uint64_t first = gmem_page_of_(m, (uintptr_t)host);
+    const uint64_t bytes = (uintptr_t)host % GMEM_PAGE_BYTES + n;
 
-    for (; (offset = (uint64_t)((const uint8_t *)host - m->regions[i].host)) >= m->regions[i].bytes;
-         i++)
-        first += m->regions[i].bytes / GMEM_PAGE_BYTES;
-    page = first + offset / GMEM_PAGE_BYTES;
     /* The bytes are there before a mark that is set already is seen: who takes that, takes them. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    for (const uint64_t end = first + (offset + n + GMEM_PAGE_BYTES - 1) / GMEM_PAGE_BYTES;
-         page < end; page++) {
+    for (uint64_t page = first; page < first + (bytes + GMEM_PAGE_BYTES - 1) / GMEM_PAGE_BYTES;
+         page++) {
         uint64_t *word = &m->written[page / 64];
         const uint64_t bit = UINT64_C(1) << page % 64;
 

@@ -105,6 +105,9 @@ void gmem_forget_writes(struct guest_mem *m);
 /* Adds the marks to words, one bit a page, and takes them away. */
 void gmem_take_written(struct guest_mem *m, uint64_t *words);
 
+/* The number of the page that has a host address, which is in guest memory: as gmem_page_of(). */
+uint64_t gmem_page_of_(const struct guest_mem *m, uint64_t address);
+
 /* Marks the pages of n bytes at a host address (of gmem_host_()), which was written: who copies
  * memory while its guest runs may have taken a page before. Who writes by such an address says so.
  * Any thread. */

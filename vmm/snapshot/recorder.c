@@ -30,22 +30,12 @@ struct recorder {
     struct page_set touched; /* by the thread */
 };
 
-static uint64_t page_at(const struct guest_mem *m, uint64_t address)
-{
-    const struct gmem_region *r = m->regions;
-    uint64_t first = 0;
-
-    for (; address - (uintptr_t)r->host >= r->bytes; r++)
-        first += r->bytes / GMEM_PAGE_BYTES;
-    return first + (address - (uintptr_t)r->host) / GMEM_PAGE_BYTES;
-}
-
 /* EEXIST: two threads have asked for it, and the first answer woke both. ENOENT and ESRCH: nobody
  * wants it any more. To read the page ends the process by SIGBUS where its file was cut off, as it
  * would where memory is mapped from that. */
 static void serve(struct recorder *r, uint64_t address)
 {
-    const uint64_t page = page_at(&r->mem, address);
+    const uint64_t page = gmem_page_of_(&r->mem, address);
     uint64_t behind;
     const volatile uint8_t *from = gmem_page_host_(&r->source, page, &behind);
     struct uffdio_copy copy = {
