@@ -77,10 +77,11 @@ struct block_extent {
 struct block_overlay;
 
 /* Opens the overlay of a drive with its layers, above a base of so many sectors. A top that is
- * missing or an empty file is made, which takes no time and no space; of a drive
- * that is frozen it must be such a one, or have nothing yet. The highest layer need not be sealed
- * where a top was made above it: it is with the next flush. -1, with a text that names the file;
- * nothing was made then. */
+ * missing or an empty file is made, which takes no time and no space; of a drive that is frozen it
+ * must be such a one, or have nothing yet. The highest layer need not be sealed where a top was
+ * made above it: it is with the next flush. -1, with a text that names the file; nothing was made
+ * then.
+ */
 must_check int block_overlay_open(struct block_overlay **out, const struct drive_config *d,
                                   int base_fd, uint64_t sectors, struct error *e);
 

@@ -156,7 +156,9 @@ struct recorder *recorder_open(const struct guest_mem *mem, struct guest_mem *so
 
 static int commit_record(struct recorder *r, struct error *e)
 {
-    if (fsync(r->file_fd) < 0 || rename(r->temporary, r->path) < 0)
+    if (fsync(r->file_fd) < 0)
+        return fail_os(e, errno, "cannot be synced");
+    if (rename(r->temporary, r->path) < 0)
         return fail_os(e, errno, "cannot be renamed");
     close_fdp(&r->file_fd);
     r->file_fd = -1;
