@@ -45,11 +45,12 @@ void cpu_config_fini(struct cpu_config *c)
     *c = (struct cpu_config){ 0 };
 }
 
-static void text_list_fini(struct text_list *l)
+void text_list_fini(struct text_list *l)
 {
     for (size_t i = 0; i < l->count; i++)
         free(l->items[i]);
     free(l->items);
+    *l = (struct text_list){ 0 };
 }
 
 void drive_config_fini(struct drive_config *d)

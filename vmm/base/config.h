@@ -247,6 +247,7 @@ bool rate_limits_any(const struct rate_limits *l);
 void rate_limits_update(struct rate_limits *l, const struct rate_limits *patch);
 
 /* Each frees what its struct owns, and zeroes it. */
+void text_list_fini(struct text_list *l);
 void boot_source_fini(struct boot_source *b);
 void cpu_config_fini(struct cpu_config *c);
 void drive_config_fini(struct drive_config *d);

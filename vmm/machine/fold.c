@@ -18,10 +18,7 @@ static void end_drive(const struct fold *f, unsigned at, int ret)
     }
     log_info("Drive %s: %zu layers are folded into %s", d->drive_id, d->layers.count,
              d->overlay_path);
-    for (size_t i = 0; i < d->layers.count; i++)
-        free(d->layers.items[i]);
-    free(d->layers.items);
-    d->layers = (struct text_list){ 0 };
+    text_list_fini(&d->layers);
 }
 
 static void on_fold_due(struct loop_source *src, uint32_t ready)
