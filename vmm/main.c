@@ -264,6 +264,7 @@ static int run(const struct arguments *o)
         ret = metadata_file_apply(vm, o->metadata, &e);
     if (ret < 0)
         return end_with(EXIT_GENERIC, how, &e);
+    vm_prepare(vm);
     code = loop_run(&loop);
     log_info("Vmm is stopping.");
     vm_stop(vm);

@@ -330,6 +330,25 @@ def test_a_template_that_fits_is_taken(vm, files):
     start(vm, files)
 
 
+def kvm_vms(vm):
+    """How many VMs of KVM the process holds."""
+    directory = f"/proc/{vm.process.pid}/fd"
+    return [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)].count(
+        "anon_inode:kvm-vm")
+
+
+@needs_kvm
+@pytest.mark.parametrize("template", [{}, {"kvm_capabilities": ["!24"]},
+                                      {"kvm_capabilities": ["4294967295"]}])
+def test_the_vm_that_was_made_ahead_is_the_only_one(vm, files, template):
+    vm.ok("GET", "/")
+    assert kvm_vms(vm) == 1
+    vm.ok("PUT", "/cpu-config", template)
+    vm.ok("PUT", "/boot-source", {"kernel_image_path": files["kernel"]})
+    fits = vm.request("PUT", "/actions", {"action_type": "InstanceStart"})[0] == 204
+    assert kvm_vms(vm) == fits == (template != {"kvm_capabilities": ["4294967295"]})
+
+
 def test_the_later_of_two_templates_counts(vm):
     machine = {"vcpu_count": 1, "mem_size_mib": 64}
     vm.ok("PUT", "/machine-config", {**machine, "cpu_template": "T2"})

@@ -285,6 +285,20 @@ static int choose_template(const struct cpu_config **out, const struct vm_config
                : cpu_template_find(out, config->machine.cpu_template, cpuid_processor(), e);
 }
 
+/* One that was made ahead was checked for what each machine needs, but not for a template's. */
+static int open_kvm(struct machine *m, const struct cpu_config *template, struct error *e)
+{
+    struct kvm *ahead = &m->opened->kvm;
+
+    if (ahead->vm_fd >= 0 && !(template && template->capability_count)) {
+        m->kvm = *ahead;
+        *ahead = (struct kvm){ .kvm_fd = -1, .vm_fd = -1 };
+        return 0;
+    }
+    kvm_close(ahead);
+    return kvm_open(&m->kvm, template, e);
+}
+
 int machine_make_vm(struct machine *m, const struct machine_config *config,
                     const struct cpu_config *template, const struct snapshot_origin *origin,
                     struct error *e)
@@ -292,7 +306,7 @@ int machine_make_vm(struct machine *m, const struct machine_config *config,
     const bool logs =
         snapshot_memory_logs(origin->source, config->track_dirty_pages, m->mem.hugetlb);
 
-    if (kvm_open(&m->kvm, template, e) < 0)
+    if (open_kvm(m, template, e) < 0)
         return -1;
     timeline_mark(PHASE_KVM_VM);
     /* Memory slots before anything sits on KVM's I/O bus: see kvm.h. */

@@ -29,6 +29,7 @@ struct opened {
     struct interface *interfaces;
     struct vsock_listener vsock;
     const struct mmds_store *metadata; /* that guests may ask for */
+    struct kvm kvm; /* a VM made ahead, while nobody waited for it; vm_fd -1: none */
 };
 
 struct machine {

@@ -41,9 +41,21 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
     vm->config.machine = machine_config_default;
     vm->metadata.limit_bytes = options->metadata_max_bytes;
     vm->opened = (struct opened){
-        .kernel_fd = -1, .initrd_fd = -1, .vsock.fd = -1, .metadata = &vm->metadata
+        .kernel_fd = -1,
+        .initrd_fd = -1,
+        .vsock.fd = -1,
+        .metadata = &vm->metadata,
+        .kvm = { .kvm_fd = -1, .vm_fd = -1 },
     };
     return vm;
+}
+
+void vm_prepare(struct vm *vm)
+{
+    struct error e;
+
+    if (!vm->machine && kvm_open(&vm->opened.kvm, NULL, &e) < 0)
+        log_debug("No VM is made ahead: %s", e.msg);
 }
 
 static int put_logger(struct vm *vm, struct action *a, struct error *e)
@@ -544,6 +556,7 @@ void vm_free(struct vm *vm)
     close_fdp(&vm->opened.kernel_fd);
     close_fdp(&vm->opened.initrd_fd);
     close_fdp(&vm->opened.vsock.fd);
+    kvm_close(&vm->opened.kvm);
     vm_config_fini(&vm->config);
     mmds_store_fini(&vm->metadata);
     free(vm);
@@ -553,6 +566,7 @@ void vm_close(struct vm *vm)
 {
     if (vm->machine)
         machine_close_kvm(vm->machine);
+    kvm_close(&vm->opened.kvm);
 }
 
 const char *vm_id(const struct vm *vm)

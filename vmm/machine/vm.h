@@ -81,6 +81,10 @@ struct vm;
 /* Never fails but for lack of memory, which ends the process. Borrows the loop. */
 struct vm *vm_new(struct loop *loop, const struct vm_options *options);
 
+/* Makes KVM's VM ahead, which is an eighth of what a load costs, while no client waits for a start
+ * or a load. Does nothing when there is a machine. What fails is tried again, and told, then. */
+void vm_prepare(struct vm *vm);
+
 /* An action whose configuration holds what members that a client leaves out mean: their default, or
  * what the VM has now. */
 void action_init(struct action *a, enum action_kind kind, const struct vm *vm);
