@@ -8,13 +8,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "vmm/base/clock.h"
 #include "vmm/base/log.h"
 #include "vmm/base/probe.h"
+#include "vmm/base/thread.h"
 #include "vmm/base/timeline.h"
 #include "vmm/kvm/cpu_template.h"
 #include "vmm/seccomp/seccomp.h"
@@ -22,9 +22,6 @@
 /* Not one of the real-time signals, which are refused where the user has RLIMIT_SIGPENDING of them
  * waiting already. */
 #define KICK_SIGNAL SIGURG
-
-/* Exit handlers are shallow; the log's line buffer is the largest thing on the stack. */
-#define VCPU_STACK_BYTES (64u << 10)
 
 /* MSRs whose boot value is not what KVM resets them to. The rest of what a boot protocol asks for
  * (SYSENTER, STAR, KERNEL_GS_BASE, the TSC at 0, FPU control words) is KVM's reset state; writing
@@ -377,25 +374,17 @@ static void on_kick_signal(int signal)
     (void)signal;
 }
 
-/* The thread inherits its name: so a client that looks for it after the start finds it, also in a
- * jail, where there is no /proc through which another thread could be named. */
-static int start_thread(struct vcpu *c, const pthread_attr_t *attr)
+static int start_thread(struct vcpu *c)
 {
-    char own[16], name[16];
-    int ret;
+    char name[THREAD_NAME_BYTES];
 
     snprintf(name, sizeof(name), "fc_vcpu %u", c->index);
-    prctl(PR_GET_NAME, own);
-    prctl(PR_SET_NAME, name);
-    ret = pthread_create(&c->thread, attr, vcpu_thread, c);
-    prctl(PR_SET_NAME, own);
-    return ret;
+    return thread_start(&c->thread, name, vcpu_thread, c);
 }
 
 int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *e)
 {
     struct sigaction kick = { .sa_handler = on_kick_signal };
-    pthread_attr_t attr;
     int ret = 0;
 
     v->filter = filter;
@@ -404,13 +393,10 @@ int vcpus_start(struct vcpus *v, const struct sock_fprog *filter, struct error *
     for (unsigned i = 0; i < v->count; i++)
         metrics_add_source(METRICS_OF_VCPU, NULL, &v->each[i].metrics);
     sigaction(KICK_SIGNAL, &kick, NULL);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
     while (v->started < v->count && !ret) {
-        ret = start_thread(&v->each[v->started], &attr);
+        ret = start_thread(&v->each[v->started]);
         v->started += !ret;
     }
-    pthread_attr_destroy(&attr);
     return ret ? fail_os(e, ret, "cannot start a vCPU thread") : 0;
 }
 

@@ -8,17 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 
 #include "vmm/base/capabilities.h"
 #include "vmm/base/log.h"
+#include "vmm/base/thread.h"
 #include "vmm/seccomp/seccomp.h"
 #include "vmm/snapshot/half.h"
 #include "vmm/snapshot/uffd.h"
 #include "vmm/snapshot/working_set.h"
-
-/* The log's line buffer is the largest thing on it. */
-#define STACK_BYTES (64u << 10)
 
 struct recorder {
     int fd;
@@ -55,7 +52,6 @@ static void *pager_thread(void *arg)
     struct recorder *r = arg;
     struct uffd_msg message;
 
-    pthread_setname_np(pthread_self(), "fc_pager");
     BUG_ON(capabilities_give_up() < 0);
     BUG_ON(r->filter && seccomp_install(r->filter) < 0);
     for (;;)
@@ -67,16 +63,12 @@ static void *pager_thread(void *arg)
 
 static int start_pager(struct recorder *r, struct error *e)
 {
-    pthread_attr_t attr;
     pthread_t thread;
     int ret;
 
     if (fcntl(r->fd, F_SETFL, 0) < 0)
         return fail_os(e, errno, "fcntl");
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    ret = pthread_create(&thread, &attr, pager_thread, r);
-    pthread_attr_destroy(&attr);
+    ret = thread_start(&thread, "fc_pager", pager_thread, r);
     return ret ? fail_os(e, ret, "cannot start the thread that serves pages") : 0;
 }
 

@@ -13,10 +13,8 @@
 
 #include "vmm/base/capabilities.h"
 #include "vmm/base/clock.h"
+#include "vmm/base/thread.h"
 #include "vmm/seccomp/seccomp.h"
-
-/* Signal handlers are the deepest that runs on it. */
-#define STACK_BYTES (64u << 10)
 
 #define HUGE_2M_BYTES (2u << 20)
 
@@ -147,7 +145,6 @@ static void *fetch_thread(void *arg)
 {
     struct uffd *u = arg;
 
-    pthread_setname_np(pthread_self(), "fc_uffd");
     BUG_ON(capabilities_give_up() < 0);
     BUG_ON(u->filter && seccomp_install(u->filter) < 0);
     pthread_mutex_lock(&u->lock);
@@ -174,14 +171,10 @@ static void *fetch_thread(void *arg)
 static int start_uffd_thread(struct uffd *u, struct error *e)
 {
     pthread_t thread;
-    pthread_attr_t attr;
     sigset_t set;
     int ret;
 
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    ret = pthread_create(&thread, &attr, fetch_thread, u);
-    pthread_attr_destroy(&attr);
+    ret = thread_start(&thread, "fc_uffd", fetch_thread, u);
     if (ret)
         return fail_os(e, ret, "Failed to start the thread that waits for pages");
     sigemptyset(&set);
