@@ -69,6 +69,32 @@ static bool check_kvm(void)
     return say(FINE, "/dev/kvm", "");
 }
 
+/* The first processor's flags name one. In a host where none do, KVM emulates what a guest's kernel
+ * does, and Linux does things that it can't: `tests/rig/choose-host` goes by the same. */
+static bool has_virtualisation(void)
+{
+    char text[TEXT_BYTES], *flags, *end, *word, *rest;
+
+    if (!read_text(text, "/proc/cpuinfo") || !(flags = strstr(text, "\nflags")))
+        return true; /* who knows */
+    end = strchr(flags + 1, '\n');
+    if (end)
+        *end = '\0';
+    for (word = strtok_r(flags, " \t:", &rest); word; word = strtok_r(NULL, " \t:", &rest))
+        if (strcmp(word, "vmx") == 0 || strcmp(word, "svm") == 0)
+            return true;
+    return false;
+}
+
+static bool check_linux(void)
+{
+    return say(
+        has_virtualisation() ? FINE : WRONG, "KVM runs Linux",
+        "the processor has neither VT-x nor AMD-V (no vmx or svm in /proc/cpuinfo), so that a "
+        "Linux guest never says a word though each request is answered: switch "
+        "virtualisation on in the firmware, or, in a virtual machine, on its host");
+}
+
 static bool check_seccomp(void)
 {
     if (prctl(PR_GET_SECCOMP, 0, 0, 0, 0) < 0)
@@ -281,6 +307,7 @@ int host_check(const char *exec_file, const char *base)
     bool is_wrong = false;
 
     is_wrong |= check_kvm();
+    is_wrong |= check_linux();
     is_wrong |= check_seccomp();
     is_wrong |= check_landlock();
     is_wrong |= check_nested();

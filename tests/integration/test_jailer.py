@@ -335,6 +335,7 @@ def test_a_forbidden_call_ends_a_process_that_only_starts():
 # What the host lacks
 
 FINE_HOST = {
+    "/proc/cpuinfo": "processor\t: 0\nflags\t\t: fpu vmx smx\nvmx flags\t: vnmi\n",
     "/sys/module/kvm_intel/parameters/nested": "N\n",
     "/sys/module/kvm/parameters/nx_huge_pages": "N\n",
     "/sys/devices/system/cpu/smt/active": "0\n",
@@ -347,6 +348,7 @@ FINE_HOST = {
     "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n",
 }
 POOR_HOST = {
+    "/proc/cpuinfo": "processor\t: 0\nflags\t\t: fpu svm_lock nosvm\nvmx flags\t: vmx\n",
     "/sys/module/kvm_amd/parameters/nested": "1\n",
     "/sys/module/kvm/parameters/nx_huge_pages": "Y\n",
     "/sys/module/kvm/parameters/nx_huge_pages_recovery_ratio": "60\n",
@@ -369,7 +371,7 @@ def check_host(tmp_path, files, *mounts, arguments="", before=""):
     for path, text in files.items():
         (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path[1:]).write_text(text)
-    for path in ("/sys/module", "/sys/devices/system/cpu", "/sys/kernel/mm", "/proc/swaps",
+    for path in ("/sys/module", "/sys/devices/system/cpu", "/sys/kernel/mm", "/proc/swaps", "/proc/cpuinfo",
                  "/proc/sys/vm", "/sys/fs/cgroup/cgroup.controllers"):
         commands.append(f"mount --bind {tmp_path}{path} {path}")
     script = " && ".join([*commands, *mounts, f"exec {before} {JAILER} --check {arguments}"])
@@ -392,7 +394,7 @@ def landlock(said):
 def test_a_host_that_lacks_nothing_is_told_so(tmp_path):
     code, said = check_host(tmp_path, FINE_HOST)
     leave_out_what_is_no_file(said)
-    assert code == 0 and len(said) == 14
+    assert code == 0 and len(said) == 15
     assert {verdict for verdict, _ in said.values()} == {"ok"}
 
 
@@ -402,7 +404,7 @@ def test_a_host_is_told_what_it_lacks(tmp_path):
     leave_out_what_is_no_file(said)
     assert code == 1
     assert {what for what, (verdict, _) in said.items() if verdict == "wrong"} == {
-        "/dev/kvm", "KSM off", "processor's weaknesses mitigated", "cgroup version 2"}
+        "/dev/kvm", "KVM runs Linux", "KSM off", "processor's weaknesses mitigated", "cgroup version 2"}
     assert {what for what, (verdict, _) in said.items() if verdict == "ok"} == {
         "seccomp", "devices and programs in cells", "cells have the binary's name"}
     assert said["processor's weaknesses mitigated"][1].endswith(
