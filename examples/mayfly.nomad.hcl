@@ -3,10 +3,8 @@
 # microVM better than the exec driver would. Each client needs, as root:
 #
 #   install -D -m 755 -t /usr/local/lib/mayfly examples/jailed.sh
-#   install -D -m 644 "$(./devtool kernel | tail -n 1)/vmlinux" /srv/vm/vmlinux
-#   ./devtool rootfs busybox /srv/vm/root.ext4
-#
-# and mayfly and mayfly-jailer in /usr/local/bin.
+#   install -m 755 -t /usr/local/bin build/release/mayfly build/release/mayfly-jailer
+#   install -D -m 644 -t /srv/vm "$(./devtool rootfs | tail -n 1)"/{vmlinuz,initrd,root.ext4}
 job "microvm" {
   type = "batch"
 
@@ -29,7 +27,8 @@ job "microvm" {
         data        = <<-EOF
           {
             "boot-source": {
-              "kernel_image_path": "/srv/vm/vmlinux",
+              "kernel_image_path": "/srv/vm/vmlinuz",
+              "initrd_path": "/srv/vm/initrd",
               "boot_args": "console=ttyS0 reboot=k panic=1"
             },
             "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},

@@ -20,6 +20,7 @@ from guests import needs_kvm
 from jail import EXEC_FILE, JAILER
 from mayfly import complete as run
 from oci_images import Layout, entry, layer
+from taps import network_namespace
 
 pytestmark = needs_kvm
 
@@ -50,8 +51,9 @@ def a_disk(tmp_path):
 
 
 def here(text, tmp_path, kernel, boot_args=None):
-    """An example's configuration with the files of a test."""
-    shutil.copy(guest(kernel), tmp_path / "vmlinux")
+    """An example's configuration with the files of a test, and for its kernel a test guest."""
+    shutil.copy(guest(kernel), tmp_path / "vmlinuz")
+    (tmp_path / "initrd").write_bytes(bytes(4096))
     config = json.loads(text.replace(FILES, str(tmp_path)))
     if boot_args:
         config["boot-source"]["boot_args"] = boot_args
@@ -142,8 +144,31 @@ def a_jailed_run(tmp_path):
 
 
 def readable(tmp_path):
-    for name in ("vmlinux", "root.ext4"):
+    for name in ("vmlinuz", "initrd", "root.ext4"):
         (tmp_path / name).chmod(0o666)
+
+
+@needs_root
+@pytest.mark.parametrize("named", [True, False])
+def test_a_jail_has_the_network_that_was_named_or_an_empty_one(tmp_path, disk, jailed, named):
+    """The tap is in the one that is named, or in the caller's; the guest `boot` needs none."""
+    config = here(text_of("vm.json"), tmp_path, "boot")
+    readable(tmp_path)
+    with_tap = json.loads(config.read_text())
+    with_tap["network-interfaces"] = [{"iface_id": "eth0", "host_dev_name": "tap0"}]
+    config.write_text(json.dumps(with_tap))
+    with network_namespace():
+        subprocess.run(["ip", "tuntap", "add", "tap0", "mode", "tap", "user", "30001", "vnet_hdr"],
+                       check=True)
+        network = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        if not named:
+            done = run(example("jailed.sh"), "vm1", str(config), env=jailed)
+    if named:
+        jailed["NETNS"] = f"/proc/{os.getpid()}/fd/{network}"
+        check_boot(run(example("jailed.sh"), "vm1", str(config), env=jailed))
+    else:
+        assert done.returncode == 1 and "tap0" in (tmp_path / "base/mayfly/vm1/root/run/log").read_text()
+    os.close(network)
 
 
 @needs_root
@@ -166,6 +191,7 @@ def unit_command(name, tmp_path, **more):
                      f"{tmp_path}/base", **more}.items():
         line = line.replace(old, new)
     assert "%" not in line
+    line = line.replace("${VM_UID}", "30005")
     return shlex.split(line)
 
 
@@ -187,6 +213,7 @@ def test_the_units_commands_start_and_stop_a_guest(disk, jailed):
                                       stderr=output, stdin=subprocess.DEVNULL, env=env)
     vm.wait_for_output("ready")
     assert vm.ok("GET", "/")["id"] == "vm1"
+    assert os.stat(f"{short}/base/mayfly/vm1/root").st_uid == 30005, "the user that its file names"
     stop = subprocess.Popen(
         unit_command("ExecStop", tmp_path, **{"$MAINPID": str(vm.process.pid)}))
     assert vm.wait(mayfly.DEADLINE_S) == 0
@@ -290,8 +317,10 @@ def test_the_nomad_jobs_files_are_made_by_the_commands_above_it():
     text = text_of("mayfly.nomad.hcl")
     commands = re.findall(r"^#   (\S.*)$", text, re.M)
     config = json.loads(nomad_task()["template"]["data"])
-    named = {config["boot-source"]["kernel_image_path"], config["drives"][0]["path_on_host"]}
-    assert named == {command.split()[-1] for command in commands if FILES in command}
+    boot = config["boot-source"]
+    named = {boot["kernel_image_path"], boot["initrd_path"], config["drives"][0]["path_on_host"]}
+    made, = (re.search(r"\{(.*)\}$", command)[1] for command in commands if FILES in command)
+    assert named == {f"{FILES}/{name}" for name in made.split(",")}
     usage = run(f"{mayfly.ROOT}/devtool", "--help").stdout
     for name in re.findall(r"\./devtool (\w+)", "\n".join(commands)):
         assert re.search(rf"^  {name}\b", usage, re.M)
@@ -398,7 +427,8 @@ class Nomad:
 @pytest.mark.skipif(not shutil.which("nomad") or os.geteuid() != 0,
                     reason="THE NOMAD JOB WAS NOT RUN: nomad is missing, or this is not root")
 def test_nomad_runs_the_job(tmp_path, disk, jailed):
-    shutil.copy(guest("boot"), tmp_path / "vmlinux")
+    here(text_of("vm.json"), tmp_path, "boot")
+    readable(tmp_path)
     with tempfile.TemporaryDirectory(prefix="nomad-") as base, Nomad() as nomad:
         job = tmp_path / "job.hcl"
         job.write_text(text_of("mayfly.nomad.hcl").replace(FILES, str(tmp_path))
