@@ -125,7 +125,7 @@ if [ -z "$shell" ]; then
     row "InstanceStart sent to user space" $(($(cat "$work/user") - started))
     row "InstanceStart sent to the end of the process" $((ended - started))
     say ""
-    say "where the time went, in milliseconds of wall time"
+    say "where the time went, in milliseconds of this host's clock"
     printf '%s' "$table"
 fi
 say "mayfly ended with status $status"
