@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from guests import drive, make_files, needs_kvm, start
+from jail import Jail, needs_root
 from mayfly import ROOT, Mayfly, complete, wait_until
 from taps import ip, make_tap, needs_taps
 from unix_http import DEADLINE_S
@@ -191,6 +192,17 @@ def test_the_exporter_lives_through_what_fifty_vms_do(cells):
         assert sum(up.values()) == len(vms)
         os.unlink(vms["vm0"].socket_path)
         assert "vm0" not in of_vm(exporter.values(), "mayfly_up")
+
+
+@needs_root
+def test_the_exporter_reads_a_vm_in_its_jail(cells):
+    """What it sees of it in /proc is another user's, in a PID namespace of its own."""
+    with Jail("--new-pid-ns", base=str(cells), jail_id="vm1"), Exporter(cells) as exporter:
+        values = exporter.values()
+    assert of_vm(values, "mayfly_up") == {"vm1": 1}
+    assert [dict(labels)["id"] for labels in values["mayfly_info"]] == ["vm1"]
+    for family in "process_resident_memory_bytes", "process_open_fds":
+        assert of_vm(values, family)["vm1"] > 0, family
 
 
 def test_the_exporter_follows_no_link_and_opens_sockets_only(cells):
