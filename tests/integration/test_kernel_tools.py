@@ -1,6 +1,7 @@
 """The tools beside the guest kernels: what packs an image, and what checks a configuration."""
 
 import pathlib
+import runpy
 import struct
 import subprocess
 
@@ -96,3 +97,22 @@ def test_what_a_version_has_always_or_calls_otherwise_is_known(tmp_path):
     assert "RANDOM_TRUST_CPU" not in said("6.12") and "MICROCODE" not in said("6.12")
     assert "CRYPTO_SELFTESTS" in said("6.12")
     assert "CRYPTO_SELFTESTS" not in said("6.12", "CONFIG_CRYPTO_MANAGER_DISABLE_TESTS=y\n")
+
+
+def test_what_kata_needs_is_missed_only_for_kata(tmp_path):
+    """A guest of Kata's has no ACPI and no initramfs."""
+    kata = [name for name, _ in runpy.run_path(str(TOOLS / "check"))["KATA"]]
+    options = dict.fromkeys([*BOOTS, "VIRTIO_MMIO_CMDLINE_DEVICES", "X86_MPPARSE", *kata], "y")
+    assert check(tmp_path, options, "--for", "kata").returncode == 0
+    without = {name: "y" for name in options if name not in kata}
+    for values in without, options | dict.fromkeys(kata, "m"):
+        done = check(tmp_path, values, "--for", "kata")
+        assert done.returncode == 1
+        named = done.stdout.split("it can't be a guest of Kata's:")[1]
+        assert all(f"  {name}: " in named for name in kata)
+        assert check(tmp_path, values).returncode == 0
+    assert check(tmp_path, options | {kata[-1]: "m"}, "--for", "kata").returncode == 1
+    assert check(tmp_path, options | {"VIRTIO_BLK": "m"}, "--for", "kata").returncode == 1
+    by_acpi = options | {"ACPI": "y", "X86_MPPARSE": "n"}
+    assert check(tmp_path, by_acpi, "--for", "kata").returncode == 1
+    assert check(tmp_path, by_acpi).returncode == 0

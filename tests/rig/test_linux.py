@@ -2,8 +2,9 @@
 
 import json
 import re
+import subprocess
 
-from conftest import LONG
+from conftest import LONG, ROOT
 from host import boot_args, said
 import pytest
 
@@ -60,6 +61,11 @@ def test_acpi_off_leaves_the_mptable_and_the_command_line(guest):
     assert "Intel MultiProcessor Specification" in console
     assert "IO-APIC" in console
     assert said(console, "  CPUs") == "2"
+
+
+def test_our_kernel_can_be_a_guest_of_katas(files):
+    config = files["acpi.vmlinux"].with_name("config")
+    subprocess.run([ROOT / "guest-kernel-configs" / "check", config, "--for", "kata"], check=True)
 
 
 # With ACPI, "noapic" is not for Linux: hardware-reduced ACPI promises that there is no PIC.
