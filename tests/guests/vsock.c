@@ -4,7 +4,9 @@
  *
  * Ports: ECHO sends back what it gets; COUNT reads to the end and then says how many bytes that
  * were; SOURCE sends `bytes` bytes of a pattern; DEAF takes a connection and reads nothing; SILENT
- * does not answer; SLAM takes a connection and resets it; OFF ends the guest; others refuse.
+ * does not answer; SLAM takes a connection and resets it; OFF ends the guest; others refuse. DISK,
+ * with disk=N, the slot of a drive, copies its first sector to the second and sends it, or ends
+ * the connection where it is too small.
  * Command line: connect=PORT to make `count` connections to that port of the host, which must echo
  * `bytes` bytes each; bytes=N; slot=N is where the device is (0); flags: eventidx.
  */
@@ -12,12 +14,14 @@
 
 #include <linux/virtio_vsock.h>
 
+#include "runtime/block.h"
 #include "runtime/boot.h"
 #include "runtime/interrupts.h"
 #include "runtime/power.h"
 #include "runtime/report.h"
 
 #define PORT_OFF    9
+#define PORT_DISK   51
 #define PORT_ECHO   52
 #define PORT_COUNT  53
 #define PORT_SOURCE 54
@@ -56,7 +60,7 @@ struct conn {
     bool is_active;
 };
 
-static struct driver device;
+static struct driver device, disk; /* disk.base 0: none */
 static struct ring rx, tx, events;
 static struct page *pages;
 static uint16_t next_page[POOL + 1], rx_page[VIRTQ_SIZE_MAX], free_pages;
@@ -66,6 +70,7 @@ static uint16_t tx_done;
 static struct conn incoming[CONNS], outgoing[CONNS], *active;
 static uint8_t *pattern; /* two rounds of 251 pages, so that any offset has a page's worth */
 static uint32_t event_ids[EVENTS];
+static uint8_t *sector;
 static uint64_t cid;
 static unsigned ended_well, own_count;
 
@@ -274,6 +279,21 @@ static void take_data(struct conn *c, uint16_t page)
         say(c, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
 }
 
+static void send_sector(struct conn *c)
+{
+    if (block_capacity(&disk) >= 2 && block_do(&disk, BLOCK_IN, 0, sector, SECTOR) == BLOCK_OK &&
+        block_do(&disk, BLOCK_OUT, 1, sector, SECTOR) == BLOCK_OK) {
+        c->sent += SECTOR;
+        send_packet(c->port, c->peer_port, VIRTIO_VSOCK_OP_RW, 0, c, sector, SECTOR, POOL);
+    }
+    c->is_ending = true;
+}
+
+static bool serves(uint32_t port)
+{
+    return port == PORT_DISK ? disk.base != 0 : port >= PORT_ECHO && port <= PORT_SLAM;
+}
+
 static void take_request(const struct virtio_vsock_hdr *h)
 {
     struct conn *c = &incoming[h->src_port % CONNS];
@@ -285,7 +305,7 @@ static void take_request(const struct virtio_vsock_hdr *h)
     }
     if (h->dst_port == PORT_SILENT)
         return;
-    if (h->dst_port < PORT_ECHO || h->dst_port > PORT_SLAM || c->is_open) {
+    if (!serves(h->dst_port) || c->is_open) {
         send_packet(h->dst_port, h->src_port, VIRTIO_VSOCK_OP_RST, 0, NULL, NULL, 0, POOL);
         return;
     }
@@ -301,6 +321,8 @@ static void take_request(const struct virtio_vsock_hdr *h)
         say(c, VIRTIO_VSOCK_OP_RST, 0);
         c->is_open = false;
     }
+    if (c->port == PORT_DISK)
+        send_sector(c);
     if (c->port == PORT_SOURCE) {
         c->left = boot_number("bytes", 1 << 20);
         c->is_ending = true;
@@ -418,6 +440,7 @@ static void make_pages(void)
 {
     pages = alloc_pages(POOL);
     pattern = alloc_pages(2);
+    sector = alloc_pages(1);
     for (unsigned i = 0; i < 2 * PAGE; i++)
         pattern[i] = (uint8_t)(i % 251);
     free_pages = POOL;
@@ -461,6 +484,9 @@ void guest_main(void)
         reg_read(&device, VIRTIO_MMIO_DEVICE_ID) != 19)
         give_up("the_device_is_there", "no vsock device");
     make_pages();
+    if (boot_number("disk", 0) != 0 &&
+        (!virtio_find((unsigned)boot_number("disk", 0), &disk) || !virtio_start(&disk, 0, 16)))
+        give_up("the_disk_starts", "no disk");
     offered = offered_features(&device);
     expect((offered & F_VERSION_1) != 0, "version_1_is_offered");
     expect((offered & F_EVENT_IDX) != 0, "event_idx_is_offered");
