@@ -122,7 +122,7 @@ def table(data, reference=None, names=None):
     names = list(data["figures"]) if names is None else names
     figures = {figure: None for name in names for figure in data["figures"][name]}
     wide = max(map(len, figures)) + 2
-    lines = [f"{'median (best)':{wide}}" + "".join(f"{name:>24}" for name in names)]
+    lines = [f"{'median (best)':{wide}}" + "".join(f"{name:>29}" for name in names)]
     for figure in figures:
         best = max if figure in data["more_is_better"] else min
         of = {name: data["figures"][name].get(figure) for name in names}
@@ -130,8 +130,7 @@ def table(data, reference=None, names=None):
         line = f"{figure:{wide}}"
         for name, values in of.items():
             cell = f"{statistics.median(values):.2f} ({best(values):.2f})" if values else "-"
-            if values and base and name != reference:
-                cell += f" {statistics.median(values) / base:6.2f}"
-            line += f"{cell:>24}"
+            ratio = f"{statistics.median(values) / base:7.2f}" if values and base else ""
+            line += f"{cell:>22}{ratio if name != reference else '':7}"
         lines.append(line)
     return lines

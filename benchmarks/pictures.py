@@ -21,6 +21,10 @@ def is_dark(colour):
     return 0.3 * red + 0.59 * green + 0.11 * blue < 140
 
 
+def short(value):
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def with_matplotlib(draw):
     """Makes of draw(pyplot, path, ...) a function of (path, ...) that returns the files' names."""
     def drawn(path, *arguments, **more):
@@ -94,7 +98,7 @@ def stacked(pyplot, title, unit, rows, with_shares=False, totals=None):
     longest = max(sum(row.values()) for row in rows.values())
     stack(axis, rows, 0.72, longest, with_shares)
     for y, (name, row) in enumerate(rows.items()):
-        axis.text(sum(row.values()) + 0.008 * longest, y, f"{totals[name]:.4g}", va="center")
+        axis.text(sum(row.values()) + 0.008 * longest, y, short(totals[name]), va="center")
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_title(title)
     axis.set_xlim(right=longest * 1.08)
@@ -127,7 +131,7 @@ def bars(pyplot, title, unit, rows):
                   color=COLOURS[n % len(COLOURS)])
         for y, value in zip(ys, values):
             if value is not None:
-                axis.text(value + 0.008 * longest, y, f"{value:.4g}", va="center", fontsize=8)
+                axis.text(value + 0.008 * longest, y, short(value), va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_ylim(len(rows) - 0.45, -0.55)
     axis.set_xlim(right=longest * 1.08)
@@ -166,9 +170,9 @@ def lines(pyplot, title, x_name, unit, series, logarithmic=True):
                   color=COLOURS[n % len(COLOURS)])
     if logarithmic:
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log", base=2)
-        for each in (axis.xaxis, axis.yaxis):
-            each.set_major_formatter("{x:g}")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(pyplot.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
     xs = sorted({x for points in series.values() for x, _ in points})
     axis.set_xticks(xs, [f"{x:g}" for x in xs])
     axis.minorticks_off()

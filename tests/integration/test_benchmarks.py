@@ -157,6 +157,37 @@ def test_files_without_a_common_figure_are_refused(tmp_path):
     assert "no figure in common" in run_compare(a, b).stderr
 
 
+# Compare for yourself
+
+
+def survey_of(directory):
+    return subprocess.run([BENCHMARKS / "survey", "--table", str(directory)], capture_output=True,
+                          text=True, check=True).stdout
+
+
+def test_the_survey_s_table_of_the_recorded_results_is_the_one_in_the_page():
+    recorded, page = survey_of(RESULTS), (BENCHMARKS / "README.md").read_text()
+    shown = re.findall(r"^\| .* (?:mayfly is \w+|no difference.*) \|$", page, re.M)
+    assert len(shown) >= 5
+    assert not [line for line in shown if line not in recorded.splitlines()]
+    assert "same everywhere" in recorded and "busy" not in recorded
+
+
+@pytest.mark.parametrize("kind, load, said", [("bare metal", 0.1, []), ("bare metal", 3, ["busy"]),
+                                              ("a virtual machine", 0, ["No bare metal"])])
+def test_the_survey_says_what_its_times_are_worth(tmp_path, kind, load, said):
+    path = write_result(tmp_path / "start.json", mayfly={"t, ms": noisy(1), "ours, ms": [1.0]},
+                        peer={"t, ms": noisy(2, middle=20.0)})
+    data = json.loads(path.read_text())
+    data |= {"benchmark": "start", "host": {"kind": kind, "processor": "x", "processors": 4,
+                                            "kernel": "6", "load": [load, load]}}
+    path.write_text(json.dumps(data))
+    text = survey_of(tmp_path)
+    assert re.search(r"^\| t, ms \| .* \| mayfly is better \|$", text, re.M)
+    assert "ours, ms" not in text
+    assert [words for words in ("busy", "No bare metal") if words in text] == said
+
+
 # What is left, and what is said
 
 
