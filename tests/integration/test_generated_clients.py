@@ -57,9 +57,10 @@ def generator():
 
 def generate(generator, language, directory):
     """The client's directory."""
-    done = run("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar", generator, "generate", "-i", ROOT / "api" / "openapi.yaml", "-g",
-               language, "-o", directory, "--package-name", "mayfly",
-               "--global-property=apiTests=false,modelTests=false,apiDocs=false,modelDocs=false")
+    done = run("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar", generator, "generate",
+               "-i", ROOT / "api" / "openapi.yaml", "-g", language, "-o", directory,
+               "--package-name", "mayfly", "--global-property="
+               "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]
     assert "ERROR" not in said and "Exception" not in said, said[-3000:]
@@ -100,9 +101,9 @@ def test_a_go_client_compiles_and_drives_a_microvm(generator, tmp_path):
     client = generate(generator, "go", tmp_path / "client")
     shutil.copytree(PROGRAMS / "go", tmp_path / "program")
     environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "GOTOOLCHAIN": "local"}
-    (client / "go.mod").write_text("module mayfly\n")
+    (client / "go.mod").write_text("module mayfly\n\ngo 1.18\n")
     (tmp_path / "program" / "go.mod").write_text(
-        "module program\n\nrequire mayfly v0.0.0\n\nreplace mayfly => ../client\n")
+        "module program\n\ngo 1.18\n\nrequire mayfly v0.0.0\n\nreplace mayfly => ../client\n")
     done = run("go", "build", "-o", tmp_path / "run", ".", cwd=tmp_path / "program", env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     check_drives_a_microvm(
