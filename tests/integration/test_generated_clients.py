@@ -86,6 +86,7 @@ def check_drives_a_microvm(*command, fault):
         assert [said[name] for name in ("before", "after", "afterPaused", "afterResumed")] == [
             "Not started", "Running", "Paused", "Running"]
         assert said["fault"] == fault
+        assert said["mmds"] == {"a": [1, "b", None]}
         config = vm.ok("GET", "/vm/config")
         assert config["drives"][0]["rate_limiter"]["bandwidth"]["size"] == 1 << 40
         assert without_nulls(said["config"]) == without_nulls(config)

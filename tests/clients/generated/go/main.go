@@ -75,6 +75,10 @@ func main() {
 	shown, _, err := client.ConfigurationAPI.GetVmConfig(ctx).Execute()
 	check("GET /vm/config", err)
 	said["config"] = shown
+	_, err = client.InstanceAPI.PutMmds(ctx).Body(map[string]any{"a": []any{1, "b", nil}}).Execute()
+	check("PUT /mmds", err)
+	said["mmds"], _, err = client.InstanceAPI.GetMmds(ctx).Execute()
+	check("GET /mmds", err)
 	for _, state := range []string{"", "Paused", "Resumed"} {
 		if state == "" {
 			_, err = client.InstanceAPI.PutAction(ctx).Action(*mayfly.NewAction("InstanceStart")).Execute()

@@ -45,6 +45,8 @@ def main():
                                         ops=None)))
     said["fault"] = fault(configuration)
     said["config"] = configuration.get_vm_config().to_dict()
+    instance.put_mmds({"a": [1, "b", None]})
+    said["mmds"] = instance.get_mmds()
     instance.put_action(mayfly.Action(action_type="InstanceStart"))
     said["after"] = instance.get_instance().state
     for state in ("Paused", "Resumed"):
