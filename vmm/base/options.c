@@ -124,7 +124,7 @@ int option_number(const char *name, const char *text, uint64_t max, uint64_t *ou
 void options_print(const struct options *o)
 {
     for (const struct option *row = o->rows; row < o->rows + o->count; row++)
-        printf("  --%s%s%-*s %s\n", row->name, row->value ? " " : "",
-               (int)(32 - strlen(row->name) - !!row->value), row->value ? row->value : "",
+        printf("  --%s%s%-*s  %s\n", row->name, row->value ? " " : "",
+               (int)(31 - strlen(row->name) - !!row->value), row->value ? row->value : "",
                row->help);
 }

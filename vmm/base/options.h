@@ -16,7 +16,9 @@ typedef int option_parse(const char *name, const char *text, void *place, struct
 
 struct option {
     const char *name;
-    const char *value;   /* what the help calls it; NULL: a flag, for which a bool becomes true */
+    /* What the help calls it, PATH if it is a file's, a|b if it is one of these; NULL: a flag, for
+     * which a bool becomes true. */
+    const char *value;
     size_t at;           /* the place in the struct (0: all of it); if alone, what names the row */
     option_parse *parse; /* NULL: a const char *, which is borrowed */
     enum {
@@ -54,5 +56,5 @@ must_check char **options_take(const struct options *o, char **argv, void *objec
 must_check int option_number(const char *name, const char *text, uint64_t max, uint64_t *out,
                              struct error *e);
 
-/* Prints a line a row. */
+/* Prints a line a row, two blanks before the help: packaging/help_text.py reads it. */
 void options_print(const struct options *o);

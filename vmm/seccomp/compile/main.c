@@ -1,6 +1,7 @@
 /*
- * Compiles the policy while building: writes the filters as C (the default), or with --list as
- * text, a line a row, for whoever wants to compare it with what a process calls.
+ * Compiles the policy while building: writes the filters as C (the default), with --list as text, a
+ * line a row, for whoever wants to compare it with what a process calls, or with --json as
+ * Firecracker writes its own, for seccompiler-bin and for those who read it.
  *
  * A filter is either a list in the order of the policy's rows, or a balanced tree. Loading one
  * costs more than running it: the kernel (5.11) tries every call's number, to find those that need
@@ -175,11 +176,60 @@ static void list(void)
         }
 }
 
+static void print_json_test(const struct scmp_arg_cmp *t)
+{
+    printf("{ \"index\": %u, \"type\": \"qword\", \"op\": ", t->arg);
+    if (t->op == SCMP_CMP_EQ)
+        printf("\"eq\", \"val\": %llu }", (unsigned long long)t->datum_a);
+    else
+        printf("{ \"masked_eq\": %llu }, \"val\": %llu }", (unsigned long long)t->datum_a,
+               (unsigned long long)t->datum_b);
+}
+
+static void print_json_row(const struct row *r)
+{
+    /* The text begins with the call's name. No text has a character that JSON escapes. */
+    printf("      { \"syscall\": \"%.*s\"", (int)strcspn(r->text, " "), r->text);
+    for (unsigned t = 0; t < r->count; t++) {
+        printf(t == 0 ? ", \"args\": [" : ", ");
+        print_json_test(&r->tests[t]);
+    }
+    printf("%s, \"comment\": \"%s\" }", r->count > 0 ? "]" : "", r->why);
+}
+
+/* The filters that --seccomp-filter replaces, by the names of Firecracker's threads. `api` must be
+ * there, but is nobody's. */
+static void print_json(void)
+{
+    static const struct {
+        const char *name;
+        unsigned who;
+    } threads[] = { { "vmm", MAIN }, { "api", 0 }, { "vcpu", VCPU } };
+
+    for (size_t i = 0; i < sizeof(threads) / sizeof(*threads); i++) {
+        const char *before = "\n";
+
+        printf("%s  \"%s\": {\n    \"default_action\": \"trap\",\n"
+               "    \"filter_action\": \"allow\",\n    \"filter\": [",
+               i == 0 ? "{\n" : ",\n", threads[i].name);
+        for (size_t r = 0; r < ROWS; r++)
+            if (rows[r].who & threads[i].who && rows[r].action == SCMP_ACT_ALLOW) {
+                printf("%s", before);
+                print_json_row(&rows[r]);
+                before = ",\n";
+            }
+        printf("\n    ]\n  }");
+    }
+    printf("\n}\n");
+}
+
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--list") == 0) {
-        list();
-        return 0;
+    bool is_json = argc > 1 && strcmp(argv[1], "--json") == 0;
+
+    if (is_json || (argc > 1 && strcmp(argv[1], "--list") == 0)) {
+        (is_json ? print_json : list)();
+        return fflush(stdout) == 0 ? 0 : 1;
     }
     printf("#include \"vmm/seccomp/seccomp.h\"\n\n");
     for (size_t i = 0; i < FILTERS; i++)
