@@ -7,14 +7,15 @@ import pty
 import re
 import select
 import shutil
-import subprocess
+import struct
+import tempfile
 import time
 
 import pytest
 import yaml
 
 import mayfly
-from guests import needs_kvm
+from guests import needs_kvm, run as run_guest
 from jail import Jail, needs_root, reachable  # noqa: F401
 from mayfly import complete as run
 
@@ -335,3 +336,32 @@ def test_the_policy_in_json_is_the_one_that_is_built_in(policy):
             rows.add((rule["syscall"], rule["comment"], *numbers))
         assert rows == listed[name]
     assert listed["vmm"] and listed["vcpu"]
+
+
+def compiled(thread):
+    """As seccompiler-bin does, by libseccomp: a BPF program."""
+    seccomp = pytest.importorskip("seccomp", reason="THE POLICY'S JSON WAS NOT COMPILED: "
+                                  "python3-seccomp is missing")
+    assert (thread["default_action"], thread["filter_action"]) == ("trap", "allow")
+    made = seccomp.SyscallFilter(seccomp.TRAP)
+    for rule in thread["filter"]:
+        tests = [seccomp.Arg(test["index"], seccomp.EQ, test["val"]) if test["op"] == "eq" else
+                 seccomp.Arg(test["index"], seccomp.MASKED_EQ, test["op"]["masked_eq"], test["val"])
+                 for test in rule.get("args", ())]
+        made.add_rule(seccomp.ALLOW, rule["syscall"], *tests)
+    with tempfile.TemporaryFile() as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+@needs_kvm
+def test_a_guest_runs_under_the_policy_that_the_json_makes(policy, tmp_path):
+    path = tmp_path / "filters"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(policy)))
+        for name, thread in policy.items():
+            program = compiled(thread)
+            file.write(struct.pack("<Q", len(name)) + name.encode() +
+                       struct.pack("<Q", len(program) // 8) + program)
+    run_guest("boot", flags=("--seccomp-filter", str(path)))
