@@ -11,6 +11,10 @@
 #define TURN_REQUESTS VIRTQ_SIZE_MAX
 #define LITTLE_BYTES  (BLOCK_PIECE_BYTES / TURN_REQUESTS)
 
+/* What a vCPU does of a turn by itself: copying it takes no longer than waking the event loop. */
+#define TRY_REQUESTS 4u
+#define TRY_BYTES    (16u << 10) /* of each */
+
 #define QUEUE 0u
 
 /* Carries out at most `budget` bytes of a request. */
@@ -302,25 +306,87 @@ static bool serve_async(struct block *b, struct turn *t)
     return true;
 }
 
+/* True: another one is due. */
+static bool end_turn(struct block *b, const struct turn *t)
+{
+    if (t->has_pushed)
+        virtio_signal_used(&b->dev, QUEUE);
+    if (t->next == NEXT_NONE && t->requests == TURN_REQUESTS && !t->has_pushed)
+        metric_inc(&b->metrics.no_avail_buffer);
+    if (t->next == NEXT_BROKEN) {
+        metric_inc(&b->metrics.event_fails);
+        virtio_needs_reset(&b->dev, "the ring is malformed");
+    }
+    return block_can_go_on(b, t);
+}
+
+#define TURN                                                                                       \
+    {                                                                                              \
+        .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK                     \
+    }
+
 static bool block_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
-    struct turn t = { .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
+    struct turn t = TURN;
     bool more = false;
 
+    (void)queue;
     if (b->host.async)
         more = !serve_async(b, &t);
     else
         serve_sync(b, &t);
-    if (t.has_pushed)
-        virtio_signal_used(dev, queue);
-    if (t.next == NEXT_NONE && t.requests == TURN_REQUESTS && !t.has_pushed)
-        metric_inc(&b->metrics.no_avail_buffer);
-    if (t.next == NEXT_BROKEN) {
-        metric_inc(&b->metrics.event_fails);
-        virtio_needs_reset(dev, "the ring is malformed");
+    return end_turn(b, &t) || more;
+}
+
+/* Sync, on a vCPU's thread: what can be done with a request without waiting for a disk. True: it
+ * is complete. What the host answers but for bytes it is asked again by the loop. */
+static bool block_try(struct block *b, struct block_request *r)
+{
+    struct block_file *f = b->host.file;
+    const bool is_read = r->type == VIRTIO_BLK_T_IN;
+    int *flags = is_read ? &f->read_flags : &f->write_flags;
+    struct block_extent x;
+    ssize_t moved;
+
+    if (!block_request_needs_file(r))
+        return true;
+    if (!block_request_is_transfer(r) || r->left > TRY_BYTES || *flags == BLOCK_FILE_WAITS)
+        return false;
+    x = block_request_piece(r, f, r->left);
+    moved = is_read ? chain_try_pread(&r->chain, x.fd, x.offset, x.bytes, *flags)
+                    : chain_try_pwrite(&r->chain, x.fd, x.offset, x.bytes, *flags);
+    if (moved == -EOPNOTSUPP)
+        *flags = BLOCK_FILE_WAITS;
+    return moved > 0 && block_request_settle(r, f, moved);
+}
+
+/* A turn like the loop's, but that a request it can't complete is left to that, as one is that does
+ * not fit into a turn. While there is one, the loop has a turn before it. */
+static bool block_try_serve(struct virtio_device *dev, unsigned queue)
+{
+    struct block *b = owner_of(dev, struct block, dev);
+    struct virtq *q = &dev->queues[queue];
+    struct turn t = TURN;
+    struct block_request *r;
+
+    if (b->current)
+        return false;
+    if (virtq_waiting(q) > TRY_REQUESTS)
+        return true;
+    while (t.requests > TURN_REQUESTS - TRY_REQUESTS && (t.next = block_next(b, &r)) == NEXT_OK) {
+        t.requests--;
+        if (!block_try(b, r)) {
+            b->current = r;
+            break;
+        }
+        block_push(b, r, &t);
+        if (!virtq_rearm(q)) { /* it was the only one, as mostly */
+            t.next = NEXT_NONE;
+            break;
+        }
     }
-    return more || block_can_go_on(b, &t);
+    return end_turn(b, &t);
 }
 
 static void on_results(struct loop_source *src, uint32_t ready)
@@ -400,14 +466,17 @@ static void block_reset(struct virtio_device *dev)
     forget_requests(b);
 }
 
-static const struct virtio_ops block_ops = {
-    .name = "block",
-    .id = VIRTIO_ID_BLOCK,
-    .queue_count = 1,
-    .serve = block_serve,
-    .drain = block_drain,
-    .reset = block_reset,
-};
+#define OPS                                                                                        \
+    .name = "block", .id = VIRTIO_ID_BLOCK, .queue_count = 1, .serve = block_serve,                \
+    .drain = block_drain, .reset = block_reset
+
+static const struct virtio_ops block_ops = { OPS };
+static const struct virtio_ops block_trying_ops = { OPS, .try_serve = block_try_serve };
+
+static const struct virtio_ops *ops_for(const struct block_host *h)
+{
+    return h->async || h->file->read_flags == BLOCK_FILE_WAITS ? &block_ops : &block_trying_ops;
+}
 
 static void offer(struct block *b, unsigned feature)
 {
@@ -460,7 +529,7 @@ int block_init(struct block *b, const struct block_host *host, struct error *e)
     int ret;
 
     *b = (struct block){
-        .dev = { .ops = &block_ops,
+        .dev = { .ops = ops_for(host),
                  .config = &b->config,
                  .config_bytes = sizeof(b->config),
                  .activate_fails = &b->metrics.activate_fails,

@@ -7,6 +7,11 @@
  * the Async engine they are all handed to the kernel in one system call, and the guest is
  * interrupted once for as many as were complete.
  *
+ * With the Sync engine the vCPU that notifies tries first, which spares a switch to another thread:
+ * a few small transfers that need not wait for a disk (RWF_NOWAIT). One that has to, or is no such
+ * transfer, becomes the current request, as one does that was not done in a turn; and the loop has
+ * the next turn.
+ *
  * A guest can ask for 4 GiB with one request, and for 256 of them. So a turn moves a bounded number
  * of bytes, and no more are ever under way: a request that is larger is carried out in pieces, one
  * after another, and nothing behind it is taken from the ring until its last one is under way.

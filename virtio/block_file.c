@@ -3,10 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
 
 #include "vmm/base/log.h"
 
@@ -61,6 +64,19 @@ static void identify(struct block_file *f, const struct stat *st)
     memcpy(f->id, id, strnlen(id, sizeof(f->id)));
 }
 
+/* What is in memory waits for a disk no more than the guest's own memory does. Of others the host
+ * is asked by reading a byte; writing has to be tried with what the guest writes. */
+static int nowait_flags(int fd)
+{
+    const struct iovec byte = { &(char){ 0 }, 1 };
+    struct statfs fs;
+
+    if (fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+        return 0;
+    return preadv2(fd, &byte, 1, 0, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP ? BLOCK_FILE_WAITS
+                                                                           : RWF_NOWAIT;
+}
+
 int block_file_open(struct block_file *f, const char *path, bool is_read_only, struct error *e)
 {
     autofd int fd = open_disk(path, is_read_only);
@@ -84,12 +100,14 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
         log_warn("Disk %s: %lld bytes are not whole sectors of %u; the guest can't reach the rest",
                  path, (long long)bytes, BLOCK_SECTOR_BYTES);
     *f = (struct block_file){
+        .read_flags = nowait_flags(fd),
         .is_read_only = is_read_only,
         .is_thin =
             S_ISREG(st.st_mode) && (uint64_t)st.st_blocks * STAT_BLOCK_BYTES < (uint64_t)st.st_size,
         .unit_bytes = unit_of(&st),
         .sectors = (uint64_t)bytes / BLOCK_SECTOR_BYTES,
     };
+    f->write_flags = f->read_flags;
     identify(f, &st);
     f->path = strdup(path);
     BUG_ON(!f->path);
@@ -98,7 +116,7 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
 }
 
 /* What the guest writes to is its own file, which tells two disks of one base apart; its space was
- * never promised, either. */
+ * never promised, either. Which sectors it has is written, too, and so waited for. */
 int block_file_put_overlay(struct block_file *f, const struct drive_config *d, struct error *e)
 {
     struct stat st;
@@ -111,6 +129,9 @@ int block_file_put_overlay(struct block_file *f, const struct drive_config *d, s
     }
     f->is_read_only = false;
     f->is_thin = true;
+    f->write_flags = BLOCK_FILE_WAITS;
+    if (f->read_flags != RWF_NOWAIT)
+        f->read_flags = BLOCK_FILE_WAITS;
     return 0;
 }
 

@@ -14,6 +14,8 @@
 
 #define BLOCK_ID_BYTES 20u /* virtio 1.2, section 5.2.6.1 */
 
+#define BLOCK_FILE_WAITS (-1)
+
 struct block_file {
     int fd;                        /* -1: none */
     struct block_overlay *overlay; /* takes the writes; NULL: the file itself does */
@@ -24,6 +26,9 @@ struct block_file {
     uint64_t sectors;          /* a trailing partial sector is out of reach */
     char id[BLOCK_ID_BYTES];   /* device and inode numbers: tells two disks apart; zero-padded */
     struct log_limit failures; /* of the host's */
+    /* The flags of preadv2(2) and pwritev2(2) with which these wait for no disk; BLOCK_FILE_WAITS:
+     * there are none. Who finds out that the file system has none (EOPNOTSUPP) says so here. */
+    int read_flags, write_flags;
 };
 
 /* Opens path for reading, and for writing unless is_read_only. An empty file is a legal, empty

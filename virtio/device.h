@@ -28,6 +28,10 @@ struct virtio_ops { /* const, static, one per device type */
     /* A turn: works on a queue, whatever the reason. Does a bounded amount of work; true: there is
      * more, call again after others had their turn. Event-loop thread. */
     bool (*serve)(struct virtio_device *d, unsigned queue);
+    /* A turn on the thread of the vCPU that notifies, so that it must wait for nothing: does what
+     * is little and can be done like that. True: the event loop has to go on. NULL: notifications
+     * go to the event loop. */
+    bool (*try_serve)(struct virtio_device *d, unsigned queue);
     /* Waits for what is under way, which is bounded whatever the guest asked for, and pushes it:
      * when it returns, no request is in flight and none was lost. What is not done is in the ring
      * again. At a pause and at the end; no turn comes until the VM goes on. NULL: a device that has

@@ -285,6 +285,28 @@ static void mmio_write_register(struct virtio_mmio *t, uint64_t offset, uint32_t
     }
 }
 
+/* The guest's, where they don't go to the event loop by themselves. A vCPU never waits: whoever has
+ * the lock may be at a disk. What the loop has to do it also counts. */
+static void on_notification(struct virtio_mmio *t, uint32_t queue)
+{
+    struct virtio_device *d = t->device;
+    bool more = true;
+
+    if (!d->ops->try_serve || queue >= d->ops->queue_count)
+        return;
+    PROBE3(queue_kick, t->bus.base, queue, 0);
+    if (pthread_mutex_trylock(&t->lock) == 0) {
+        bool is_served = is_active(t) && d->queues[queue].mem && !t->is_paused;
+
+        more = is_served && d->ops->try_serve(d, queue);
+        if (is_served && !more)
+            count_if(d->notifications[queue]);
+        pthread_mutex_unlock(&t->lock);
+    }
+    if (more)
+        loop_signal(t->notifiers[queue].source.fd);
+}
+
 /* For a host that can't map the page into the guest. */
 static void mmio_read(struct bus_device *b, uint64_t offset, uint8_t *data, unsigned bytes)
 {
@@ -309,6 +331,10 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
     memcpy(&value, data, sizeof(value));
     if (offset == VIRTIO_MMIO_INTERRUPT_ACK) {
         __atomic_fetch_and(word(t, VIRTIO_MMIO_INTERRUPT_STATUS), ~value, __ATOMIC_SEQ_CST);
+        return;
+    }
+    if (offset == VIRTIO_MMIO_QUEUE_NOTIFY) {
+        on_notification(t, value);
         return;
     }
     pthread_mutex_lock(&t->lock);
@@ -401,6 +427,8 @@ int virtio_mmio_connect(struct virtio_mmio *t, const struct kvm *k, uint32_t gsi
 
     t->line = (struct kvm_line){ k->vm_fd, gsi };
     t->pulse = kvm_pulse;
+    if (t->device->ops->try_serve)
+        return 0;
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)
         if (kvm_add_ioeventfd(k, t->notifiers[i].source.fd, notify, i, e) < 0)
             return -1;

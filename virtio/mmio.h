@@ -7,6 +7,11 @@
  * ioeventfd a queue; interrupts are edges of a line. One mutex guards registers and device; the
  * interrupt status is atomic beside it, so that an interrupt handler in the guest never waits for
  * disk I/O.
+ *
+ * A device that has try_serve() has no ioeventfd: a notification is a write like others, and the
+ * vCPU's thread gives it a turn there, without waking the loop. Whoever holds the mutex has the
+ * queue, and a turn leaves nothing but what the next one finds in the device; so it makes no
+ * difference who gives it. A vCPU that finds the mutex taken tells the loop and goes on.
  */
 #pragma once
 
@@ -49,7 +54,7 @@ struct virtio_mmio {
     struct kvm_line line;
     void (*pulse)(const struct kvm_line *line); /* kvm_pulse(), or a test's */
     struct virtio_notifier {
-        struct loop_source source; /* an eventfd that KVM writes; and we, for another turn */
+        struct loop_source source; /* an eventfd that KVM or a vCPU writes; and we, for more */
         struct virtio_mmio *transport;
         unsigned queue;
         bool is_own; /* we have written it since it was last ready; loop thread only */

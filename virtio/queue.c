@@ -389,37 +389,59 @@ void chain_return(struct chain *c, bool is_writable, uint32_t moved)
     }
 }
 
-enum way { FROM_FILE, TO_FILE, TO_STREAM };
+struct way {
+    enum { FROM_FILE, TO_FILE, TRY_FROM_FILE, TRY_TO_FILE, TO_STREAM } call;
+    int fd;
+    off_t offset;
+    int flags;
+};
 
-static ssize_t chain_move(struct chain *c, enum way way, int fd, uint64_t offset, uint32_t n)
+static ssize_t chain_call(const struct way *w, const struct iovec *iov, int count)
 {
+    switch (w->call) {
+    case FROM_FILE: return preadv(w->fd, iov, count, w->offset);
+    case TO_FILE: return pwritev(w->fd, iov, count, w->offset);
+    case TRY_FROM_FILE: return preadv2(w->fd, iov, count, w->offset, w->flags);
+    case TRY_TO_FILE: return pwritev2(w->fd, iov, count, w->offset, w->flags);
+    default: return writev(w->fd, iov, count);
+    }
+}
+
+static ssize_t chain_move(struct chain *c, const struct way *w, uint32_t n)
+{
+    const bool is_writable = w->call == FROM_FILE || w->call == TRY_FROM_FILE;
     unsigned count;
-    const struct iovec *iov = chain_lend_(c, way == FROM_FILE, n, &count);
+    const struct iovec *iov = chain_lend_(c, is_writable, n, &count);
     ssize_t moved;
 
-    do {
-        if (way == FROM_FILE)
-            moved = preadv(fd, iov, (int)count, (off_t)offset);
-        else if (way == TO_FILE)
-            moved = pwritev(fd, iov, (int)count, (off_t)offset);
-        else
-            moved = writev(fd, iov, (int)count);
-    } while (moved < 0 && errno == EINTR);
-    chain_return(c, way == FROM_FILE, moved > 0 ? (uint32_t)moved : 0);
+    do
+        moved = chain_call(w, iov, (int)count);
+    while (moved < 0 && errno == EINTR);
+    chain_return(c, is_writable, moved > 0 ? (uint32_t)moved : 0);
     return moved < 0 ? -errno : moved;
 }
 
 ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n)
 {
-    return chain_move(c, FROM_FILE, fd, offset, n);
+    return chain_move(c, &(struct way){ FROM_FILE, fd, (off_t)offset, 0 }, n);
 }
 
 ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n)
 {
-    return chain_move(c, TO_FILE, fd, offset, n);
+    return chain_move(c, &(struct way){ TO_FILE, fd, (off_t)offset, 0 }, n);
+}
+
+ssize_t chain_try_pread(struct chain *c, int fd, uint64_t offset, uint32_t n, int flags)
+{
+    return chain_move(c, &(struct way){ TRY_FROM_FILE, fd, (off_t)offset, flags }, n);
+}
+
+ssize_t chain_try_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n, int flags)
+{
+    return chain_move(c, &(struct way){ TRY_TO_FILE, fd, (off_t)offset, flags }, n);
 }
 
 ssize_t chain_send(struct chain *c, int fd, uint32_t n)
 {
-    return chain_move(c, TO_STREAM, fd, 0, n);
+    return chain_move(c, &(struct way){ TO_STREAM, fd, 0, 0 }, n);
 }

@@ -130,6 +130,11 @@ void chain_skip_writable(struct chain *c, uint32_t n);
 must_check ssize_t chain_pread(struct chain *c, int fd, uint64_t offset, uint32_t n);
 must_check ssize_t chain_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n);
 
+/* The same by preadv2(2) and pwritev2(2), whose flags may keep them from waiting. */
+must_check ssize_t chain_try_pread(struct chain *c, int fd, uint64_t offset, uint32_t n, int flags);
+must_check ssize_t chain_try_pwrite(struct chain *c, int fd, uint64_t offset, uint32_t n,
+                                    int flags);
+
 /* Writes up to n of the next readable bytes to a socket or tap that does not block, without a copy.
  * n is at most what is left. The bytes it took, or -errno; -EPIPE comes with a SIGPIPE. */
 must_check ssize_t chain_send(struct chain *c, int fd, uint32_t n);

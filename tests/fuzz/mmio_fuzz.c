@@ -43,15 +43,11 @@ static void reset(struct virtio_device *d)
     is_active = false;
 }
 
-static const struct virtio_ops ops = {
-    .name = "fuzz",
-    .id = 42,
-    .queue_count = 3,
-    .activate = activate,
-    .serve = serve,
-    .drain = drain,
-    .reset = reset,
-};
+#define OPS                                                                                        \
+    .name = "fuzz", .id = 42, .queue_count = 3, .activate = activate, .serve = serve,              \
+    .drain = drain, .reset = reset
+
+static const struct virtio_ops ops = { OPS }, trying_ops = { OPS, .try_serve = serve };
 
 static void check(const struct virtio_device *d)
 {
@@ -146,8 +142,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const uint8_t config[60];
     struct input in = { data, size };
     struct virtio_device d = { .ops = &ops, .offered = OFFERED, .config = config };
+    uint8_t how = take8(&in);
 
-    d.config_bytes = take8(&in) % sizeof(config);
+    d.config_bytes = how % sizeof(config);
+    if (how & 1)
+        d.ops = &trying_ops;
     is_active = is_paused = wants_more = breaks = false;
     hostile_init(&h, &in);
     hostile_attach(&h, &d);

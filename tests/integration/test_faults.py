@@ -211,6 +211,23 @@ def answer_to(machine, letter):
 OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
 
 
+# What a vCPU's thread tries by itself and can't, the event loop does by another call.
+TRIES = "preadv2:error=EAGAIN", "pwritev2:error=EOPNOTSUPP"
+
+
+@contextlib.contextmanager
+def tried_in_vain(machine, tmp_path):
+    """Which a call that moves nothing, and so is no fault of the disk's, must not change."""
+    directory = tmp_path / "vcpu"
+    directory.mkdir()
+    with traced(machine, directory, *TRIES, thread=vcpu_of(machine)) as log:
+        yield log
+
+
+def vcpu_of(machine):
+    return sorted(map(int, os.listdir(f"/proc/{machine.process.pid}/task")))[1]
+
+
 @needs_kvm
 @pytest.mark.parametrize("letter, call, error, status", [
     ("r", "preadv", "EIO", IO_ERROR), ("r", "preadv", "EINTR", OK),
@@ -223,7 +240,7 @@ OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
     ("r", "epoll_wait", "EINTR", OK), ("r", "read", "EINTR", OK), ("r", "read", "EAGAIN", OK),
 ])
 def test_a_request_tells_the_guest_what_became_of_it(tmp_path, letter, call, error, status):
-    with at_work(tmp_path) as machine:
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path):
         with traced(machine, tmp_path, f"{call}:error={error}:when=1") as log:
             assert answer_to(machine, letter) == f"{letter} {status}"
         assert len(injected(log)) == 1
@@ -236,7 +253,7 @@ def test_a_request_tells_the_guest_what_became_of_it(tmp_path, letter, call, err
     ("d", "fallocate", "discard"), ("z", "fallocate", "write-zeroes"),
 ])
 def test_a_disk_that_fails_is_told_to_the_log(tmp_path, letter, call, what):
-    with at_work(tmp_path) as machine:
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path):
         with traced(machine, tmp_path, f"{call}:error=EIO") as log:
             assert answer_to(machine, letter) == f"{letter} {IO_ERROR}"
         assert len(injected(log)) == 1
@@ -247,7 +264,7 @@ def test_a_disk_that_fails_is_told_to_the_log(tmp_path, letter, call, what):
 @needs_kvm
 @pytest.mark.parametrize("letter, call", [("r", "preadv"), ("w", "pwritev")])
 def test_a_call_that_is_put_off_for_ever_fails_its_request(tmp_path, letter, call):
-    with at_work(tmp_path) as machine:
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path):
         with traced(machine, tmp_path, f"{call}:error=EAGAIN") as log:
             assert answer_to(machine, letter) == f"{letter} {IO_ERROR}"
         assert 10 < len(injected(log)) < 100
@@ -257,7 +274,7 @@ def test_a_call_that_is_put_off_for_ever_fails_its_request(tmp_path, letter, cal
 @needs_kvm
 @pytest.mark.parametrize("letter, call", [("r", "preadv"), ("w", "pwritev")])
 def test_a_transfer_that_was_cut_short_goes_on_where_it_stopped(tmp_path, letter, call):
-    with at_work(tmp_path) as machine:
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path):
         with traced(machine, tmp_path, f"{call}:retval=100:when=1") as log:
             assert answer_to(machine, letter) == f"{letter} 0"
         moves = re.findall(rf"^{call}\(.*iov_len=(\d+)}}\], 1, (\d+)\)", log.read_text(), re.M)
@@ -266,8 +283,31 @@ def test_a_transfer_that_was_cut_short_goes_on_where_it_stopped(tmp_path, letter
 
 @needs_kvm
 def test_a_file_that_ends_early_is_an_error(tmp_path):
-    with at_work(tmp_path) as machine, traced(machine, tmp_path, "preadv:retval=0:when=1"):
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path), \
+         traced(machine, tmp_path, "preadv:retval=0:when=1"):
         assert answer_to(machine, "r") == "r 1"
+
+
+@needs_kvm
+@pytest.mark.parametrize("letter, call", [("r", "preadv"), ("w", "pwritev")])
+@pytest.mark.parametrize("fault", ["error=EAGAIN", "error=EOPNOTSUPP", "error=EIO", "retval=0"])
+def test_what_a_vcpu_tries_in_vain_is_no_failure(tmp_path, letter, call, fault):
+    with at_work(tmp_path) as machine:
+        with traced(machine, tmp_path, f"{call}2:{fault}", thread=vcpu_of(machine)) as log:
+            assert answer_to(machine, letter) == f"{letter} 0"
+        assert len(injected(log)) == 1
+        assert "failed" not in machine.log()
+
+
+@needs_kvm
+def test_a_vcpu_is_never_in_a_disks_wait(tmp_path):
+    """The disk does not answer until the guest has done its other work."""
+    with at_work(tmp_path) as machine, tried_in_vain(machine, tmp_path) as tries:
+        with traced(machine, tmp_path, "preadv:delay_enter=3600000000"):
+            machine.send(b"b")
+            machine.wait_for_output("at work\n" * 10)
+            assert len(injected(tries)) == 1
+        machine.wait_for_output("b 0\n")
 
 
 @needs_kvm
@@ -284,8 +324,8 @@ def test_a_ring_that_the_host_does_not_take_is_submitted_again(tmp_path, letter,
 @pytest.mark.parametrize("error", ["EINTR", "EAGAIN"])
 def test_a_vcpu_that_was_interrupted_goes_on(tmp_path, error):
     with at_work(tmp_path) as machine:
-        threads = sorted(map(int, os.listdir(f"/proc/{machine.process.pid}/task")))
-        with traced(machine, tmp_path, f"ioctl:error={error}:when=1..9", thread=threads[1]) as log:
+        with traced(machine, tmp_path, f"ioctl:error={error}:when=1..9",
+                    thread=vcpu_of(machine)) as log:
             assert answer_to(machine, "r") == "r 0"
         assert len(injected(log)) == 9
 

@@ -98,8 +98,11 @@ static inline bool driver_start_with(struct driver *d, uint64_t features)
     return is_accepted && reg_read(d, VIRTIO_MMIO_STATUS) == 0xf;
 }
 
-/* As KVM does when the guest writes QUEUE_NOTIFY: the loop hears of it. */
+/* As KVM does when the guest writes QUEUE_NOTIFY: the loop hears of it, or the vCPU's thread. */
 static inline void driver_notify(struct driver *d, unsigned queue)
 {
-    loop_signal(d->transport.notifiers[queue].source.fd);
+    if (d->transport.device->ops->try_serve)
+        reg_write(d, VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    else
+        loop_signal(d->transport.notifiers[queue].source.fd);
 }

@@ -13,7 +13,7 @@
 /* A device that counts what the transport asks of it. */
 static struct probe {
     struct virtio_device dev;
-    unsigned activations, turns, resets, drains;
+    unsigned activations, turns, tries, resets, drains;
     bool wants_more, breaks;
 } probe;
 
@@ -53,6 +53,24 @@ static const struct virtio_ops probe_ops = {
     .queue_count = 1,
     .activate = probe_activate,
     .serve = probe_serve,
+    .drain = probe_drain,
+    .reset = probe_reset,
+};
+
+static bool probe_try_serve(struct virtio_device *dev, unsigned queue)
+{
+    (void)dev;
+    cr_expect_eq(queue, 0);
+    probe.tries++;
+    return probe.wants_more;
+}
+
+static const struct virtio_ops trying_ops = {
+    .name = "probe",
+    .id = 42,
+    .queue_count = 1,
+    .serve = probe_serve,
+    .try_serve = probe_try_serve,
     .drain = probe_drain,
     .reset = probe_reset,
 };
@@ -452,6 +470,96 @@ Test(turn, is_counted_where_the_guest_asked_for_it_and_nowhere_else)
     notify();
     run_loop();
     cr_expect_eq(notified, 3, "one to a device that has no driver");
+}
+
+/* A device that a vCPU's thread serves. */
+
+static metric tried_notifications;
+
+static void set_up_trying(void)
+{
+    set_up();
+    probe.dev.ops = &trying_ops;
+    probe.dev.notifications[0] = &tried_notifications;
+    driver_start(&d);
+}
+
+TestSuite(notification, .init = set_up_trying, .fini = tear_down);
+
+Test(notification, is_served_where_it_comes_and_the_loop_sleeps)
+{
+    for (unsigned i = 1; i <= 1000; i++)
+        driver_notify(&d, 0);
+    cr_expect_not(loop_turn(&d.loop, 0));
+    cr_expect_eq(probe.tries, 1000);
+    cr_expect_eq(probe.turns, 0);
+    cr_expect_eq(tried_notifications, 1000);
+}
+
+Test(notification, of_more_than_was_done_goes_on_in_the_loop_and_counts_once)
+{
+    probe.wants_more = true;
+    driver_notify(&d, 0);
+    probe.wants_more = false;
+    run_loop();
+    cr_expect_eq(probe.tries, 1);
+    cr_expect_eq(probe.turns, 1);
+    cr_expect_eq(tried_notifications, 1);
+}
+
+/* Whoever has the lock may wait for a disk: a vCPU doesn't. */
+Test(notification, goes_to_the_loop_while_the_device_is_in_use)
+{
+    virtio_lock(&probe.dev);
+    driver_notify(&d, 0);
+    virtio_unlock(&probe.dev);
+    cr_expect_eq(probe.tries, 0);
+    run_loop();
+    cr_expect_eq(probe.turns, 1);
+    cr_expect_eq(tried_notifications, 1);
+}
+
+Test(notification, of_no_queue_or_to_no_driver_does_nothing)
+{
+    static const uint32_t queues[] = { 1, 3, 0x10000, UINT32_MAX };
+    const uint8_t zero[8] = { 0 };
+
+    for (unsigned i = 0; i < sizeof(queues) / sizeof(*queues); i++)
+        reg_write(&d, VIRTIO_MMIO_QUEUE_NOTIFY, queues[i]);
+    for (unsigned width = 1; width <= 8; width *= 2)
+        if (width != 4)
+            d.transport.bus.ops->write(&d.transport.bus, VIRTIO_MMIO_QUEUE_NOTIFY, zero, width);
+    reg_write(&d, VIRTIO_MMIO_STATUS, 0);
+    driver_notify(&d, 0);
+    cr_assert(driver_negotiate(&d, FEATURES));
+    driver_notify(&d, 0);
+    driver_ok(&d); /* without a queue */
+    driver_notify(&d, 0);
+    cr_expect_not(loop_turn(&d.loop, 0));
+    cr_expect_eq(probe.tries, 0);
+    cr_expect_eq(tried_notifications, 0);
+}
+
+Test(notification, is_not_served_by_a_broken_device)
+{
+    probe.breaks = true;
+    driver_serve(&d);
+    driver_notify(&d, 0);
+    cr_expect_eq(probe.tries, 0);
+}
+
+/* A restored device is paused until it goes on; a vCPU runs no sooner, but that is not for the
+ * transport to know. */
+Test(notification, is_not_served_in_a_pause)
+{
+    virtio_mmio_pause(&d.transport);
+    driver_notify(&d, 0);
+    cr_expect_eq(probe.tries, 0);
+    virtio_mmio_resume(&d.transport);
+    run_loop();
+    cr_expect_eq(probe.turns, 1);
+    driver_notify(&d, 0);
+    cr_expect_eq(probe.tries, 1);
 }
 
 Test(config_space, reads_in_every_width_and_ends_in_zeroes)

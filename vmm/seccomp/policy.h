@@ -43,6 +43,9 @@ ALLOW(EVER | UNSEEN, restart_syscall,
 /* Devices. Interrupts are lines of KVM's interrupt controllers. */
 ALLOW(EACH, write, "eventfds, the guest's console, log, metrics")
 ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
+ALLOW_IF(VCPU, preadv2, HAS_ONLY(5, RWF_NOWAIT),
+         "disks that needn't be waited for, to guest memory")
+ALLOW_IF(VCPU, pwritev2, HAS_ONLY(5, RWF_NOWAIT), "the same, from guest memory")
 ALLOW(MAIN, preadv, "disks, to guest memory")
 ALLOW(EVER, pwritev, "disks, from guest memory; which sectors an overlay has; snapshots")
 ALLOW(MAIN, readv, "frames from the tap, streams from vsock's sockets")
@@ -109,7 +112,8 @@ ALLOW_IF(START, sendmsg, IS(2, MSG_NOSIGNAL), "to hand it over")
  * that were, at a later load. */
 ALLOW(PAGER, read, "who waits for which page")
 ALLOW_IF(PAGER, ioctl, IS(1, UFFDIO_COPY), "to give it")
-ALLOW_IF(START, preadv2, IS(5, RWF_NOWAIT), "whether a memory file is in the page cache")
+ALLOW_IF(EVER, preadv2, IS(5, RWF_NOWAIT),
+         "whether a memory file is in the page cache; whether a disk can be read without waiting")
 ALLOW_IF(START, fadvise64, IS(3, POSIX_FADV_WILLNEED), "a record of a working set")
 ALLOW_IF(START, madvise, IS(2, MADV_POPULATE_READ), "a working set's pages")
 
