@@ -20,7 +20,7 @@ from blocks import ROOT
 sys.path.append(str(ROOT / "tests" / "integration"))
 import taps  # noqa: E402  pylint: disable=wrong-import-position
 
-DEADLINE_S = 3600 if "MAYFLY_LONG" in os.environ else 600
+DEADLINE_S = 3600 if "MAYFLY_LONG" in os.environ else 900
 MIRROR = "deb.debian.org"
 CACHE = pathlib.Path(os.environ.get("MAYFLY_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mayfly")
