@@ -320,15 +320,10 @@ static bool end_turn(struct block *b, const struct turn *t)
     return block_can_go_on(b, t);
 }
 
-#define TURN                                                                                       \
-    {                                                                                              \
-        .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK                     \
-    }
-
 static bool block_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
-    struct turn t = TURN;
+    struct turn t = { .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     bool more = false;
 
     (void)queue;
@@ -351,6 +346,8 @@ static bool block_try(struct block *b, struct block_request *r)
 
     if (!block_request_needs_file(r))
         return true;
+    if (r->type == VIRTIO_BLK_T_FLUSH && *flags == 0) /* memory has nothing to be flushed to */
+        return block_request_settle(r, f, 0);
     if (!block_request_is_transfer(r) || r->left > TRY_BYTES || *flags == BLOCK_FILE_WAITS)
         return false;
     x = block_request_piece(r, f, r->left);
@@ -367,7 +364,7 @@ static bool block_try_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
     struct virtq *q = &dev->queues[queue];
-    struct turn t = TURN;
+    struct turn t = { .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     struct block_request *r;
 
     if (b->current)
@@ -473,11 +470,6 @@ static void block_reset(struct virtio_device *dev)
 static const struct virtio_ops block_ops = { OPS };
 static const struct virtio_ops block_trying_ops = { OPS, .try_serve = block_try_serve };
 
-static const struct virtio_ops *ops_for(const struct block_host *h)
-{
-    return h->async || h->file->read_flags == BLOCK_FILE_WAITS ? &block_ops : &block_trying_ops;
-}
-
 static void offer(struct block *b, unsigned feature)
 {
     b->dev.offered |= UINT64_C(1) << feature;
@@ -526,10 +518,11 @@ static void block_describe(struct block *b)
 
 int block_init(struct block *b, const struct block_host *host, struct error *e)
 {
+    const bool tries = !host->async && host->file->read_flags != BLOCK_FILE_WAITS;
     int ret;
 
     *b = (struct block){
-        .dev = { .ops = ops_for(host),
+        .dev = { .ops = tries ? &block_trying_ops : &block_ops,
                  .config = &b->config,
                  .config_bytes = sizeof(b->config),
                  .activate_fails = &b->metrics.activate_fails,
