@@ -64,9 +64,10 @@ def files(tmp_path_factory):
     mayfly = pathlib.Path(os.environ.get("MAYFLY", ROOT / "build" / "release" / "mayfly"))
     files = {"mayfly": mayfly.resolve()}
     files["mayfly-jailer"] = mayfly.resolve().parent / "mayfly-jailer"
-    for name in ("clocks", "counter", "cpuid"):
+    for name in ("button", "clocks", "counter", "cpuid"):
         files[name] = mayfly.resolve().parent / "guests" / name
     files["examples"] = ROOT / "examples"
+    files["apparmor"] = ROOT / "packaging" / "apparmor"
     files["snapshot.sh"] = HERE / "guest" / "snapshot.sh"
     for name in ("vmlinuz", "initrd", "root.ext4", "vsock"):
         files[name] = guest / name
@@ -126,6 +127,11 @@ def host(files, tmp_path_factory):
             argv += ["--file", f"{find(tool)}:/bin/{tool}"]
         if debian:
             argv += ["--disk", debian]
+        if parser := find("apparmor_parser"):
+            argv += ["--file", f"{parser}:/bin/apparmor_parser"]
+            for path in ("/etc/apparmor", "/etc/apparmor.d/abi", "/etc/apparmor.d/tunables",
+                         "/usr/share/apparmor-features"):
+                argv += ["--file", path]
         argv += put_python(directory / "python")
         host = Host([*argv, "--"], "/mayfly", log)
         if debian:
