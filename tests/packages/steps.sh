@@ -38,7 +38,7 @@ say upgrade
 dpkg --install /upgrade/*.deb
 systemctl daemon-reload
 [ "$(dpkg-query -W -f '${Version}' mayfly)" = 99-1 ]
-systemctl is-active mayfly@vm1 mayfly-exporter
+for unit in mayfly@vm1 mayfly-exporter; do systemctl is-active $unit; done
 [ "$(pid)" = "$started" ]
 curl -sS --unix-socket $socket http://localhost/ | grep -q Running
 

@@ -56,10 +56,14 @@ def a_root_with_packages(release, tmp_path):
 @pytest.mark.skipif(not shutil.which("systemd-nspawn") or not os.path.exists("/dev/kvm"),
                     reason="THE PACKAGES WERE NOT INSTALLED: systemd-nspawn or /dev/kvm is missing")
 def test_packages_live_and_go_without_ending_a_microvm(root):
-    argv = ["systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no",
+    argv = ["systemd-nspawn", "--quiet", f"--directory={root}", "--register=no",
             "--keep-unit", "--private-network", "--capability=all", "--bind=/dev/kvm",
             "--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    tried = subprocess.run([*argv, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                           check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"THE PACKAGES WERE NOT INSTALLED: no systemd-nspawn here: {tried.stderr}")
+    done = subprocess.run([*argv, "--boot"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, timeout=4 * DEADLINE_S, check=False, env={
                               **os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"})
     text = done.stdout.decode("utf-8", "replace")
