@@ -2,7 +2,7 @@
  * The guest of benchmarks/block-guest, as its init: reads and writes its disk at each depth of the
  * queue, keeping so many requests in flight with Linux's own asynchronous I/O, past its page cache.
  * On the kernel's command line: mayfly.bytes=N a request, mayfly.requests=N at least at each depth.
- * It says when each part begins and ends, and the host takes the time.
+ * It says when each part begins and ends, and of one request after another what each took.
  */
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -18,8 +18,9 @@
 
 #include "clock.h"
 
-#define DEPTH_MAX  128
-#define DISK_BYTES (64u << 20)
+#define DEPTH_MAX    128
+#define REQUESTS_MAX 4096
+#define DISK_BYTES   (64u << 20)
 
 /* Init must not return. */
 _Noreturn static void end(void)
@@ -80,6 +81,7 @@ struct load {
     char *buffers;
     aio_context_t context;
     struct iocb slots[DEPTH_MAX];
+    uint64_t took_ns[REQUESTS_MAX]; /* each of them, at a depth of 1 */
 };
 
 /* Places that do not follow each other, so that the guest's kernel merges nothing, and are new ones
@@ -104,6 +106,7 @@ static void carry_out(struct load *l)
     struct io_event events[DEPTH_MAX];
     struct iocb *batch[DEPTH_MAX];
     unsigned sent = 0, done = 0, count = 0;
+    uint64_t before = now_ns();
 
     for (; sent < l->depth && sent < l->requests; sent++) {
         prepare(l, sent, sent);
@@ -116,6 +119,10 @@ static void carry_out(struct load *l)
             check(syscall(SYS_io_submit, l->context, count, batch) == count ? 0 : -1, "io_submit");
         got = syscall(SYS_io_getevents, l->context, 1, DEPTH_MAX, events, NULL);
         check(got, "io_getevents");
+        if (l->depth == 1) {
+            l->took_ns[done] = now_ns() - before;
+            before += l->took_ns[done];
+        }
         count = 0;
         for (long i = 0; i < got; i++, done++) {
             check(events[i].res == (int64_t)l->bytes ? 0 : -1, "a request failed");
@@ -126,6 +133,23 @@ static void carry_out(struct load *l)
         }
     }
     l->before += l->requests;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+
+    return (*x > *y) - (*x < *y);
+}
+
+/* So many in a hundred took no longer. */
+static void say_percentiles(struct load *l)
+{
+    static const unsigned percents[] = { 50, 90, 99, 100 };
+
+    qsort(l->took_ns, l->requests, sizeof(*l->took_ns), by_size);
+    for (unsigned i = 0; i < sizeof(percents) / sizeof(*percents); i++)
+        printf(" %llu", (unsigned long long)l->took_ns[(l->requests * percents[i] + 99) / 100 - 1]);
 }
 
 /* The pauses leave the host time to read the line before. */
@@ -141,8 +165,11 @@ static void measure(struct load *l, unsigned requests)
     start = now_ns();
     carry_out(l);
     start = now_ns() - start;
-    printf("end %s %u %u %u %llu\n", l->is_write ? "write" : "read", l->bytes, l->depth, requests,
+    printf("end %s %u %u %u %llu", l->is_write ? "write" : "read", l->bytes, l->depth, requests,
            (unsigned long long)start);
+    if (l->depth == 1)
+        say_percentiles(l);
+    printf("\n");
     usleep(20000);
 }
 
@@ -157,6 +184,7 @@ int main(void)
     setvbuf(stdout, NULL, _IOLBF, 0);
     l.bytes = option("mayfly.bytes=");
     requests = option("mayfly.requests=");
+    check(requests > 0 && requests <= REQUESTS_MAX ? 0 : -1, "mayfly.requests");
     l.fd = open("/dev/vda", O_RDWR | O_DIRECT);
     check(l.fd, "/dev/vda");
     check(syscall(SYS_io_setup, DEPTH_MAX, &l.context), "io_setup");
