@@ -334,9 +334,9 @@ def test_a_vcpu_that_was_interrupted_goes_on(tmp_path, error):
 @pytest.mark.parametrize("error", ["EAGAIN", "ENOSPC", "EIO"])
 def test_output_that_the_host_does_not_take_is_dropped_and_counted(tmp_path, error):
     with at_work(tmp_path) as machine:
-        threads = sorted(map(int, os.listdir(f"/proc/{machine.process.pid}/task")))
-        with traced(machine, tmp_path, f"write:error={error}:when=1", thread=threads[1]) as log:
-            assert answer_to(machine, "f") == "0" # of "f 0": the blank is the second byte
+        with traced(machine, tmp_path, f"write:error={error}:when=1",
+                    thread=vcpu_of(machine)) as log:
+            assert answer_to(machine, "r") == "0" # of "r 0": the blank is the second byte
         assert len(injected(log)) == 1
 
 
@@ -371,7 +371,8 @@ def test_a_timer_that_cannot_be_set_ends_the_process_with_the_reason(tmp_path):
     with Machine("requests", drives=[disk], stdin=subprocess.PIPE, flags=UNFILTERED) as machine:
         machine.boot()
         machine.wait_for_output("ready\n")
-        with traced(machine, tmp_path, "timerfd_settime:error=ECANCELED:when=1") as log:
+        with traced(machine, tmp_path, "timerfd_settime:error=ECANCELED:when=1",
+                    thread=vcpu_of(machine)) as log:
             machine.send(b"rr")
             assert ends_with_a_broken_invariant(machine) == "timerfd_settime"
         assert len(injected(log)) == 1
