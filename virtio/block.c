@@ -11,9 +11,10 @@
 #define TURN_REQUESTS VIRTQ_SIZE_MAX
 #define LITTLE_BYTES  (BLOCK_PIECE_BYTES / TURN_REQUESTS)
 
-/* What a vCPU does of a turn by itself: copying it takes no longer than waking the event loop. */
+/* What a vCPU does of a turn by itself. To copy so much takes it about as long as to wake the event
+ * loop does. */
 #define TRY_REQUESTS 4u
-#define TRY_BYTES    (16u << 10) /* of each */
+#define TRY_BYTES    (128u << 10)
 
 #define QUEUE 0u
 
@@ -336,7 +337,7 @@ static bool block_serve(struct virtio_device *dev, unsigned queue)
 
 /* Sync, on a vCPU's thread: what can be done with a request without waiting for a disk. True: it
  * is complete. What the host answers but for bytes it is asked again by the loop. */
-static bool block_try(struct block *b, struct block_request *r)
+static bool block_try(struct block *b, struct block_request *r, struct turn *t)
 {
     struct block_file *f = b->host.file;
     const bool is_read = r->type == VIRTIO_BLK_T_IN;
@@ -348,8 +349,9 @@ static bool block_try(struct block *b, struct block_request *r)
         return true;
     if (r->type == VIRTIO_BLK_T_FLUSH && *flags == 0) /* memory has nothing to be flushed to */
         return block_request_settle(r, f, 0);
-    if (!block_request_is_transfer(r) || r->left > TRY_BYTES || *flags == BLOCK_FILE_WAITS)
+    if (!block_request_is_transfer(r) || r->left > t->bytes || *flags == BLOCK_FILE_WAITS)
         return false;
+    block_spend(t, r->left);
     x = block_request_piece(r, f, r->left);
     moved = is_read ? chain_try_pread(&r->chain, x.fd, x.offset, x.bytes, *flags)
                     : chain_try_pwrite(&r->chain, x.fd, x.offset, x.bytes, *flags);
@@ -364,7 +366,7 @@ static bool block_try_serve(struct virtio_device *dev, unsigned queue)
 {
     struct block *b = owner_of(dev, struct block, dev);
     struct virtq *q = &dev->queues[queue];
-    struct turn t = { .bytes = BLOCK_PIECE_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
+    struct turn t = { .bytes = TRY_BYTES, .requests = TURN_REQUESTS, .next = NEXT_OK };
     struct block_request *r;
 
     if (b->current)
@@ -373,7 +375,7 @@ static bool block_try_serve(struct virtio_device *dev, unsigned queue)
         return true;
     while (t.requests > TURN_REQUESTS - TRY_REQUESTS && (t.next = block_next(b, &r)) == NEXT_OK) {
         t.requests--;
-        if (!block_try(b, r)) {
+        if (!block_try(b, r, &t)) {
             b->current = r;
             break;
         }

@@ -8,7 +8,7 @@
  * interrupted once for as many as were complete.
  *
  * With the Sync engine the vCPU that notifies tries first, which spares a switch to another thread:
- * a few small transfers that need not wait for a disk (RWF_NOWAIT). One that has to, or is no such
+ * a few transfers of little that need not wait for a disk (RWF_NOWAIT). One that has to, or is no such
  * transfer, becomes the current request, as one does that was not done in a turn; and the loop has
  * the next turn.
  *
