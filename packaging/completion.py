@@ -28,7 +28,7 @@ def bash_cases(options):
     return [*lines, f'    *) action=(compgen -W "{everything}") ;;']
 
 
-def bash_choice(help_, indent="    "):
+def bash_choice(help_):
     """How a program's options are found: by its sub-commands, if it has some."""
     if "" in help_.commands:
         return ['case $before in', *bash_cases(help_.commands[""].options), "    esac"]
@@ -49,11 +49,12 @@ def bash_choice(help_, indent="    "):
 def bash(helps):
     out = ["# Completion for bash, made of the options' tables: packaging/completion.py", ""]
     for help_ in helps:
+        first, *rest = bash_choice(help_)
         out += [f"{function(help_.name)}() {{", "    local word=$2 before=$3 action=(:) at"]
         if help_.name == "mayfly-jailer":  # hands on what follows --
             out += ['    for ((at = 1; at < COMP_CWORD; at++)); do',
                     '        [ "${COMP_WORDS[at]}" != -- ] || { _mayfly "$@"; return; }', "    done"]
-        out += ["    " + bash_choice(help_)[0], *bash_choice(help_)[1:],
+        out += [f"    {first}", *rest,
                 '    mapfile -t COMPREPLY < <("${action[@]}" -- "$word")', "}",
                 f"complete -o filenames -F {function(help_.name)} {' '.join(names(help_))}", ""]
     return "\n".join(out)

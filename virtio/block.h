@@ -8,9 +8,9 @@
  * interrupted once for as many as were complete.
  *
  * With the Sync engine the vCPU that notifies tries first, which spares a switch to another thread:
- * a few transfers of little that need not wait for a disk (RWF_NOWAIT). One that has to, or is no such
- * transfer, becomes the current request, as one does that was not done in a turn; and the loop has
- * the next turn.
+ * at most 4 requests, 128 KiB together, that wait for no disk (RWF_NOWAIT). One that has to wait,
+ * is larger, or is no transfer, becomes the current request, as one does that was not done in a
+ * turn; and the loop has the next turn. More than 4 are all the loop's.
  *
  * A guest can ask for 4 GiB with one request, and for 256 of them. So a turn moves a bounded number
  * of bytes, and no more are ever under way: a request that is larger is carried out in pieces, one
