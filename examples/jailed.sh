@@ -9,8 +9,12 @@
 # the group of that number, must be allowed to read the kernel there, and to write its disk.
 set -eu
 
-id=$1 config=$2 user=${3:-30001}
+id=$1 config=$2 user=${3-30001}
 mayfly=${MAYFLY:-/usr/local/bin/mayfly} files=${FILES:-/srv/vm} base=${BASE:-/srv/jailer}
+[ -n "$user" ] || { echo "jailed.sh: no UID (VM_UID)" >&2; exit 2; }
+case $id in
+'' | *[!A-Za-z0-9-]*) echo "jailed.sh: an ID is letters, digits and dashes" >&2; exit 2 ;;
+esac
 cell=$base/$(basename "$(realpath "$mayfly")")/$id
 
 rm -rf "$cell" # what an earlier microVM of that id has left; its mounts are not seen here

@@ -347,8 +347,6 @@ static bool block_try(struct block *b, struct block_request *r, struct turn *t)
 
     if (!block_request_needs_file(r))
         return true;
-    if (r->type == VIRTIO_BLK_T_FLUSH && *flags == 0) /* memory has nothing to be flushed to */
-        return block_request_settle(r, f, 0);
     if (!block_request_is_transfer(r) || r->left > t->bytes || *flags == BLOCK_FILE_WAITS)
         return false;
     block_spend(t, r->left);

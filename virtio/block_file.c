@@ -64,14 +64,15 @@ static void identify(struct block_file *f, const struct stat *st)
     memcpy(f->id, id, strnlen(id, sizeof(f->id)));
 }
 
-/* What is in memory waits for a disk no more than the guest's own memory does. Of others the host
- * is asked by reading a byte; writing has to be tried with what the guest writes. */
-static int nowait_flags(int fd)
+/* A file in memory waits for a disk no more than the guest's own memory does. (A device says by
+ * this where its node lies, which is in memory, too.) Of others the host is asked by reading a
+ * byte; writing has to be tried with what the guest writes. */
+static int nowait_flags(int fd, bool is_device)
 {
     const struct iovec byte = { &(char){ 0 }, 1 };
     struct statfs fs;
 
-    if (fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+    if (!is_device && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
         return 0;
     return preadv2(fd, &byte, 1, 0, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP ? BLOCK_FILE_WAITS
                                                                            : RWF_NOWAIT;
@@ -100,7 +101,7 @@ int block_file_open(struct block_file *f, const char *path, bool is_read_only, s
         log_warn("Disk %s: %lld bytes are not whole sectors of %u; the guest can't reach the rest",
                  path, (long long)bytes, BLOCK_SECTOR_BYTES);
     *f = (struct block_file){
-        .read_flags = nowait_flags(fd),
+        .read_flags = nowait_flags(fd, !S_ISREG(st.st_mode)),
         .is_read_only = is_read_only,
         .is_thin =
             S_ISREG(st.st_mode) && (uint64_t)st.st_blocks * STAT_BLOCK_BYTES < (uint64_t)st.st_size,

@@ -110,9 +110,17 @@ uint64_t virtio_acked(const struct virtio_device *d)
     return r->status & STATUS_FEATURES_OK ? r->driver_features : 0;
 }
 
+/* Whoever waits comes before a vCPU that would try again and again: a mutex is not fair. */
+static void mmio_lock(struct virtio_mmio *t)
+{
+    __atomic_fetch_add(&t->waiting, 1, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&t->lock);
+    __atomic_fetch_sub(&t->waiting, 1, __ATOMIC_RELAXED);
+}
+
 void virtio_lock(struct virtio_device *d)
 {
-    pthread_mutex_lock(&d->transport->lock);
+    mmio_lock(d->transport);
 }
 
 void virtio_unlock(struct virtio_device *d)
@@ -295,7 +303,8 @@ static void on_notification(struct virtio_mmio *t, uint32_t queue)
     if (!d->ops->try_serve || queue >= d->ops->queue_count)
         return;
     PROBE3(queue_kick, t->bus.base, queue, 0);
-    if (pthread_mutex_trylock(&t->lock) == 0) {
+    if (__atomic_load_n(&t->waiting, __ATOMIC_RELAXED) == 0 &&
+        pthread_mutex_trylock(&t->lock) == 0) {
         bool is_served = is_active(t) && d->queues[queue].mem && !t->is_paused;
 
         more = is_served && d->ops->try_serve(d, queue);
@@ -337,7 +346,7 @@ static void mmio_write(struct bus_device *b, uint64_t offset, const uint8_t *dat
         on_notification(t, value);
         return;
     }
-    pthread_mutex_lock(&t->lock);
+    mmio_lock(t);
     mmio_write_register(t, offset, value);
     show_registers(t);
     pthread_mutex_unlock(&t->lock);
@@ -363,7 +372,7 @@ static void give_turn(struct virtio_device *d, unsigned queue, metric *reason)
     struct virtio_mmio *t = d->transport;
     bool more = false;
 
-    pthread_mutex_lock(&t->lock);
+    mmio_lock(t);
     if (is_active(t) && d->queues[queue].mem) {
         count_if(reason);
         more = !t->is_paused && d->ops->serve(d, queue);
@@ -452,7 +461,7 @@ void virtio_mmio_fini(struct virtio_mmio *t)
 
 void virtio_mmio_pause(struct virtio_mmio *t)
 {
-    pthread_mutex_lock(&t->lock);
+    mmio_lock(t);
     t->is_paused = true;
     /* Also where it needs a reset: what was begun is still under way. */
     if (t->registers.is_activated && t->device->ops->drain)
@@ -462,7 +471,7 @@ void virtio_mmio_pause(struct virtio_mmio *t)
 
 void virtio_mmio_resume(struct virtio_mmio *t)
 {
-    pthread_mutex_lock(&t->lock);
+    mmio_lock(t);
     t->is_paused = false;
     pthread_mutex_unlock(&t->lock);
     for (unsigned i = 0; i < t->device->ops->queue_count; i++)

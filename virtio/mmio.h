@@ -49,6 +49,7 @@ struct virtio_mmio {
     const struct guest_mem *mem;
     struct loop *loop;
     pthread_mutex_t lock;
+    unsigned waiting; /* for that; atomic */
     struct virtio_mmio_registers registers;
     bool is_paused;
     struct kvm_line line;

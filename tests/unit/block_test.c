@@ -482,6 +482,31 @@ Test(block_file_open, takes_an_empty_file_as_an_empty_disk)
     unlink(path);
 }
 
+/* Where the node of a device lies says nothing about the device. */
+Test(block_file_open, waits_for_no_file_in_memory_but_for_a_device)
+{
+    static const char *const devices[] = { "/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1" };
+    autofd int fd = memfd_create("disk", MFD_CLOEXEC);
+    char name[32];
+    struct block_file f;
+    struct error e;
+    unsigned opened = 0;
+
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    cr_assert_eq(block_file_open(&f, name, true, &e), 0, "%s", e.msg);
+    cr_expect_eq(f.read_flags, 0);
+    block_file_close(&f);
+    for (unsigned i = 0; i < sizeof(devices) / sizeof(*devices); i++)
+        if (block_file_open(&f, devices[i], true, &e) == 0) {
+            opened++;
+            cr_expect_neq(f.read_flags, 0, "%s", devices[i]);
+            cr_expect_eq(f.write_flags, f.read_flags);
+            block_file_close(&f);
+        }
+    if (opened == 0)
+        cr_skip_test("NO DEVICE WAS TESTED: none of the usual can be read here");
+}
+
 Test(block_file_open, has_a_page_for_a_unit_where_the_file_system_has_a_large_one)
 {
     autofd int fd = memfd_create("disk", MFD_CLOEXEC | MFD_HUGETLB);

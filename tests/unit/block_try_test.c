@@ -71,17 +71,8 @@ Test(vcpu, answers_what_needs_no_file)
     cr_expect_eq(metric_get(&block.metrics.no_avail_buffer), 1);
 }
 
-Test(vcpu, has_nothing_to_flush_of_a_disk_in_memory)
-{
-    offer(0, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
-    cr_expect_not(notify());
-    cr_expect_eq(status_of(0), VIRTIO_BLK_S_OK);
-    cr_expect_eq(metric_get(&block.metrics.flush_count), 1);
-}
-
 Test(vcpu, leaves_a_flush_to_the_loop)
 {
-    file.write_flags = RWF_NOWAIT;
     offer(0, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
     expect_left_to_the_loop(VIRTIO_BLK_S_OK);
 }

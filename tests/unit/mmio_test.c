@@ -519,6 +519,17 @@ Test(notification, goes_to_the_loop_while_the_device_is_in_use)
     cr_expect_eq(tried_notifications, 1);
 }
 
+/* Who waits is next, however often a vCPU notifies. */
+Test(notification, goes_to_the_loop_while_somebody_waits_for_the_device)
+{
+    d.transport.waiting = 1;
+    driver_notify(&d, 0);
+    d.transport.waiting = 0;
+    cr_expect_eq(probe.tries, 0);
+    run_loop();
+    cr_expect_eq(probe.turns, 1);
+}
+
 Test(notification, of_no_queue_or_to_no_driver_does_nothing)
 {
     static const uint32_t queues[] = { 1, 3, 0x10000, UINT32_MAX };
