@@ -26,6 +26,7 @@ static void start_in_memory(void)
 }
 
 TestSuite(vcpu, .init = start_in_memory, .fini = tear_down);
+TestSuite(vcpu_of_another_disk, .fini = tear_down); /* the test starts it */
 
 static void expect_left_to_the_loop(uint8_t status)
 {
@@ -204,7 +205,7 @@ Test(vcpu, forgets_what_it_began_at_a_reset)
     cr_expect_eq(get16(ring, DATA), 0x101);
 }
 
-Test(vcpu, waits_for_the_rate_limiter_as_the_loop_does, .init = NULL)
+Test(vcpu_of_another_disk, waits_for_the_rate_limiter_as_the_loop_does)
 {
     start((struct options){
         .limits = { .has_ops = true, .ops = { .size = 1, .refill_time_ms = 3600 * 1000 } } });
@@ -228,7 +229,7 @@ Test(vcpu, finds_a_malformed_ring_as_the_loop_does)
     cr_expect(needs_reset(&d));
 }
 
-Test(vcpu, reads_an_overlay_and_leaves_its_writes_to_the_loop, .init = NULL)
+Test(vcpu_of_another_disk, reads_an_overlay_and_leaves_its_writes_to_the_loop)
 {
     start((struct options){ .has_overlay = true });
     cr_expect_eq(file.write_flags, BLOCK_FILE_WAITS);
@@ -245,8 +246,9 @@ Test(vcpu, reads_an_overlay_and_leaves_its_writes_to_the_loop, .init = NULL)
     cr_expect_eq(get16(ring, DATA + SECTOR), 0x606, "of the base");
 }
 
-Test(vcpu, has_no_part_in_a_disk_of_the_async_engine, .init = start_async)
+Test(vcpu_of_another_disk, has_no_part_in_a_disk_of_the_async_engine)
 {
+    start_async();
     cr_expect_null(block.dev.ops->try_serve);
     offer(0, VIRTIO_BLK_T_IN, 3, SECTOR, 1);
     cr_expect_not(notify());
