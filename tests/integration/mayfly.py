@@ -10,9 +10,11 @@ The binary is $MAYFLY, or build/release/mayfly of this checkout. The test guests
 $MAYFLY_GUESTS, or in guests/ beside the binary.
 """
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -66,7 +68,7 @@ class Mayfly:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def start(self):
-        """Returns once the API accepts connections, or at once without an API."""
+        """Returns once the API serves connections, or at once without an API."""
         api = ["--api-sock", self.socket_path] if self.api else ["--no-api"]
         binary = BINARY
         if self.user is not None: # who may have no way to where the binary was built
@@ -77,8 +79,10 @@ class Mayfly:
                 [binary, *api, *self.args], cwd=self.directory, user=self.user,
                 preexec_fn=self.prepare, stdin=self.stdin, stdout=self.stdout or output,
                 stderr=output)
-        if self.api:
-            self.connect().close()
+        if self.api: # whoever hears of a connection's end has made what it makes ahead
+            with self.connect() as client, contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_WR)
+                client.recv(1)
         return self
 
     def prepare(self):

@@ -56,12 +56,14 @@ def withstand(machine, change, victims=1):
     for i in range(ROUNDS):
         go_round(machine, lambda i=i: change(i))
     after = at_rest(machine)
+    # At either time one of the guest's connections may have been open; what leaks stays.
+    mayfly.wait_until(lambda: at_rest(machine)[2] <= descriptors, machine.log)
     machine.send(b"x")
     machine.finish()
     complaints = machine.log().count("stops until the guest resets it")
     assert complaints <= victims * (time.monotonic() - start + 2) # one in each second that was begun
     assert after[0] <= memory + MEMORY_KIB
-    assert after[1:] == (threads, descriptors)
+    assert after[1] == threads
 
 
 @pytest.mark.parametrize("engine", ["Sync", "Async"])
