@@ -13,6 +13,7 @@ def test_clones_of_linux_have_names_random_numbers_and_disks_of_their_own(host):
         f" --directory $PWD --calls {CALLS} --at-once 2 --show --timeout 600 --boot-timeout 600"
         " acpi.vmlinux functions.ext4; ls -d fn-* || rm functions.ext4", timeout=1800)
     answers = re.findall(r"^(call-\d+) ([0-9a-f]{16}) (\d+) HELLO (\d+)$", said, re.M)
+    assert len(answers) == CALLS, said
     names, randoms, calls, numbers = zip(*answers)
     assert len(set(names)) == len(set(randoms)) == CALLS, said
     assert set(calls) == {"1"}, "each disk is the template's"
