@@ -11,10 +11,18 @@ A result is one JSON file, in one form for all of them, so that benchmarks/compa
 A figure's name ends with its unit; of what is not in "more_is_better", less is better. A benchmark
 may add members of its own.
 """
-import hashlib, json, os, re, statistics, subprocess, sys
+import hashlib, importlib.machinery, importlib.util, json, os, re, statistics, subprocess, sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, "build", "release")
+
+
+def load(name):
+    """Another benchmark, of which this one takes something, as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, f"{ROOT}/benchmarks/{name}")
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
 
 
 def progress(text):
