@@ -28,16 +28,24 @@ def bash_cases(options):
     return [*lines, f'    *) action=(compgen -W "{everything}") ;;']
 
 
+def by_group(help_):
+    """{the first word of a sub-command: those that follow it}."""
+    found = {}
+    for command in help_.commands:
+        group, name = command.split()[:2]
+        found.setdefault(group, []).append(name)
+    return found
+
+
 def bash_choice(help_):
     """How a program's options are found: by its sub-commands, if it has some."""
     if "" in help_.commands:
         return ['case $before in', *bash_cases(help_.commands[""].options), "    esac"]
-    groups = list(dict.fromkeys(command.split()[0] for command in help_.commands))
+    groups = by_group(help_)
     lines = ['case "$COMP_CWORD ${COMP_WORDS[1]}" in',
              f'    "1 "*) action=(compgen -W "{" ".join(groups)} --help --version") ;;']
-    for group in groups:
-        commands = " ".join(c.split()[1] for c in help_.commands if c.split()[0] == group)
-        lines.append(f'    "2 {group}") action=(compgen -W "{commands}") ;;')
+    lines += [f'    "2 {group}") action=(compgen -W "{" ".join(commands)}") ;;'
+              for group, commands in groups.items()]
     lines += ["    *)", '        case ${COMP_WORDS[*]:1:2} in']
     for command, (_, options) in help_.commands.items():
         lines.append(f'        "{command}")')
@@ -79,12 +87,11 @@ def zsh_arguments(options, indent):
 
 def zsh_commands(help_):
     out = ["    case $CURRENT in"]
-    groups = list(dict.fromkeys(command.split()[0] for command in help_.commands))
+    groups = by_group(help_)
     out.append(f"    2) compadd -- {' '.join(groups)} --help --version ;;")
     out += ["    3)", "        case $words[2] in"]
-    for group in groups:
-        commands = " ".join(c.split()[1] for c in help_.commands if c.split()[0] == group)
-        out.append(f"        {group}) compadd -- {commands} ;;")
+    out += [f"        {group}) compadd -- {' '.join(commands)} ;;"
+            for group, commands in groups.items()]
     out += ["        esac", "        ;;", "    *)", '        case "$words[2] $words[3]" in']
     for command, (_, options) in help_.commands.items():
         out += [f"        '{command}')", "            shift 2 words", "            ((CURRENT -= 2))",

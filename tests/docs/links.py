@@ -8,10 +8,14 @@ from blocks import ROOT, anchor
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 
 
+def without_blocks(document):
+    return re.sub(r"^ *```.*?^ *```$", "", (ROOT / document).read_text(), flags=re.M | re.S)
+
+
 def prose(document):
     """Without blocks and code, whose brackets are no links."""
-    text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / document).read_text(), flags=re.M | re.S)
-    return re.sub(r"`[^`\n]*`", lambda code: "`" + "x" * (len(code[0]) - 2) + "`", text)
+    return re.sub(r"`[^`\n]*`", lambda code: "`" + "x" * (len(code[0]) - 2) + "`",
+                  without_blocks(document))
 
 
 def links(document):
@@ -26,8 +30,7 @@ def links(document):
 def anchors(document):
     """What a heading is called; the second of a name has a number."""
     found = []
-    text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / document).read_text(), flags=re.M | re.S)
-    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+    for heading in re.findall(r"^#+ (.*)$", without_blocks(document), re.M):
         name, count = anchor(heading), 0
         while (name if not count else f"{name}-{count}") in found:
             count += 1
