@@ -18,7 +18,7 @@
 
 struct virtio_device;
 
-struct virtio_ops { /* const, static, one per device type */
+struct virtio_ops { /* const, static, one per device type and way to serve it */
     const char *name;
     uint32_t id; /* section 5 */
     unsigned queue_count;

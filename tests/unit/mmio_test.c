@@ -47,16 +47,6 @@ static void probe_reset(struct virtio_device *dev)
     probe.resets++;
 }
 
-static const struct virtio_ops probe_ops = {
-    .name = "probe",
-    .id = 42,
-    .queue_count = 1,
-    .activate = probe_activate,
-    .serve = probe_serve,
-    .drain = probe_drain,
-    .reset = probe_reset,
-};
-
 static bool probe_try_serve(struct virtio_device *dev, unsigned queue)
 {
     (void)dev;
@@ -65,15 +55,12 @@ static bool probe_try_serve(struct virtio_device *dev, unsigned queue)
     return probe.wants_more;
 }
 
-static const struct virtio_ops trying_ops = {
-    .name = "probe",
-    .id = 42,
-    .queue_count = 1,
-    .serve = probe_serve,
-    .try_serve = probe_try_serve,
-    .drain = probe_drain,
-    .reset = probe_reset,
-};
+#define OPS                                                                                        \
+    .name = "probe", .id = 42, .queue_count = 1, .activate = probe_activate, .serve = probe_serve, \
+    .drain = probe_drain, .reset = probe_reset
+
+static const struct virtio_ops probe_ops = { OPS };
+static const struct virtio_ops trying_ops = { OPS, .try_serve = probe_try_serve };
 
 static void new_probe(void)
 {

@@ -201,7 +201,7 @@ static void write_as_a_device(struct snapshot_memory *s, struct kvm *kvm)
 
 Test(uffd, fetches_what_a_snapshot_has_and_is_missing)
 {
-    struct kvm kvm = { .kvm_fd = -1, .vm_fd = -1 };
+    struct kvm kvm = KVM_NONE;
     struct snapshot_memory s;
     struct uffd *u = open_it();
     pthread_t thread;

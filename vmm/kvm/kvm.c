@@ -75,7 +75,7 @@ int kvm_open(struct kvm *k, const struct cpu_config *template, struct error *e)
     autofd int vm_fd = -1;
     int run_bytes;
 
-    *k = (struct kvm){ .kvm_fd = -1, .vm_fd = -1 };
+    *k = KVM_NONE;
     if (kvm_fd < 0)
         return fail_os(e, errno, "cannot open /dev/kvm%s",
                        errno == ENOENT   ? " (no KVM module is loaded on this host)"
@@ -99,7 +99,7 @@ void kvm_close(struct kvm *k)
 {
     close_fdp(&k->vm_fd);
     close_fdp(&k->kvm_fd);
-    *k = (struct kvm){ .kvm_fd = -1, .vm_fd = -1 };
+    *k = KVM_NONE;
 }
 
 /* Linux 5.2: to read the log does not empty it. */

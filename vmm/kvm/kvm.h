@@ -20,6 +20,9 @@ struct kvm {
     size_t run_bytes; /* of each vCPU's shared struct kvm_run */
 };
 
+/* None is open. */
+#define KVM_NONE ((struct kvm){ .kvm_fd = -1, .vm_fd = -1 })
+
 /* Opens /dev/kvm, checks its version and every capability needed (naming the first that lacks),
  * and creates a VM. A CPU template (NULL: none) adds to what is needed, or takes from it. On
  * failure nothing stays open. */

@@ -292,7 +292,7 @@ static int open_kvm(struct machine *m, const struct cpu_config *template, struct
 
     if (ahead->vm_fd >= 0 && !(template && template->capability_count)) {
         m->kvm = *ahead;
-        *ahead = (struct kvm){ .kvm_fd = -1, .vm_fd = -1 };
+        *ahead = KVM_NONE;
         return 0;
     }
     kvm_close(ahead);
@@ -365,7 +365,7 @@ struct machine *machine_new(struct opened *opened, bool boot_timer, struct loop 
      * RTC that is for ever in the middle of an update, and cost each boot three seconds. */
     m->mmio.idle_byte = 0xff;
     m->pio.idle_byte = 0x00;
-    m->kvm.kvm_fd = m->kvm.vm_fd = -1;
+    m->kvm = KVM_NONE;
     m->end.event_fd = m->serial_out_fd = -1;
     m->fold = (struct fold){ .timer.fd = -1, .loop = loop, .blocks = m->blocks };
     boot_timer_init(&m->boot_timer);

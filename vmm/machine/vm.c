@@ -45,7 +45,7 @@ struct vm *vm_new(struct loop *loop, const struct vm_options *options)
         .initrd_fd = -1,
         .vsock.fd = -1,
         .metadata = &vm->metadata,
-        .kvm = { .kvm_fd = -1, .vm_fd = -1 },
+        .kvm = KVM_NONE,
     };
     return vm;
 }

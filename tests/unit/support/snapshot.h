@@ -55,7 +55,7 @@ static inline void remove_pairs(void)
 /* A machine just booted; where it tracks, one of KVM's. */
 static inline void boot_vm(struct saved_vm *vm, bool tracks)
 {
-    *vm = (struct saved_vm){ .kvm = { .kvm_fd = -1, .vm_fd = -1 } };
+    *vm = (struct saved_vm){ .kvm = KVM_NONE };
     cr_assert_eq(gmem_init(&vm->mem, MEM_MIB, HUGE_PAGES_NONE, &e), 0, "%s", e.msg);
     if (tracks) {
         if (access("/dev/kvm", R_OK | W_OK) < 0)
