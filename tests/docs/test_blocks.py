@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif(
         check=False).returncode != 0,
     reason="NO COMMAND OF THE DOCUMENTS WAS RUN: that takes root with its rights, and /dev/kvm")
 
-LONG = "MAYFLY_LONG" in os.environ
 ALL = {name: blocks.parse(name) for name in blocks.documents()}
 RUN = [name for name, found in ALL.items() if any(b.kind in ("run", "stays") for b in found)]
 NOT_RUN = [b for found in ALL.values() for b in found if b.kind == "not run"]
@@ -66,7 +65,7 @@ def read(machine, to_read):
 @pytest.fixture(name="built", scope="session")
 def a_fresh_root(tmp_path_factory):
     """In which somebody has built mayfly as the README says, from nothing."""
-    if not LONG:
+    if not world.IS_LONG:
         yield None
         return
     root = tmp_path_factory.mktemp("debian")
@@ -78,7 +77,7 @@ def a_fresh_root(tmp_path_factory):
 
 @pytest.mark.parametrize("document", RUN)
 def test_a_documents_commands_do_what_it_says(document, built, tmp_path):
-    with world.fresh(tmp_path, built) if LONG else world.here() as machine:
+    with world.fresh(tmp_path, built) if world.IS_LONG else world.here() as machine:
         read(machine, blocks.in_order(document))
 
 

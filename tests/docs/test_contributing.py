@@ -17,7 +17,6 @@ import mayfly  # noqa: E402  pylint: disable=wrong-import-position
 
 yaml = pytest.importorskip("yaml", reason="THE FORGE'S CI WAS NOT CHECKED: python3-yaml is missing")
 
-LONG = "MAYFLY_LONG" in os.environ
 PAGE = "CONTRIBUTING.md"
 BLOCKS = blocks.parse(PAGE)
 
@@ -66,7 +65,7 @@ def test_a_recipes_change_fits_the_sources(recipe):
         assert new != old
 
 
-@pytest.mark.skipif(not LONG, reason="THE RECIPES WERE NOT BUILT: that takes MAYFLY_LONG")
+@pytest.mark.skipif(not mayfly.IS_LONG, reason="THE RECIPES WERE NOT BUILT: that takes MAYFLY_LONG")
 def test_the_recipes_changes_do_what_they_say(tmp_path):
     for name in ("api", "vmm", "virtio", "mmds", "jailer", "tests", "benchmarks",
                  "guest-kernel-configs", "CMakeLists.txt", "CMakePresets.json"):
@@ -119,7 +118,7 @@ def test_the_container_has_debians_release_and_what_its_steps_copy():
                 assert (ROOT / name).exists(), name
 
 
-@pytest.mark.skipif(not LONG or os.geteuid() != 0,
+@pytest.mark.skipif(not mayfly.IS_LONG or os.geteuid() != 0,
                     reason="THE CONTAINER WAS NOT BUILT: that takes MAYFLY_LONG and root")
 def test_the_containers_steps_end_with_what_builds_mayfly(tmp_path):
     """In a fresh Debian 12, which stands for the image that it begins with."""

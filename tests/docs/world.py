@@ -18,12 +18,12 @@ import time
 from blocks import ROOT
 
 sys.path.append(str(ROOT / "tests" / "integration"))
+import debian_root  # noqa: E402  pylint: disable=wrong-import-position
 import taps  # noqa: E402  pylint: disable=wrong-import-position
+from mayfly import CACHE, IS_LONG  # noqa: E402  pylint: disable=wrong-import-position
 
-DEADLINE_S = 3600 if "MAYFLY_LONG" in os.environ else 900
+DEADLINE_S = 3600 if IS_LONG else 900
 MIRROR = "deb.debian.org"
-CACHE = pathlib.Path(os.environ.get("MAYFLY_CACHE") or
-                     pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mayfly")
 
 # The network has what a host's has: a loopback and, leading nowhere, an eth0. (With no address but the
 # loopback's, names are not resolved.)
@@ -202,13 +202,7 @@ def relay(network):
 
 def new_root(directory):
     """A minimal Debian 12, which is kept in the cache, and the checkout in its /mayfly."""
-    directory.mkdir(exist_ok=True)
-    image = CACHE / "docs-debian-12.tar"
-    if not image.exists():
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", "bookworm",
-                        f"{image}.new"], check=True)
-        os.rename(f"{image}.new", image)
-    subprocess.run(["tar", "-xf", image, "-C", directory, "--exclude=./dev/*"], check=True)
+    debian_root.unpack(directory, "docs-debian-12")
     etc = directory / "etc"
     (etc / "hosts").write_text(f"127.0.0.1 localhost {MIRROR}\n")
     (etc / "nsswitch.conf").write_text("hosts: files\n")

@@ -12,6 +12,7 @@ $MAYFLY_GUESTS, or in guests/ beside the binary.
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -27,6 +28,9 @@ BINARY = os.path.abspath(os.environ.get("MAYFLY", f"{ROOT}/build/release/mayfly"
 GUESTS = os.path.abspath(os.environ.get("MAYFLY_GUESTS", f"{os.path.dirname(BINARY)}/guests"))
 BEFORE = "The requested operation is not supported before starting the microVM."
 AFTER = "The requested operation is not supported after starting the microVM."
+# What is expensive to make is kept there, as by ./devtool.
+CACHE = pathlib.Path(os.environ.get("MAYFLY_CACHE") or
+                     pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mayfly")
 IS_LONG = "MAYFLY_LONG" in os.environ  # ./devtool test --long: every variant of every test
 
 

@@ -20,8 +20,6 @@ from guests import make_files, needs_kvm
 GENERATOR = "7.14.0"
 ROOT = pathlib.Path(mayfly.ROOT)
 PROGRAMS = ROOT / "tests" / "clients" / "generated"
-CACHE = pathlib.Path(os.environ.get("MAYFLY_CACHE") or
-                     f"{os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'}/mayfly")
 DEADLINE_S = 1200
 
 
@@ -48,7 +46,7 @@ def fetched(path, *argv, **more):
 @pytest.fixture(scope="module")
 def generator():
     needs("java")
-    jar = CACHE / "openapi-generator" / f"openapi-generator-cli-{GENERATOR}.jar"
+    jar = mayfly.CACHE / "openapi-generator" / f"openapi-generator-cli-{GENERATOR}.jar"
     if not jar.exists():
         needs("mvn")
     return fetched(jar, "mvn", "-q", "-B", "dependency:copy", f"-DoutputDirectory={jar.parent}",
@@ -115,7 +113,7 @@ def test_a_go_client_compiles_and_drives_a_microvm(generator, tmp_path):
 @needs_kvm
 def test_a_python_client_drives_a_microvm(generator, tmp_path):
     client = generate(generator, "python", tmp_path / "client")
-    venv = CACHE / "openapi-generator" / f"venv-{GENERATOR}-{sys.version_info[1]}"
+    venv = mayfly.CACHE / "openapi-generator" / f"venv-{GENERATOR}-{sys.version_info[1]}"
     if not (venv / "complete").exists():
         shutil.rmtree(venv, ignore_errors=True)
     fetched(venv / "complete", "sh", "-ec", 'python=$1 venv=$2 list=$3; "$python" -m venv "$venv"; '
@@ -131,7 +129,7 @@ def test_a_python_client_drives_a_microvm(generator, tmp_path):
 def test_a_rust_client_compiles(generator, tmp_path):
     needs("cargo")
     client = generate(generator, "rust", tmp_path / "client")
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(CACHE / "openapi-generator" / "cargo")}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(mayfly.CACHE / "openapi-generator" / "cargo")}
     fetched(client / "Cargo.lock", "cargo", "fetch", "-q", cwd=client)
     done = run("cargo", "check", "-q", "--offline", cwd=client, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,5 +1,6 @@
 """A release of this checkout, and fresh roots of Debian 12 to put it on."""
 
+import hashlib
 import os
 import pathlib
 import shutil
@@ -10,7 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "integration"))
-CACHE = pathlib.Path(os.environ.get("MAYFLY_CACHE") or pathlib.Path.home() / ".cache" / "mayfly")
+import debian_root  # noqa: E402  pylint: disable=wrong-import-position
+
 SOURCES = ("CMakeLists.txt", "CMakePresets.json", "CHANGELOG.md", "LICENSE", "NOTICE", "api", "benchmarks",
            "examples", "guest-kernel-configs", "jailer", "mmds", "packaging", "tests", "virtio", "vmm")
 DATE = "1800000000"
@@ -53,14 +55,8 @@ def make_root(directory, *packages):
     """A fresh Debian 12 with these packages, from the cache where it has been made before."""
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         pytest.skip("NO FRESH ROOT: only root, with mmdebstrap, makes one")
-    kept = CACHE / f"root-{'-'.join(packages)}.tar"[:200]
-    if not kept.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        new = kept.with_suffix(f".{os.getpid()}")
-        excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "locale")]
-        run("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *excluded,
-            "--dpkgopt=force-unsafe-io", f"--include={','.join(packages)}", "bookworm", new)
-        new.rename(kept)
-    directory.mkdir(parents=True)
-    run("tar", "-C", directory, "--exclude=./dev/*", "-xf", kept)
+    options = ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+               "--dpkgopt=force-unsafe-io", f"--include={','.join(packages)}"]
+    digest = hashlib.sha256(" ".join(options).encode()).hexdigest()
+    debian_root.unpack(directory, f"root-{digest[:16]}", *options)
     return directory

@@ -12,8 +12,8 @@ import tarfile
 
 import pytest
 
-from conftest import CACHE, DATE, ROOT, copy_sources, make_release, make_root, run
-from mayfly import IS_LONG
+from conftest import DATE, ROOT, copy_sources, make_release, make_root, run
+from mayfly import CACHE, IS_LONG
 
 PROGRAMS = ("mayfly", "mayfly-jailer", "snapshot-editor")
 
@@ -177,15 +177,17 @@ def test_checksums_can_be_signed(signed, tmp_path):
     assert done.returncode != 0
 
 
-BUILD_PACKAGES = re.search(r'^build_packages="([^"]*)"', (ROOT / "devtool").read_text(), re.M)[1].split()
-RELEASE_PACKAGES = ["python3", "python3-yaml", "debhelper", "dh-apparmor", "binutils", "gpg"]
+def packages_for(what):
+    """What ./devtool installs for it."""
+    return re.search(rf'^{what}_packages="([^"]*)"', (ROOT / "devtool").read_text(), re.M)[1].split()
 
 
 @pytest.mark.skipif(not IS_LONG, reason="builds in two roots: with --long")
 def test_two_fresh_roots_make_the_same_bytes(tmp_path):
     made = []  # the two are in directories of different lengths, too
     for place in ("first/root", "second"):
-        root = make_root(tmp_path / place, *BUILD_PACKAGES, *RELEASE_PACKAGES)
+        root = make_root(tmp_path / place, *packages_for("build"), *packages_for("manual"),
+                         *packages_for("release"))
         where = "home/some one/mayfly" if made else "mayfly"
         copy_sources(root / where)
         (root / "make").write_text('cd "$1"\ncmake --preset dist\ncmake --build --preset dist\n'
