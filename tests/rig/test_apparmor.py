@@ -12,17 +12,18 @@ CONFIG = ('{"boot-source": {"kernel_image_path": "/kernel"}, "drives": [],'
 
 @pytest.fixture(name="confined")
 def a_host_with_the_profile(host):
-    """Its programs in bin/ are those that the profile is for."""
+    """Its programs in confined/ are those that the profile is for."""
     if not choose_host().startswith("rig"):
         pytest.skip("THE APPARMOR PROFILE WAS NOT LOADED: that is done in an emulated host only")
     if not find("apparmor_parser"):
         pytest.skip("THE APPARMOR PROFILE WAS NOT LOADED: apparmor_parser is missing")
-    host.run("mkdir -p bin && cp mayfly mayfly-jailer bin"
-             " && sed 's#/usr/local/bin/#/mayfly/bin/#' apparmor >profile"
+    host.run("mkdir confined && cp mayfly mayfly-jailer confined"
+             " && sed 's#/usr/local/bin/#/mayfly/confined/#' apparmor >profile"
              " && mount -t securityfs none /sys/kernel/security"
              " && apparmor_parser --replace --skip-cache profile")
     yield host
-    host.run("apparmor_parser --remove profile; umount /sys/kernel/security; rm -rf bin /srv/jailer")
+    host.run("apparmor_parser --remove profile; umount /sys/kernel/security;"
+             " rm -rf confined /srv/jailer")
 
 
 def denied(host):
@@ -32,8 +33,8 @@ def denied(host):
 def test_a_jailed_guest_runs_under_both_profiles(confined):
     confined.run(f"mkdir -p {CELL} && cp button {CELL}/kernel && echo '{CONFIG}' >{CELL}/vm.json"
                  f" && chmod 644 {CELL}/*")
-    confined.run("(bin/mayfly-jailer --id apparmor --exec-file bin/mayfly --uid 30001 --gid 30001"
-                 " -- --config-file /vm.json >jailed 2>&1 & echo $! >pid; wait $!;"
+    confined.run("(confined/mayfly-jailer --id apparmor --exec-file confined/mayfly --uid 30001"
+                 " --gid 30001 -- --config-file /vm.json >jailed 2>&1 & echo $! >pid; wait $!;"
                  " echo $? >status) >/dev/null 2>&1 &")
     assert confined.wait_for("grep -q ready jailed || [ -e status ]")
     assert confined.run("cat /proc/$(cat pid)/attr/current || cat jailed") == \
@@ -47,8 +48,8 @@ def test_a_jailed_guest_runs_under_both_profiles(confined):
 
 def test_a_confined_microvm_writes_nothing_of_the_host_s_system(confined):
     assert denied(confined) == ""
-    status, text = confined.run("bin/mayfly --no-api --config-file /none --log-path /etc/log", check=False)
-    assert (status, "Permission denied" in text) == (1, True)
+    for log, is_denied in ("/etc/log", True), ("/tmp/log", False):
+        status, text = confined.run("confined/mayfly --no-api --config-file /none"
+                                    f" --log-path {log}", check=False)
+        assert (status, "Permission denied" in text) == (1, is_denied)
     assert 'profile="mayfly" name="/etc/log"' in denied(confined)
-    status, text = confined.run("bin/mayfly --no-api --config-file /none --log-path /tmp/log", check=False)
-    assert (status, "Permission denied" in text) == (1, False)
