@@ -16,12 +16,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* How many steps of a filter the last verdict took. */
+static unsigned steps;
+
 /* What a filter says to a call, by running it as the kernel would. */
 static uint32_t verdict_of(const struct sock_fprog *p, const struct seccomp_data *call)
 {
     uint32_t a = 0;
 
-    for (unsigned at = 0; at < p->len; at++) {
+    steps = 0;
+    for (unsigned at = 0; at < p->len; at++, steps++) {
         const struct sock_filter *s = &p->filter[at];
 
         switch (s->code) {
@@ -61,6 +65,30 @@ Test(seccomp_filters, leave_kvm_run_to_vcpus_only)
     cr_expect(allows(&seccomp_vcpu, SYS_ioctl, KVM_RUN));
     cr_expect_not(allows(&seccomp_main, SYS_ioctl, KVM_RUN));
     cr_expect(allows(&seccomp_process, SYS_ioctl, KVM_RUN));
+}
+
+Test(seccomp_filters, ask_in_the_policys_order)
+{
+    static const struct sock_fprog *const filters[] = { &seccomp_process, &seccomp_vcpu };
+    static const uint64_t rarer_and_rarer[] = { KVM_RUN, KVM_IRQ_LINE, KVM_KVMCLOCK_CTRL, TCGETS };
+
+    for (size_t f = 0; f < sizeof(filters) / sizeof(*filters); f++)
+        for (unsigned i = 0, before = 0; i < 4; i++, before = steps) {
+            cr_expect(allows(filters[f], SYS_ioctl, rarer_and_rarer[i]));
+            cr_expect_gt(steps, before, "%u", i);
+        }
+}
+
+Test(seccomp_filters, ask_for_no_bits_that_no_mask_has)
+{
+    const struct sock_fprog *const filters[] = { &seccomp_process, seccomp_threads.main,
+                                                 seccomp_threads.vcpu, seccomp_threads.pager };
+
+    for (size_t f = 0; f < sizeof(filters) / sizeof(*filters); f++)
+        for (unsigned i = 0; i < filters[f]->len; i++)
+            cr_expect(filters[f]->filter[i].code != (BPF_ALU | BPF_AND | BPF_K) ||
+                          filters[f]->filter[i].k != 0,
+                      "filter %zu, step %u", f, i);
 }
 
 Test(seccomp_filters, decide_on_kvm_run_first)

@@ -17,13 +17,17 @@
  *
  * and UNSEEN is added where no test can bring the call about on every host. The filter of the whole
  * process allows each row. Frequent calls come first: a filter that is a list compares in this
- * order.
+ * order, and each compares an argument's values in it.
  *
  * ./devtool seccomp compares this list with what the tests make the VMM call.
  */
 
 /* The guest's processors. */
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_RUN), "to run the guest")
+ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt it: a line of KVM's interrupt controllers")
+ALLOW_IF(VCPU, pwritev2, HAS_ONLY(5, RWF_NOWAIT),
+         "disks that needn't be waited for, from guest memory")
+ALLOW_IF(VCPU, preadv2, HAS_ONLY(5, RWF_NOWAIT), "the same, to guest memory")
 ALLOW_IF(VCPU, ioctl, IS(1, KVM_KVMCLOCK_CTRL), "to tell a guest that it stood still")
 ALLOW_IF(MAIN, tgkill, ALL(IS(0, OWN_PID), IS(2, SIGURG)),
          "to get a vCPU out of the guest, to be held")
@@ -40,12 +44,8 @@ ALLOW_IF(EVER, futex, IS(1, FUTEX_WAIT_BITSET_PRIVATE), "the same, but not for e
 ALLOW(EVER | UNSEEN, restart_syscall,
       "a wait with a deadline goes on after work for io_uring in the kernel")
 
-/* Devices. Interrupts are lines of KVM's interrupt controllers. */
+/* Devices. */
 ALLOW(EACH, write, "eventfds, the guest's console, log, metrics")
-ALLOW_IF(BOTH, ioctl, IS(1, KVM_IRQ_LINE), "to interrupt the guest")
-ALLOW_IF(VCPU, preadv2, HAS_ONLY(5, RWF_NOWAIT),
-         "disks that needn't be waited for, to guest memory")
-ALLOW_IF(VCPU, pwritev2, HAS_ONLY(5, RWF_NOWAIT), "the same, from guest memory")
 ALLOW(MAIN, preadv, "disks, to guest memory")
 ALLOW(EVER, pwritev, "disks, from guest memory; which sectors an overlay has; snapshots")
 ALLOW(MAIN, readv, "frames from the tap, streams from vsock's sockets")

@@ -20,6 +20,7 @@
 #include <signal.h>
 #include <seccomp.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,8 +108,92 @@ static void check(int ret, const char *what)
     exit(1);
 }
 
+/* Takes a step out. What leads to it leads to the next one. */
+static void take_out(struct sock_filter *program, size_t *n, size_t at)
+{
+    for (size_t i = 0; i < at; i++) {
+        struct sock_filter *s = &program[i];
+
+        if (BPF_CLASS(s->code) != BPF_JMP)
+            continue;
+        if (s->code == (BPF_JMP | BPF_JA) && i + 1 + s->k > at)
+            s->k--;
+        if (i + 1 + s->jt > at)
+            s->jt--;
+        if (i + 1 + s->jf > at)
+            s->jf--;
+    }
+    --*n;
+    memmove(&program[at], &program[at + 1], (*n - at) * sizeof(*program));
+}
+
+/* libseccomp compares both halves of an argument with a mask, also where that has no bit in one. */
+static void drop_empty_masks(struct sock_filter *program, size_t *n)
+{
+    for (size_t at = 0; at + 3 < *n; at++) {
+        const struct sock_filter *s = &program[at];
+
+        if (s[0].code != (BPF_LD | BPF_W | BPF_ABS) || s[1].code != (BPF_ALU | BPF_AND | BPF_K) ||
+            s[1].k != 0 || s[2].code != (BPF_JMP | BPF_JEQ | BPF_K) || s[2].k != 0 ||
+            s[2].jt != 0 || s[3].code != (BPF_LD | BPF_W | BPF_ABS))
+            continue;
+        for (unsigned i = 0; i < 3; i++)
+            take_out(program, n, at);
+    }
+}
+
+/* The first row of a filter that asks for a value. */
+static size_t row_that_asks_for(unsigned who, uint32_t value)
+{
+    for (size_t i = 0; i < ROWS; i++)
+        for (unsigned t = 0; rows[i].who & who && t < rows[i].count; t++)
+            if (rows[i].tests[t].op == SCMP_CMP_EQ && rows[i].tests[t].datum_a == value)
+                return i;
+    return ROWS;
+}
+
+/* How many comparisons from here on go on to the next or allow the call: their order is free. */
+static size_t count_comparisons(const struct sock_filter *program, size_t n, size_t at)
+{
+    size_t count = 0;
+
+    for (bool is_last = false; !is_last && at < n; at++, count++) {
+        const struct sock_filter *s = &program[at];
+
+        if (s->code != (BPF_JMP | BPF_JEQ | BPF_K) || at + 1 + s->jt >= n ||
+            program[at + 1 + s->jt].code != (BPF_RET | BPF_K) ||
+            program[at + 1 + s->jt].k != SECCOMP_RET_ALLOW)
+            break;
+        is_last = s->jf > 0;
+    }
+    return count;
+}
+
+/* libseccomp compares an argument with values by their size; the policy's order is by how frequent
+ * they are. */
+static void order_comparisons(struct sock_filter *program, size_t n, unsigned who)
+{
+    for (size_t at = 0; at + 1 < n; at++) {
+        struct sock_filter *s = &program[at + 1];
+        const size_t count = count_comparisons(program, n, at + 1);
+
+        if (program[at].code != (BPF_LD | BPF_W | BPF_ABS) ||
+            program[at].k < offsetof(struct seccomp_data, args))
+            continue;
+        for (size_t i = 1; i < count; i++)
+            for (size_t j = i;
+                 j > 0 && row_that_asks_for(who, s[j].k) < row_that_asks_for(who, s[j - 1].k);
+                 j--) {
+                const uint32_t k = s[j].k;
+
+                s[j].k = s[j - 1].k;
+                s[j - 1].k = k;
+            }
+    }
+}
+
 /* The exported program, which the kernel checks again when it is loaded. */
-static void write_program(const char *name, scmp_filter_ctx ctx)
+static void write_program(const char *name, unsigned who, scmp_filter_ctx ctx)
 {
     static struct sock_filter program[BPF_MAXINSNS];
     FILE *f = tmpfile();
@@ -120,6 +205,8 @@ static void write_program(const char *name, scmp_filter_ctx ctx)
     n = fread(program, sizeof(*program), BPF_MAXINSNS, f);
     check(n > 0 && feof(f) ? 0 : -E2BIG, name);
     fclose(f);
+    drop_empty_masks(program, &n);
+    order_comparisons(program, n, who);
     printf("static const struct sock_filter filter_%s[] = {\n", name);
     for (size_t i = 0; i < n; i++)
         printf("    { 0x%02x, %u, %u, 0x%08x },\n", program[i].code, program[i].jt, program[i].jf,
@@ -145,7 +232,7 @@ static void compile(const char *name, unsigned who, bool is_tree)
         if (rows[i].who & who)
             check(seccomp_syscall_priority(ctx, rows[i].call, i < 255 ? (uint8_t)(255 - i) : 0),
                   rows[i].text);
-    write_program(name, ctx);
+    write_program(name, who, ctx);
     seccomp_release(ctx);
 }
 
