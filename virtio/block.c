@@ -96,15 +96,10 @@ static void block_count(struct block *b, const struct block_request *r)
  * be told. */
 static void finish(struct block *b, struct block_request *r)
 {
-    struct chain *c = &r->chain;
-
     PROBE3(block_end, r, r->status, r->bytes);
     block_count(b, r);
-    if (c->writable > 0) {
-        chain_skip_writable(c, c->writable - 1);
-        (void)!chain_put(c, &r->status);
-    }
-    virtq_push(&b->dev.queues[QUEUE], c);
+    (void)!chain_put_last(&r->chain, r->status);
+    virtq_push(&b->dev.queues[QUEUE], &r->chain);
     give_back(b, r);
 }
 

@@ -89,7 +89,8 @@ static void show_constants(struct virtio_mmio *t)
 
 void virtio_signal_used(struct virtio_device *d, unsigned queue)
 {
-    virtio_signal_queues(d, 1u << queue);
+    if (virtq_wants_interrupt(&d->queues[queue]))
+        raise_interrupt(d->transport, VIRTIO_MMIO_INT_VRING);
 }
 
 void virtio_signal_queues(struct virtio_device *d, unsigned queues)

@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Layout of the rings in 16-bit words (sections 2.7.6 and 2.7.8). */
 enum { RING_FLAGS, RING_IDX, RING_FIRST };
@@ -324,19 +326,35 @@ int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n)
 
 int chain_read_(struct chain *c, void *dst, size_t n)
 {
-    if (chain_peek_(c, 0, dst, n) < 0)
+    uint8_t *to = dst;
+
+    if (n > c->readable)
         return -EBADMSG;
-    chain_advance(c, &c->read_at, n);
     c->readable -= (uint32_t)n;
+    while (n) {
+        const struct iovec *v = &c->iov[c->read_at];
+        size_t step = n < v->iov_len ? n : v->iov_len;
+
+        memcpy(to, v->iov_base, step);
+        chain_advance(c, &c->read_at, step);
+        to += step;
+        n -= step;
+    }
     return 0;
 }
 
-void chain_skip_writable(struct chain *c, uint32_t n)
+int chain_put_last(struct chain *c, uint8_t byte)
 {
-    if (n > c->writable)
-        n = c->writable;
-    c->writable -= n;
-    chain_advance(c, &c->write_at, n);
+    const struct iovec *v;
+
+    if (c->writable == 0)
+        return -EBADMSG;
+    v = &c->iov[c->count - 1];
+    store(c->mem, (uint8_t *)v->iov_base + v->iov_len - 1, &byte, sizeof(byte));
+    c->writable = 0;
+    c->write_at = c->count;
+    c->written++;
+    return 0;
 }
 
 unsigned chain_take_(struct chain *c, uint32_t n, struct iovec *list)
@@ -396,13 +414,21 @@ struct way {
     int flags;
 };
 
+/* Not by libc's functions, which prepare for a cancellation that never comes: what is to be tried
+ * is done by the time that takes. The kernel takes an offset in two words, and 64 bits fit
+ * into one. */
+static ssize_t try_call(long number, const struct way *w, const struct iovec *iov, int count)
+{
+    return syscall(number, w->fd, iov, (long)count, w->offset, 0L, w->flags);
+}
+
 static ssize_t chain_call(const struct way *w, const struct iovec *iov, int count)
 {
     switch (w->call) {
     case FROM_FILE: return preadv(w->fd, iov, count, w->offset);
     case TO_FILE: return pwritev(w->fd, iov, count, w->offset);
-    case TRY_FROM_FILE: return preadv2(w->fd, iov, count, w->offset, w->flags);
-    case TRY_TO_FILE: return pwritev2(w->fd, iov, count, w->offset, w->flags);
+    case TRY_FROM_FILE: return try_call(SYS_preadv2, w, iov, count);
+    case TRY_TO_FILE: return try_call(SYS_pwritev2, w, iov, count);
     default: return writev(w->fd, iov, count);
     }
 }

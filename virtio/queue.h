@@ -121,8 +121,9 @@ must_check int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n
 must_check int chain_write_(struct chain *c, const void *src, size_t n);
 #define chain_put(c, obj) chain_write_((c), (obj), sizeof(*(obj)))
 
-/* Skips writable bytes, at most those left; what lies there is not counted as written. */
-void chain_skip_writable(struct chain *c, uint32_t n);
+/* Copies a byte into the last writable one, or fails with -EBADMSG when none is left. What lies
+ * before it is not counted as written, and nothing more can be. */
+must_check int chain_put_last(struct chain *c, uint8_t byte);
 
 /* Moves up to n bytes between a file at `offset` and the next writable (chain_pread) or readable
  * (chain_pwrite) guest bytes, without a copy. n is at most what is left. The bytes moved, 0 at the

@@ -81,11 +81,12 @@ static void move_bytes(struct chain *c, struct input *in)
     uint32_t readable = n < c->readable ? n : c->readable;
     uint32_t writable = n < c->writable ? n : c->writable;
     bool is_readable = n <= c->readable, is_writable = n <= c->writable;
+    bool has_writable = c->writable > 0;
 
     switch (how % 7) {
     case 0: MUST((chain_read_(c, host, n) == 0) == is_readable); break;
     case 1: MUST((chain_write_(c, host, n) == 0) == is_writable); break;
-    case 2: chain_skip_writable(c, take32(in)); break;
+    case 2: MUST((chain_put_last(c, take8(in)) == 0) == has_writable); break;
     case 3: MUST(chain_pread(c, file_fd(), take16(in), writable) <= (ssize_t)writable); break;
     case 4:
         MUST(chain_pwrite(c, file_fd(), take16(in) % FILE_BYTES, readable) <= (ssize_t)readable);

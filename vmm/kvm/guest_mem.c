@@ -223,8 +223,9 @@ uint64_t gmem_pages(const struct guest_mem *m)
 
 static const struct gmem_region *region_of(const struct guest_mem *m, gpa_t at, uint64_t n)
 {
-    for (unsigned i = 0; i < m->region_count; i++) {
-        const struct gmem_region *r = &m->regions[i];
+    const struct gmem_region *const end = m->regions + m->region_count;
+
+    for (const struct gmem_region *r = m->regions; r < end; r++) {
         uint64_t offset = at.v - r->start; /* huge where at lies below the region */
 
         if (offset <= r->bytes && n <= r->bytes - offset)
