@@ -83,10 +83,12 @@ class Mayfly:
                 [binary, *api, *self.args], cwd=self.directory, user=self.user,
                 preexec_fn=self.prepare, stdin=self.stdin, stdout=self.stdout or output,
                 stderr=output)
-        if self.api: # whoever hears of a connection's end has made what it makes ahead
-            with self.connect() as client, contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_WR)
-                client.recv(1)
+        if self.api:
+            with self.connect() as client, contextlib.suppress(ConnectionError):
+                if "--config-file" not in self.args:
+                    # Whoever hears of a connection's end has made what it makes ahead.
+                    client.shutdown(socket.SHUT_WR)
+                    client.recv(1)
         return self
 
     def prepare(self):
