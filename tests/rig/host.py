@@ -175,6 +175,7 @@ class Guest:
         return int(output) if status == 0 else None
 
     def wait_console(self, text, timeout=600):
+        assert "\n" not in text, "grep would look for what is before it, or for what is behind it"
         seen = self.host.wait_for(f"grep -qF {shlex.quote(text)} {self.dir}/console", timeout)
         assert seen, f"no {text!r} on the console:\n{self.console()}\n{self.errors()}"
 

@@ -99,7 +99,7 @@ def test_the_tsc_of_a_young_guest_does_not_go_back(new_guest, rounds):
     """KVM takes a TSC that is less than a second from what a new machine has for an attempt to
     bring vCPUs together, and ignores it."""
     first = boot_micro(new_guest(), "clocks", "young")
-    first.wait_console("ready\n")
+    first.wait_console("ready")
     for _ in range(rounds):
         files = save(first)
         second = load(new_guest(), files)
@@ -133,14 +133,14 @@ def wall_clock(host):
 
 def test_clocks_timers_and_msrs_go_on_for_three_generations(new_guest, host, wall_clock):
     machine = boot_micro(new_guest(), "clocks", "vcpus=2 rounds=3", vcpus=2)
-    machine.wait_console("ready\n")
+    machine.wait_console("ready")
     for i, realtime in enumerate((False, True, False), 1):
         files = save(machine)
         wall_clock(HOUR_S)
         clone = load(new_guest(), files, clock_realtime=realtime)
         offsets = tsc_offsets(clone)
         assert len(offsets) == 2 and len(set(offsets)) == 1
-        clone.wait_console(f"generation {i}\n")
+        clone.wait_console(f"generation {i}")
         console = clone.console()
         assert "not ok" not in console, console
         jump = int(said(console, "kvmclock went on by up to ").split()[0])
@@ -149,7 +149,7 @@ def test_clocks_timers_and_msrs_go_on_for_three_generations(new_guest, host, wal
         machine.stop()
         machine.remove()
         machine = clone
-    machine.wait_console("waiting end\n")
+    machine.wait_console("waiting end")
     machine.type("x")
     assert_good(machine.wait_end())
 
