@@ -56,9 +56,5 @@ def wait_for_fault(log):
 
 def descriptors(machine):
     """Without those of API connections, which may still be closing."""
-    directory = f"/proc/{machine.process.pid}/fd"
-    links = []
-    for fd in os.listdir(directory):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(f"{directory}/{fd}"))
-    return sorted(re.sub(r"\d+", "N", link) for link in links if not link.startswith("socket:"))
+    return sorted(re.sub(r"\d+", "N", link) for link in mayfly.open_files(machine.process.pid)
+                  if not link.startswith("socket:"))

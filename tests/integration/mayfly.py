@@ -49,6 +49,16 @@ def complete(*command, **more):
                           timeout=DEADLINE_S, check=False, **more)
 
 
+def open_files(pid):
+    """What each descriptor of a process leads to. One that is closed meanwhile is left out, as that
+    of an API connection mostly is some time after its end."""
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return links
+
+
 class Mayfly:
     """args are further arguments for the binary; api=False leaves the API out (--no-api). Without a
     stdout of the caller's, output goes to a file. user: a uid to run as, for root.

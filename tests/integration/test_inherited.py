@@ -291,7 +291,8 @@ def unread(fd):
 def is_watched(pid, fd):
     """Whether an epoll set of the process has it."""
     for name in os.listdir(f"/proc/{pid}/fdinfo"):
-        with open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii") as info:
+        with (contextlib.suppress(FileNotFoundError), # closed meanwhile
+              open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii") as info):
             if any(line.split()[:2] == ["tfd:", str(fd)] for line in info):
                 return True
     return False

@@ -73,7 +73,9 @@ def test_the_vmm_has_lost_everything_but_its_standard_files():
         assert status["NoNewPrivs"] == "1"
         with open(f"/proc/{vm.pid()}/environ", "rb") as environment:
             assert environment.read() == b""
-        files = [os.readlink(f"/proc/{vm.pid()}/fd/{fd}") for fd in os.listdir(f"/proc/{vm.pid()}/fd")]
+        mayfly.wait_until(lambda: " ".join(mayfly.open_files(vm.pid())).count("socket:") == 1,
+                          "the end of connections")
+        files = mayfly.open_files(vm.pid())
         kvm = [name for name in files if name in ("/dev/kvm", "anon_inode:kvm-vm")]
         assert "/etc/passwd" not in files and len(files) == 5 + len(kvm) <= 7, files
         with open(f"/proc/{vm.pid()}/mountinfo", encoding="utf-8") as mounts:

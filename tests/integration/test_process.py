@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from guests import Machine, drive, make_files, needs_kvm, start
-from mayfly import BINARY, GUESTS, Mayfly, complete, wait_until
+from mayfly import BINARY, GUESTS, Mayfly, complete, open_files, wait_until
 from unix_http import encode
 
 
@@ -332,9 +332,7 @@ def test_a_template_that_fits_is_taken(vm, files):
 
 def kvm_vms(vm):
     """How many VMs of KVM the process holds."""
-    directory = f"/proc/{vm.process.pid}/fd"
-    return [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)].count(
-        "anon_inode:kvm-vm")
+    return open_files(vm.process.pid).count("anon_inode:kvm-vm")
 
 
 @needs_kvm
