@@ -324,6 +324,7 @@ int chain_peek_(const struct chain *c, size_t at, void *dst, size_t n)
     return 0;
 }
 
+/* Not by chain_peek_() and chain_advance() of all: that goes through the buffers twice. */
 int chain_read_(struct chain *c, void *dst, size_t n)
 {
     uint8_t *to = dst;
@@ -415,8 +416,7 @@ struct way {
 };
 
 /* Not by libc's functions, which prepare for a cancellation that never comes: what is to be tried
- * is done by the time that takes. The kernel takes an offset in two words, and 64 bits fit
- * into one. */
+ * is done by the time that takes. The kernel takes an offset in two words; 64 bits fit into one. */
 static ssize_t try_call(long number, const struct way *w, const struct iovec *iov, int count)
 {
     return syscall(number, w->fd, iov, (long)count, w->offset, 0L, w->flags);

@@ -73,7 +73,8 @@ def test_the_vmm_has_lost_everything_but_its_standard_files():
         assert status["NoNewPrivs"] == "1"
         with open(f"/proc/{vm.pid()}/environ", "rb") as environment:
             assert environment.read() == b""
-        mayfly.wait_until(lambda: " ".join(mayfly.open_files(vm.pid())).count("socket:") == 1,
+        mayfly.wait_until(lambda: sum(name.startswith("socket:")
+                                      for name in mayfly.open_files(vm.pid())) == 1,
                           "the end of connections")
         files = mayfly.open_files(vm.pid())
         kvm = [name for name in files if name in ("/dev/kvm", "anon_inode:kvm-vm")]

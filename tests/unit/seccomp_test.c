@@ -81,8 +81,8 @@ Test(seccomp_filters, ask_in_the_policys_order)
 
 Test(seccomp_filters, ask_for_no_bits_that_no_mask_has)
 {
-    const struct sock_fprog *const filters[] = { &seccomp_process, seccomp_threads.main,
-                                                 seccomp_threads.vcpu, seccomp_threads.pager };
+    static const struct sock_fprog *const filters[] = { &seccomp_process, &seccomp_main,
+                                                        &seccomp_vcpu, &seccomp_pager };
 
     for (size_t f = 0; f < sizeof(filters) / sizeof(*filters); f++)
         for (unsigned i = 0; i < filters[f]->len; i++)

@@ -169,27 +169,28 @@ static size_t count_comparisons(const struct sock_filter *program, size_t n, siz
     return count;
 }
 
+/* By the rows that ask for the values. */
+static void sort_comparisons(struct sock_filter *s, size_t count, unsigned who)
+{
+    for (size_t i = 1; i < count; i++) {
+        const uint32_t value = s[i].k;
+        const size_t row = row_that_asks_for(who, value);
+        size_t j = i;
+
+        for (; j > 0 && row_that_asks_for(who, s[j - 1].k) > row; j--)
+            s[j].k = s[j - 1].k;
+        s[j].k = value;
+    }
+}
+
 /* libseccomp compares an argument with values by their size; the policy's order is by how frequent
  * they are. */
 static void order_comparisons(struct sock_filter *program, size_t n, unsigned who)
 {
-    for (size_t at = 0; at + 1 < n; at++) {
-        struct sock_filter *s = &program[at + 1];
-        const size_t count = count_comparisons(program, n, at + 1);
-
-        if (program[at].code != (BPF_LD | BPF_W | BPF_ABS) ||
-            program[at].k < offsetof(struct seccomp_data, args))
-            continue;
-        for (size_t i = 1; i < count; i++)
-            for (size_t j = i;
-                 j > 0 && row_that_asks_for(who, s[j].k) < row_that_asks_for(who, s[j - 1].k);
-                 j--) {
-                const uint32_t k = s[j].k;
-
-                s[j].k = s[j - 1].k;
-                s[j - 1].k = k;
-            }
-    }
+    for (size_t at = 0; at + 1 < n; at++)
+        if (program[at].code == (BPF_LD | BPF_W | BPF_ABS) &&
+            program[at].k >= offsetof(struct seccomp_data, args))
+            sort_comparisons(&program[at + 1], count_comparisons(program, n, at + 1), who);
 }
 
 /* The exported program, which the kernel checks again when it is loaded. */
